@@ -1,0 +1,1 @@
+"""Ouroboros3D in JAX."""

@@ -1,0 +1,300 @@
+"""Configuration: frozen dataclasses, one file per experiment in `configs/`.
+
+Every field says its unit and where its value comes from; the defaults are the paper's.
+A contradiction is an error when the config is made, not an hour later.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """SVD's image encoder and temporal decoder."""
+
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    """Channels per resolution; the image is halved between two of them."""
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    """Makes the standard deviation of latents about 1 (SVD's config)."""
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent, along one axis."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class UnetConfig:
+    """SVD's spatio-temporal U-Net with camera rays and feedback (Secs. 3.1, 3.3)."""
+
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    """Channels per scale; also those of the feedback encoders (Table 3)."""
+    layers_per_block: int = 2
+    num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
+    """Per scale; the last scale has attention in the middle block only."""
+    addition_time_embed_dim: int = 256
+    """Features of the sinusoid of each of the three added ids."""
+    norm_num_groups: int = 32
+    feedback: Literal["none", "ccm", "rgb+ccm"] = "rgb+ccm"
+    """Which rendered maps are fed back: the rows of Table 2."""
+    feedback_blocks: int = 3
+    """Residual blocks per scale in a feedback encoder (Table 3)."""
+    ray_octaves: int = 6
+    """Frequencies 2^0 .. 2^(n-1) in the harmonic embedding of the Pluecker rays."""
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """CLIP's image tower; the default is ViT-H/14."""
+
+    hidden_size: int = 1280
+    intermediate_size: int = 5120
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 16
+    projection_dim: int = 1024
+    patch_size: int = 14
+    image_size: int = 224
+    """Pixels; images of another size are resized inside."""
+
+
+@dataclass(frozen=True)
+class LgmConfig:
+    """LGM's asymmetric U-Net (its "big" configuration) with a time embedding (Sec. 3.2)."""
+
+    input_size: int = 256
+    """Pixels of the views it reads; its Gaussians lie on a grid of this size, halved as often as
+    there are more down than up blocks."""
+    num_views: int = 4
+    """Views it reads, evenly spaced among those generated."""
+    down_channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 1024)
+    down_attention: tuple[bool, ...] = (False, False, False, True, True, True)
+    mid_attention: bool = True
+    up_channels: tuple[int, ...] = (1024, 1024, 512, 256, 128)
+    up_attention: tuple[bool, ...] = (True, True, True, False, False)
+    layers_per_block: int = 2
+    num_heads: int = 16
+    norm_num_groups: int = 32
+    time_features: int = 128
+    """Sinusoid features of c_noise; the embedding is four times as wide."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All networks, and the sizes they share."""
+
+    image_size: int = 512
+    """Pixels, width and height of all views (Sec. 3.1)."""
+    num_views: int = 8
+    """Generated views f (Sec. 3.1)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """What networks compute in; parameters, sigma, geometry and losses stay float32."""
+    remat: bool = True
+    """Recompute each block in the backward pass rather than store it."""
+    vae: VaeConfig = VaeConfig()
+    unet: UnetConfig = UnetConfig()
+    clip: ClipConfig = ClipConfig()
+    lgm: LgmConfig = LgmConfig()
+
+    def __post_init__(self) -> None:
+        multiple = self.vae.downscale * 2 ** (len(self.unet.block_out_channels) - 1)
+        if self.image_size % multiple:
+            raise ValueError(
+                f"model.image_size {self.image_size} is not a multiple of {multiple}: the VAE "
+                f"divides it by {self.vae.downscale}, the U-Net halves it "
+                f"{len(self.unet.block_out_channels) - 1} more times"
+            )
+        if len(self.unet.num_attention_heads) != len(self.unet.block_out_channels):
+            raise ValueError(
+                f"model.unet.num_attention_heads {self.unet.num_attention_heads} needs one value "
+                f"for each of the {len(self.unet.block_out_channels)} scales"
+            )
+        if self.num_views % self.lgm.num_views:
+            raise ValueError(
+                f"model.num_views {self.num_views} is not a multiple of model.lgm.num_views "
+                f"{self.lgm.num_views}: the views it reads are evenly spaced"
+            )
+
+    @property
+    def latent_size(self) -> int:
+        """Latents along one side of a view."""
+        return self.image_size // self.vae.downscale
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """The orbit all views lie on (LGM's, which the paper follows)."""
+
+    radius: float = 1.5
+    """Distance of the cameras from the origin, scene units."""
+    fov: float = 49.1
+    """Field of view, degrees, both ways (square images)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where training orbits come from."""
+
+    source: Literal["synthetic"] = "synthetic"
+    """Objects made by `data/synthetic.py`; rendered folders are a later source."""
+    objects: int = 80_000
+    """Distinct objects in the training set (Sec. 4.1: around 80K)."""
+    seed: int = 0
+    """First object seed; object i has seed + i. Seeds from 2^30 on are held out."""
+    orbit_frames: int = 16
+    """Frames per rendered orbit (Sec. 4.1)."""
+    elevation: tuple[float, float] = (-5.0, 30.0)
+    """Range of orbit elevations, degrees (Sec. 4.1)."""
+    cache: Path | None = None
+    """Folder that keeps rendered orbits between runs; None renders them anew."""
+    workers: int = 1
+    """Threads that render ahead of training."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """EDM constants (App. A.1) and the release's conditioning (SVD's fine-tuning recipe)."""
+
+    p_mean: float = 1.0
+    """Mean of log sigma in training (App. A.1)."""
+    p_std: float = 1.6
+    """Standard deviation of log sigma in training (App. A.1)."""
+    condition_p_mean: float = -3.0
+    """Mean of log sigma of the noise on the condition image (release)."""
+    condition_p_std: float = 0.5
+    """Its standard deviation (release)."""
+    condition_dropout: float = 0.1
+    """Probability of each of: no embedding, no latents, neither (release)."""
+    feedback_probability: float = 0.5
+    """Probability that a training step uses feedback (Algorithm 1)."""
+    fps: int = 7
+    """SVD's frames per second; the network is given fps - 1."""
+    motion_bucket: int = 127
+    """SVD's motion bucket id."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Algorithm 2 (Sec. 4.1)."""
+
+    levels: int = 25
+    """Noise levels (Sec. 4.1: 25)."""
+    solver: Literal["euler", "heun"] = "euler"
+    """diffrax solver of the ODE between two levels, Eq. 3."""
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+    min_guidance: float = 1.0
+    """Classifier-free guidance of view 0; rises linearly over the views."""
+    max_guidance: float = 3.0
+    """Guidance of the last view."""
+    condition_noise: float = 0.02
+    """Standard deviation of the noise on the condition image, and the id that tells so (release)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"sample.sigma_min {self.sigma_min} must be above 0 and below sample.sigma_max "
+                f"{self.sigma_max}"
+            )
+        if self.levels < 2:
+            raise ValueError(f"sample.levels {self.levels} must be at least 2")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Sec. 4.1)."""
+
+    learning_rate: float = 1e-5
+    """Peak (Sec. 4.1: 1e-5)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up; cosine falls to a twentieth of the peak."""
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    """torch's default, which the release uses."""
+    clip_norm: float = 1.0
+    """Maximum norm of the gradient (Sec. 4.1)."""
+    ema_decay: float = 0.999
+    """Per step; ramps up as (1 + step) / (10 + step) at the start."""
+    lpips_weight: float = 1.0
+    """Lambda in Eq. 2; 0 switches the perceptual loss off."""
+    clean_weight: float = 1.0
+    """Weight of the reconstruction loss on clean views against noisy ones (Sec. 3.2: equal)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much, how often."""
+
+    steps: int = 30_000
+    """Optimizer steps (Sec. 4.1)."""
+    batch_size: int = 32
+    """Objects per step over all devices (Sec. 4.1)."""
+    fsdp: int = 1
+    """Devices that share one copy of the state; the others hold further copies."""
+    log_every: int = 50
+    eval_every: int = 1_000
+    """Steps between evaluation images."""
+    eval_objects: int = 4
+    """Held-out objects in the evaluation image."""
+    save_every: int = 1_000
+    keep: int = 3
+    """Checkpoints kept."""
+    train_image_encoder: bool = False
+    """Train the image tower along; for models with no CLIP weights to load."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    name: str
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    camera: CameraConfig = CameraConfig()
+    data: DataConfig = DataConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sample: SampleConfig = SampleConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    vae_weights: Path | None = None
+    """Checkpoint of a trained VAE (tools/train_vae.py); None: the one bundled for this name."""
+    lpips_weights: Path | None = None
+    """Folder with LPIPS (VGG) weights; needed if optim.lpips_weight is above 0."""
+    run_dir: Path = field(default_factory=lambda: Path("runs"))
+    """Checkpoints, logs and pictures go to run_dir/name."""
+
+    def __post_init__(self) -> None:
+        if self.optim.lpips_weight > 0 and self.lpips_weights is None:
+            raise ValueError(
+                f"optim.lpips_weight {self.optim.lpips_weight} needs lpips_weights; give a folder "
+                "or set optim.lpips_weight to 0"
+            )
+        if self.data.orbit_frames < 2 * self.model.num_views:
+            raise ValueError(
+                f"data.orbit_frames {self.data.orbit_frames} is less than twice model.num_views "
+                f"{self.model.num_views}: training takes every 2nd frame (Sec. 4.1)"
+            )
+        if self.train.batch_size % self.train.fsdp:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} is not a multiple of train.fsdp "
+                f"{self.train.fsdp}"
+            )
+
+
+def to_dict(config: Config) -> dict:
+    """The config as plain JSON values."""
+
+    def plain(value):
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(dataclasses.asdict(config))

@@ -1,0 +1,54 @@
+"""The EDM framework as SVD uses it (App. A.1): Eqs. 7-11, noise levels, and the draw of sigma.
+
+No network here. `sigma` is the standard deviation of the noise on scaled latents, whose data
+have a standard deviation of about 1.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from o3d_jax.types import pytree
+
+
+@pytree
+class Scalings:
+    """The coefficients around the network in Eq. 1 (= Eq. 6)."""
+
+    c_in: Float[Array, "*b"]
+    c_out: Float[Array, "*b"]
+    c_skip: Float[Array, "*b"]
+    c_noise: Float[Array, "*b"]
+
+
+def scalings(sigma: Float[Array, "*b"]) -> Scalings:
+    """Eqs. 7-10. c_out is negative: SVD predicts v, not the residual."""
+    norm = jnp.sqrt(sigma**2 + 1)
+    return Scalings(
+        c_in=1 / norm, c_out=-sigma / norm, c_skip=1 / norm**2, c_noise=0.25 * jnp.log(sigma)
+    )
+
+
+def loss_weight(sigma: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Eq. 11, lambda = (1 + sigma^2) / sigma^2 = c_out^-2."""
+    return (1 + sigma**2) / sigma**2
+
+
+def sigma_schedule(
+    levels: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0
+) -> Float[Array, "{levels}+1"]:
+    """The noise levels of a sampling run, decreasing, the last one 0.
+
+    Eq. 5 of Karras et al. (2022), with SVD's bounds. One level is sigma_max alone.
+    """
+    ramp = jnp.linspace(0.0, 1.0, levels, dtype=jnp.float32)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    sigmas = (high + ramp * (low - high)) ** rho
+    return jnp.concatenate([sigmas, jnp.zeros(1, jnp.float32)])
+
+
+def draw_sigma(
+    key: Key[Array, ""], shape: tuple[int, ...], mean: float, std: float
+) -> Float[Array, "..."]:
+    """Draws sigma with log sigma ~ N(mean, std^2) (App. A.1: 1.0 and 1.6)."""
+    return jnp.exp(mean + std * jax.random.normal(key, shape, jnp.float32))
