@@ -193,6 +193,8 @@ class SampleConfig:
     """Guidance of the last view."""
     condition_noise: float = 0.02
     """Standard deviation of the noise on the condition image, and the id that tells so (release)."""
+    feedback: bool = True
+    """False keeps G = 0 at all levels: the ablation of the benchmark table."""
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
@@ -260,23 +262,22 @@ class Config:
     sample: SampleConfig = SampleConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    vae_weights: Path | None = None
-    """Checkpoint of a trained VAE (tools/train_vae.py); None: the one bundled for this name."""
-    lpips_weights: Path | None = None
-    """Folder with LPIPS (VGG) weights; needed if optim.lpips_weight is above 0."""
+    weights: Path | None = None
+    """Checkpoint to start from: its frozen networks, and those trainable ones it has. None: the
+    VAE that tools/train_vae.py left in run_dir/name/vae, all else from scratch."""
     run_dir: Path = field(default_factory=lambda: Path("runs"))
     """Checkpoints, logs and pictures go to run_dir/name."""
 
     def __post_init__(self) -> None:
-        if self.optim.lpips_weight > 0 and self.lpips_weights is None:
-            raise ValueError(
-                f"optim.lpips_weight {self.optim.lpips_weight} needs lpips_weights; give a folder "
-                "or set optim.lpips_weight to 0"
-            )
         if self.data.orbit_frames < 2 * self.model.num_views:
             raise ValueError(
                 f"data.orbit_frames {self.data.orbit_frames} is less than twice model.num_views "
                 f"{self.model.num_views}: training takes every 2nd frame (Sec. 4.1)"
+            )
+        if self.optim.schedule == "cosine" and self.optim.warmup_steps >= self.train.steps:
+            raise ValueError(
+                f"optim.warmup_steps {self.optim.warmup_steps} leaves nothing of train.steps "
+                f"{self.train.steps} for the cosine schedule; lower it"
             )
         if self.train.batch_size % self.train.fsdp:
             raise ValueError(

@@ -63,7 +63,7 @@ class TemporalConv(nn.Module):
             padding=((1, 1), (0, 0)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return (x + bias.astype(self.dtype)).reshape(b, v, h, w, self.features)
+        return (x + bias.astype(self.dtype)[None, None, None]).reshape(b, v, h, w, self.features)
 
 
 class TimestepMlp(nn.Module):

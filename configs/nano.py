@@ -1,0 +1,70 @@
+"""The default model: 64 px, 8 views, every part of the method, on synthetic objects.
+
+Hardware: 2 CPU cores. Train the VAE first, then both networks together:
+
+    python -m o3d_jax.tools.train_vae configs/nano.py
+    python train.py configs/nano.py
+"""
+
+from pathlib import Path
+
+from o3d_jax.config import (
+    ClipConfig,
+    Config,
+    DataConfig,
+    LgmConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+    UnetConfig,
+    VaeConfig,
+)
+
+config = Config(
+    name="nano",
+    model=ModelConfig(
+        image_size=64,
+        dtype="float32",
+        remat=False,
+        vae=VaeConfig(block_out_channels=(12, 24, 48), layers_per_block=1, norm_num_groups=4),
+        unet=UnetConfig(
+            block_out_channels=(32, 64, 112, 112),
+            layers_per_block=1,
+            num_attention_heads=(2, 4, 4, 4),
+            addition_time_embed_dim=32,
+            norm_num_groups=8,
+            feedback_blocks=1,
+        ),
+        clip=ClipConfig(
+            hidden_size=96,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            projection_dim=96,
+            patch_size=8,
+            image_size=64,
+        ),
+        lgm=LgmConfig(
+            input_size=64,
+            down_channels=(16, 32, 64, 112),
+            down_attention=(False, False, False, True),
+            up_channels=(112, 64, 32),
+            up_attention=(True, False, False),
+            layers_per_block=1,
+            num_heads=4,
+            norm_num_groups=8,
+            time_features=32,
+        ),
+    ),
+    data=DataConfig(objects=4_000, cache=Path(".cache/orbits"), workers=2),
+    sample=SampleConfig(levels=16),
+    optim=OptimConfig(learning_rate=5e-4, schedule="cosine", warmup_steps=100, lpips_weight=0.0),
+    train=TrainConfig(
+        steps=4_000,
+        batch_size=4,
+        eval_every=500,
+        save_every=500,
+        train_image_encoder=True,
+    ),
+)

@@ -1,0 +1,67 @@
+"""The smallest model with every part, for tests: seconds to compile, learns nothing worth seeing."""
+
+from o3d_jax.config import (
+    ClipConfig,
+    Config,
+    DataConfig,
+    LgmConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+    UnetConfig,
+    VaeConfig,
+)
+
+config = Config(
+    name="tiny",
+    model=ModelConfig(
+        image_size=16,
+        num_views=4,
+        dtype="float32",
+        remat=False,
+        vae=VaeConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2),
+        unet=UnetConfig(
+            block_out_channels=(8, 8, 16, 16),
+            layers_per_block=1,
+            num_attention_heads=(1, 2, 2, 2),
+            addition_time_embed_dim=8,
+            norm_num_groups=4,
+            feedback_blocks=1,
+            ray_octaves=2,
+        ),
+        clip=ClipConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            projection_dim=12,
+            patch_size=8,
+            image_size=16,
+        ),
+        lgm=LgmConfig(
+            input_size=16,
+            num_views=2,
+            down_channels=(8, 8, 16),
+            down_attention=(False, False, True),
+            up_channels=(16, 8),
+            up_attention=(True, False),
+            layers_per_block=1,
+            num_heads=2,
+            norm_num_groups=4,
+            time_features=8,
+        ),
+    ),
+    data=DataConfig(objects=12, orbit_frames=8),
+    sample=SampleConfig(levels=3),
+    optim=OptimConfig(learning_rate=1e-3, lpips_weight=0.0),
+    train=TrainConfig(
+        steps=4,
+        batch_size=8,
+        log_every=1,
+        eval_every=4,
+        eval_objects=2,
+        save_every=2,
+        train_image_encoder=True,
+    ),
+)

@@ -1,0 +1,270 @@
+"""Checkpoints: a folder with `config.json` beside orbax arrays. Nothing is ever unpickled.
+
+Two kinds. A *model* (`save_model`, `load_model`) is what samples: config, averaged parameters
+and frozen networks; the bundled default model is one. A *run* (`RunCheckpoints`) is what resumes:
+the training state and the data iterator's position, several steps of it, and the config.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import os
+import shutil
+import tempfile
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from o3d_jax.config import Config, to_dict
+from o3d_jax.errors import InputError
+from o3d_jax.types import Frozen, Params, TrainState, pytree
+
+BUNDLED = Path(__file__).parents[1] / "assets"
+"""Models shipped with the package, by name."""
+
+
+@pytree
+class Weights:
+    """All parameters of a model; a network that is None is not in the checkpoint."""
+
+    params: Params
+    frozen: Frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model read from a checkpoint."""
+
+    config: Config
+    weights: Weights
+
+
+def config_from_dict(values: dict[str, Any], kind: type = Config, where: str = "config") -> Any:
+    """The config of `to_dict`'s plain values.
+
+    Raises:
+        InputError: an unknown field (names the nearest known one), or a contradiction.
+    """
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    made = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            raise InputError(f"{where} has no field {name!r}; the nearest is {near!r}")
+        made[name] = _from_plain(value, hints[name], f"{where}.{name}")
+    try:
+        return kind(**made)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _from_plain(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return config_from_dict(value, typing.cast(type, hint), where)
+    if value is not None and Path in (hint, *typing.get_args(hint)):
+        return Path(value)
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(hint, types.UnionType) and value is None:
+        return None
+    return value
+
+
+def _read_config(folder: Path) -> Config:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a checkpoint: it has no config.json")
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged: {error}; restore it from a copy") from error
+    return config_from_dict(values, where=str(path))
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that appears under its name only if the block ends well.
+
+    Raises:
+        InputError: the parent folder cannot be made or written to.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder.parent}: {error.strerror}; choose another folder"
+        ) from error
+    try:
+        scratch.chmod(0o755)
+        yield scratch
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None = None) -> None:
+    """Writes a model, whole or not at all; `dtype` ("float16") makes it smaller."""
+    host = jax.tree.map(lambda a: np.asarray(a, dtype or a.dtype), weights)
+    with whole_folder(folder.absolute()) as scratch:
+        (scratch / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(scratch / "weights", _as_dict(host))
+
+
+def _as_dict(weights: Weights) -> dict[str, Any]:
+    parts = {
+        "unet": weights.params.unet,
+        "lgm": weights.params.lgm,
+        "clip": weights.params.clip,
+        "frozen_vae": weights.frozen.vae,
+        "frozen_clip": weights.frozen.clip,
+        "frozen_lpips": weights.frozen.lpips,
+    }
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def load_model(folder: Path) -> Model:
+    """Reads a model, or the newest step of a run, in float32.
+
+    Raises:
+        InputError: no checkpoint there, or a damaged one.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise InputError(f"no checkpoint at {folder}; give a folder written by train.py")
+    if not (folder / "weights").is_dir():
+        raise InputError(
+            f"{folder} holds no model: it has no folder 'weights' (a run's is in RUN/model)"
+        )
+    config = _read_config(folder)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore(folder / "weights", _host_target(checkpointer, folder))
+    except (ValueError, FileNotFoundError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(f"{folder} is damaged: {reason}; restore it from a copy") from error
+    found = jax.tree.map(lambda a: np.asarray(a, np.float32), found)
+    params = Params(unet=found.get("unet"), lgm=found.get("lgm"), clip=found.get("clip"))
+    frozen = Frozen(
+        vae=found.get("frozen_vae"),
+        clip=found.get("frozen_clip"),
+        lpips=found.get("frozen_lpips"),
+    )
+    return Model(config=config, weights=Weights(params=params, frozen=frozen))
+
+
+def _host_target(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:
+    """Abstract arrays to restore into, on this process's first device whatever wrote them."""
+    metadata = checkpointer.metadata(folder / "weights").item_metadata
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding),
+        dict(metadata.tree),
+        is_leaf=lambda m: hasattr(m, "shape"),
+    )
+
+
+def check_fits(found: Any, wanted: Any, what: str) -> None:
+    """Compares a tree of arrays with the one a config asks for.
+
+    Raises:
+        InputError: a missing, superfluous or misshapen parameter; the first three are named.
+    """
+
+    def shapes(tree):
+        flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path): tuple(a.shape) for path, a in flat}
+
+    have, want = shapes(found), shapes(wanted)
+    wrong = [
+        f"{name}: {have.get(name, 'missing')} instead of {want.get(name, 'nothing')}"
+        for name in sorted(have.keys() | want.keys())
+        if have.get(name) != want.get(name)
+    ]
+    if wrong:
+        raise InputError(
+            f"{what} is of another config: {len(wrong)} parameters differ, {'; '.join(wrong[:3])}"
+        )
+
+
+class RunCheckpoints:
+    """The checkpoints of a training run in `folder`: state, data position, and the config."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.folder = folder.absolute()
+        self.config = config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=config.train.keep)
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
+        """Saves a step; arrays are copied at once and written behind training's back."""
+        self.manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                data=ocp.args.JsonSave(data_state),  # pyright: ignore[reportCallIssue]
+                config=ocp.args.JsonSave(to_dict(self.config)),  # pyright: ignore[reportCallIssue]
+            ),
+        )
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest state, placed like `like`, and the data position; None if there is none.
+
+        Raises:
+            InputError: the run was made by another config; the fields that differ are named.
+        """
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        saved = self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        _check_same_run(saved["config"], to_dict(self.config), self.folder)
+        found = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        return found["state"], found["data"]
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
+    """Only how long and how often may change between the parts of a run."""
+
+    def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+        rows = {}
+        for name, value in values.items():
+            nested = isinstance(value, dict)
+            rows.update(flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+        return rows
+
+    free = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.keep")
+    free += ("train.eval_objects", "train.fsdp", "data.workers", "data.cache", "run_dir", "weights")
+    have, want = flat(saved), flat(wanted)
+    wrong = [
+        f"{name} {have.get(name)!r} there, {want.get(name)!r} here"
+        for name in sorted(have.keys() | want.keys())
+        if have.get(name) != want.get(name) and name not in free and not name.startswith("sample.")
+    ]
+    if wrong:
+        raise InputError(
+            f"{folder} is a run of another config ({'; '.join(wrong[:3])}); choose another name "
+            "or run_dir, or the same values"
+        )

@@ -1,0 +1,280 @@
+"""LGM with a time embedding: views -> 3D Gaussians (Sec. 3.2).
+
+An asymmetric U-Net over the views of an object, whose attention joins all of them. Its last
+feature map is a grid of Gaussians per view. Parameter names are those of the original LGM.
+"""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from o3d_jax.config import LgmConfig
+from o3d_jax.geometry.rays import pluecker_rays
+from o3d_jax.nn.layers import GroupNorm, attend, pool2, sinusoid, upsample2
+from o3d_jax.types import Cameras, Gaussians
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SKIP_SCALE = math.sqrt(0.5)  # Keeps the variance of a sum of two branches (LGM).
+GAUSSIAN_CHANNELS = (3, 1, 3, 4, 3)  # mean, opacity, scale, quaternion, color
+
+# torch's default, U(-1, 1) / sqrt(fan_in), with which LGM was trained; a third of the variance of
+# Linen's. The biases start at zero.
+torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+Conv3 = partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=torch_init)
+Conv1 = partial(nn.Conv, kernel_size=(1, 1), kernel_init=torch_init)
+
+
+def faint_and_small(
+    key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "14"]:
+    """Initial bias of the last layer: opacities about 0.1, scales about 0.02 scene units.
+
+    From zero they would be 0.5 and 0.07: a fog in which the near hide the far from the gradient,
+    and each pixel blends hundreds.
+    """
+    mean, opacity, scale, rest = jnp.split(jnp.zeros(shape, dtype), (3, 4, 7))
+    return jnp.concatenate([mean, opacity - 2, scale - 1.5, rest])
+
+
+class LgmResnet(nn.Module):
+    """Residual block with the time embedding added between its convolutions.
+
+    The projection of the embedding starts at zero: a loaded LGM starts as it was.
+    """
+
+    features: int
+    num_groups: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], time: Float[Array, "b d"]
+    ) -> Float[Array, "b h w {self.features}"]:
+        norm = partial(GroupNorm, self.num_groups, dtype=self.dtype)
+        y = Conv3(self.features, dtype=self.dtype, name="conv1")(nn.silu(norm(name="norm1")(x)))
+        project = nn.Dense(
+            self.features,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros,
+            name="emb_layers_1",
+        )
+        y = y + project(nn.silu(time))[:, None, None]
+        y = Conv3(self.features, dtype=self.dtype, name="conv2")(nn.silu(norm(name="norm2")(y)))
+        if x.shape[-1] != self.features:
+            x = Conv1(self.features, dtype=self.dtype, name="shortcut")(x)
+        return (x + y) * SKIP_SCALE
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one joint projection to q, k, v."""
+
+    heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=torch_init)
+        q, k, v = jnp.split(dense(3 * x.shape[-1], use_bias=False, name="qkv")(x), 3, axis=-1)
+        return dense(x.shape[-1], name="proj")(attend(q, k, v, self.heads))
+
+
+class ViewAttention(nn.Module):
+    """Residual attention over all pixels of all views of an object, tokens in order (v, h, w)."""
+
+    views: int
+    heads: int
+    num_groups: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "bv h w c"]) -> Float[Array, "bv h w c"]:
+        y = GroupNorm(self.num_groups, dtype=self.dtype, name="norm")(x)
+        y = y.reshape(x.shape[0] // self.views, -1, x.shape[-1])
+        y = SelfAttention(self.heads, self.dtype, name="attn")(y)
+        return (x + y.reshape(x.shape)) * SKIP_SCALE
+
+
+class LgmBlock(nn.Module):
+    """What the blocks of one resolution share: their configuration and how layers are made."""
+
+    features: int
+    attention: bool
+    config: LgmConfig
+    dtype: DTypeLike
+    remat: bool
+
+    @nn.nowrap
+    def resnet(self, i: int) -> nn.Module:
+        """Layer `nets.i`."""
+        cls = nn.remat(LgmResnet) if self.remat else LgmResnet
+        return cls(self.features, self.config.norm_num_groups, self.dtype, name=f"nets_{i}")
+
+    @nn.nowrap
+    def mix_views(self, i: int) -> nn.Module:
+        """Layer `attns.i`."""
+        cls = nn.remat(ViewAttention) if self.remat else ViewAttention
+        c = self.config
+        return cls(c.num_views, c.num_heads, c.norm_num_groups, self.dtype, name=f"attns_{i}")
+
+
+class DownBlock(LgmBlock):
+    """Layers at one resolution, then a halving; returns its output and what it skips ahead."""
+
+    downsample: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "bv h w c"], time: Float[Array, "bv d"]
+    ) -> tuple[Float[Array, "bv h2 w2 c2"], list[Float[Array, "bv _ _ c2"]]]:
+        skips = []
+        for i in range(self.config.layers_per_block):
+            x = self.resnet(i)(x, time)
+            x = self.mix_views(i)(x) if self.attention else x
+            skips.append(x)
+        if self.downsample:
+            x = Conv3(self.features, strides=(2, 2), dtype=self.dtype, name="downsample")(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(LgmBlock):
+    """Layers at the lowest resolution."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "bv h w c"], time: Float[Array, "bv d"]
+    ) -> Float[Array, "bv h w c"]:
+        x = self.resnet(0)(x, time)
+        x = self.mix_views(0)(x) if self.attention else x
+        return self.resnet(1)(x, time)
+
+
+class UpBlock(LgmBlock):
+    """Layers at one resolution, each reading one more skip, last first; then a doubling."""
+
+    upsample: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "bv h w c"],
+        skips: list[Float[Array, "bv h w _"]],
+        time: Float[Array, "bv d"],
+    ) -> Float[Array, "bv h2 w2 c2"]:
+        for i, skip in enumerate(reversed(skips)):
+            x = self.resnet(i)(jnp.concatenate([x, skip], axis=-1), time)
+            x = self.mix_views(i)(x) if self.attention else x
+        if self.upsample:
+            x = Conv3(self.features, dtype=self.dtype, name="upsample")(upsample2(x))
+        return x
+
+
+class LgmUnet(nn.Module):
+    """LGM's U-Net: features per pixel of the output grid, float32.
+
+    Views of an object are consecutive along the first axis. `c_noise` is one value per object.
+    """
+
+    config: LgmConfig
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "bv h w 9"], c_noise: Float[Array, "b"]
+    ) -> Float[Array, "bv h2 w2 14"]:
+        c = self.config
+        dense = partial(nn.Dense, 4 * c.time_features, dtype=self.dtype)
+        time = dense(name="time_embed_0")(sinusoid(c_noise, c.time_features))
+        time = dense(name="time_embed_2")(nn.silu(time))
+        time = jnp.repeat(time, c.num_views, axis=0)
+        rest = (c, self.dtype, self.remat)
+        x = Conv3(c.down_channels[0], dtype=self.dtype, name="conv_in")(x)
+        skips = [x]
+        for i, (features, attention) in enumerate(
+            zip(c.down_channels, c.down_attention, strict=True)
+        ):
+            last = i == len(c.down_channels) - 1
+            block = DownBlock(features, attention, *rest, not last, name=f"down_blocks_{i}")
+            x, more = block(x, time)
+            skips += more
+        x = MidBlock(c.down_channels[-1], c.mid_attention, *rest, name="mid_block")(x, time)
+        used = c.layers_per_block + 1
+        for i, (features, attention) in enumerate(zip(c.up_channels, c.up_attention, strict=True)):
+            last = i == len(c.up_channels) - 1
+            block = UpBlock(features, attention, *rest, not last, name=f"up_blocks_{i}")
+            x = block(x, skips[-used:], time)
+            skips = skips[:-used]
+        # In float32: bfloat16 would round positions to a hundredth of a scene unit.
+        x = GroupNorm(c.norm_num_groups, name="norm_out")(x)
+        return Conv3(sum(GAUSSIAN_CHANNELS), name="conv_out")(nn.silu(x))
+
+
+class Lgm(nn.Module):
+    """The reconstruction module: posed views -> Gaussians in world coordinates.
+
+    Positions are clamped to the cube [-1, 1]^3, not bound to rays. Differs from the release in
+    that the time embedding is per object (so any batch works) and that each quaternion is
+    normalised by itself (see PAPER.md).
+    """
+
+    config: LgmConfig
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b v h w 3"],
+        cameras: Cameras,
+        c_noise: Float[Array, "b"],
+    ) -> Gaussians:
+        """Reads every (v / num_views)-th view; `c_noise` is 0 for clean views (Sec. 3.2)."""
+        step = images.shape[1] // self.config.num_views
+        cameras = Cameras(
+            camera_to_world=cameras.camera_to_world[:, ::step],
+            intrinsics=cameras.intrinsics[:, ::step],
+        )
+        x = view_features(images[:, ::step], cameras, self.config.input_size)
+        x = x.reshape(-1, *x.shape[2:])
+        x = LgmUnet(self.config, self.dtype, self.remat, name="unet")(x, c_noise)
+        x = Conv1(sum(GAUSSIAN_CHANNELS), bias_init=faint_and_small, name="conv")(x)
+        return activate(x.reshape(images.shape[0], -1, x.shape[-1]))
+
+
+def view_features(
+    images: Float[Array, "b v h w 3"], cameras: Cameras, size: int
+) -> Float[Array, "b v {size} {size} 9"]:
+    """What LGM's U-Net reads: colors by ImageNet's mean and deviation, then Pluecker rays.
+
+    Bilinear, without antialiasing, as LGM was trained.
+    """
+    x = (images - jnp.broadcast_to(jnp.asarray(IMAGENET_MEAN), images.shape)) / jnp.broadcast_to(
+        jnp.asarray(IMAGENET_STD), images.shape
+    )
+    b, v, h, w, _ = images.shape
+    if (h, w) == (2 * size, 2 * size):
+        x = pool2(x)  # The same at this factor, and faster.
+    elif (h, w) != (size, size):
+        x = jax.image.resize(x, (b, v, size, size, 3), "bilinear", antialias=False)
+    return jnp.concatenate([x, pluecker_rays(cameras, (size, size))], axis=-1)
+
+
+def activate(features: Float[Array, "b n 14"]) -> Gaussians:
+    """Gaussians from LGM's raw features: its activations, quaternions (w, x, y, z)."""
+    ends = [sum(GAUSSIAN_CHANNELS[: i + 1]) for i in range(len(GAUSSIAN_CHANNELS) - 1)]
+    means, opacity, scales, quats, colors = jnp.split(features, ends, axis=-1)
+    length = jnp.sqrt(jnp.sum(quats**2, axis=-1, keepdims=True) + 1e-12)
+    return Gaussians(
+        means=jnp.clip(means, -1.0, 1.0),
+        opacities=jax.nn.sigmoid(opacity[..., 0]),
+        scales=0.1 * jax.nn.softplus(scales),
+        quats=quats / length,
+        colors=0.5 * jnp.tanh(colors) + 0.5,
+    )

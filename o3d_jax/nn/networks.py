@@ -1,0 +1,92 @@
+"""All networks of a model: their definitions, and fresh parameters."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from o3d_jax.config import ModelConfig
+from o3d_jax.nn.clip import ClipVision
+from o3d_jax.nn.lgm import Lgm
+from o3d_jax.nn.lpips import Lpips
+from o3d_jax.nn.unet import MultiViewUnet
+from o3d_jax.nn.vae import Vae
+from o3d_jax.types import Cameras, Condition, Frozen, Maps, Params
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Definitions without parameters: hashable, a static argument of `jax.jit`.
+
+    Each is applied to a tree of variables, `{"params": ...}`.
+    """
+
+    unet: MultiViewUnet
+    lgm: Lgm
+    clip: ClipVision
+    vae: Vae
+    lpips: Lpips | None
+
+
+def build_networks(model: ModelConfig, lpips: bool) -> Networks:
+    """The networks of a configuration; `lpips` says whether a loss or a metric needs it."""
+    dtype = jnp.dtype(model.dtype)
+    return Networks(
+        unet=MultiViewUnet(
+            config=model.unet,
+            latent_channels=model.vae.latent_channels,
+            cross_attention_dim=model.clip.projection_dim,
+            dtype=dtype,
+            remat=model.remat,
+        ),
+        lgm=Lgm(config=model.lgm, dtype=dtype, remat=model.remat),
+        clip=ClipVision(config=model.clip, dtype=dtype),
+        vae=Vae(config=model.vae, dtype=dtype),
+        lpips=Lpips(dtype=dtype) if lpips else None,
+    )
+
+
+def init_networks(
+    networks: Networks, model: ModelConfig, key: Key[Array, ""], train_image_encoder: bool
+) -> tuple[Params, Frozen]:
+    """Fresh parameters, float32; the image tower is where it trains or stays.
+
+    Under `jax.eval_shape`, their shapes, without memory.
+    """
+    # XLA compiles threefry for seconds per kernel shape on CPUs, the hardware's generator does not.
+    key = jax.random.wrap_key_data(jax.random.bits(key, (4,), jnp.uint32), impl="rbg")
+    unet_key, lgm_key, clip_key, vae_key, lpips_key = jax.random.split(key, 5)
+    views, size = model.num_views, model.image_size
+    images = jnp.zeros((1, views, size, size, 3))
+    image = images[:, 0]
+    cameras = Cameras(
+        camera_to_world=jnp.zeros((1, views, 4, 4)), intrinsics=jnp.zeros((1, views, 3, 3))
+    )
+    latents = jnp.zeros((1, views, *(model.latent_size,) * 2, model.vae.latent_channels))
+    condition = Condition(
+        clip=jnp.zeros((1, 1, model.clip.projection_dim)),
+        latents=latents[:, 0],
+        added_ids=jnp.zeros((1, 3)),
+    )
+    c_noise, maps = jnp.zeros((1,)), Maps.nothing(1, views, size, size)
+    clip = _init(networks.clip, clip_key, image)
+    params = Params(
+        unet=_init(networks.unet, unet_key, latents, c_noise, condition, cameras, maps),
+        lgm=_init(networks.lgm, lgm_key, images, cameras, c_noise),
+        clip=clip if train_image_encoder else None,
+    )
+    frozen = Frozen(
+        vae=_init(networks.vae, vae_key, images),
+        clip=None if train_image_encoder else clip,
+        lpips=None if networks.lpips is None else _init(networks.lpips, lpips_key, image, image),
+    )
+    return params, frozen
+
+
+def _init(network: nn.Module, key: Key[Array, ""], *inputs: Any) -> Any:
+    """Fresh variables of one network; only the inputs' shapes matter, and no output is computed."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    return network.lazy_init(key, *shapes)

@@ -1,0 +1,316 @@
+"""Blocks of SVD's spatio-temporal U-Net: each works on frames, then across them, and blends both.
+
+Names and arithmetic follow diffusers' UNetSpatioTemporalConditionModel. Videos are `b v h w c`,
+tokens `b v s c` with s = h w.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from o3d_jax.config import UnetConfig
+from o3d_jax.nn.layers import (
+    FeedForward,
+    GroupNorm,
+    TemporalConv,
+    TimestepMlp,
+    attend,
+    sinusoid,
+    upsample2,
+)
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, convolution, twice, added to the input.
+
+    Over the pixels of images `b h w c`, or, with `across_frames`, over the frames of videos
+    `b v h w c`, whose normalisation then spans frames too. `emb` is added between the two.
+    """
+
+    features: int
+    num_groups: int = 32
+    epsilon: float = 1e-6
+    across_frames: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.nowrap
+    def _convolution(self, name: str) -> nn.Module:
+        if self.across_frames:
+            return TemporalConv(self.features, self.dtype, name=name)
+        return nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name=name)
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *s c"], emb: Float[Array, "b d"] | None = None
+    ) -> Float[Array, "b *s {self.features}"]:
+        y = GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm1")(x)
+        y = self._convolution("conv1")(nn.silu(y))
+        if emb is not None:
+            shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))
+            y = y + shift.reshape(-1, *(1,) * (x.ndim - 2), self.features)
+        y = GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm2")(y)
+        y = self._convolution("conv2")(nn.silu(y))
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+        return x + y
+
+
+class AlphaBlender(nn.Module):
+    """A learned convex combination: sigmoid(mix_factor) of the first, the rest of the second."""
+
+    initial: float = 0.5
+    """Initial mix_factor, before the sigmoid."""
+
+    @nn.compact
+    def __call__(self, first: Float[Array, "*s"], second: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        init = nn.initializers.constant(self.initial)
+        mix_factor = self.param("mix_factor", init, (1,), jnp.float32)
+        alpha = jax.nn.sigmoid(mix_factor[0]).astype(first.dtype)
+        return alpha * first + (1 - alpha) * second
+
+
+class SpatioTemporalResBlock(nn.Module):
+    """A residual block on each frame, one across frames on its result, and their blend."""
+
+    features: int
+    num_groups: int = 32
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b v h w c"], emb: Float[Array, "b d"]
+    ) -> Float[Array, "b v h w {self.features}"]:
+        def block(across_frames: bool, name: str) -> ResBlock:
+            return ResBlock(
+                self.features,
+                self.num_groups,
+                self.epsilon,
+                across_frames,
+                self.dtype,
+                name=name,
+            )
+
+        b, v, h, w, c = x.shape
+        frames, frame_emb = x.reshape(b * v, h, w, c), jnp.repeat(emb, v, axis=0)
+        spatial = block(False, "spatial_res_block")(frames, frame_emb).reshape(b, v, h, w, -1)
+        temporal = block(True, "temporal_res_block")(spatial, emb)
+        return AlphaBlender(name="time_mixer")(spatial, temporal)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; the projections of queries, keys and values have no bias."""
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
+        def project(name: str) -> Float[Array, "b q d"]:
+            return nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)(x)
+
+        x_out = attend(project("to_q"), project("to_k"), project("to_v"), self.heads)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(x_out)
+
+
+class TokenAttention(nn.Module):
+    """Cross-attention to a context of one token, the image embedding.
+
+    A softmax over one key is 1, so every query reads to_out(to_v(context)): queries and keys never
+    matter, and get no gradient in torch either. Their parameters exist because checkpoints hold
+    them; compilers remove the normalisation in front of them.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b v s d"], context: Float[Array, "b 1 e"]
+    ) -> Float[Array, "b 1 1 d"]:
+        def project(name: str, y: Float[Array, "..."]) -> Float[Array, "..."]:
+            return nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)(y)
+
+        if self.is_initializing():
+            project("to_q", x)
+            project("to_k", context)
+        out = nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(project("to_v", context))
+        return out[:, None]
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the image embedding, feed-forward.
+
+    Tokens attend within their frame, or, with `across_frames`, to the same place in all frames;
+    the latter has a further feed-forward in front.
+    """
+
+    heads: int
+    across_frames: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b v s d"], context: Float[Array, "b 1 e"]
+    ) -> Float[Array, "b v s d"]:
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)
+
+        if self.across_frames:
+            x = x + FeedForward(x.shape[-1], self.dtype, name="ff_in")(norm("norm_in")(x))
+        y = norm("norm1")(x)
+        y = jnp.swapaxes(y, 1, 2) if self.across_frames else y
+        attention = SelfAttention(self.heads, self.dtype, name="attn1")
+        y = attention(y.reshape(-1, *y.shape[2:])).reshape(y.shape)
+        x = x + (jnp.swapaxes(y, 1, 2) if self.across_frames else y)
+        x = x + TokenAttention(self.dtype, name="attn2")(norm("norm2")(x), context)
+        return x + FeedForward(x.shape[-1], self.dtype, name="ff")(norm("norm3")(x))
+
+
+class SpatioTemporalTransformer(nn.Module):
+    """A transformer block in each frame, one across frames on its result, and their blend."""
+
+    heads: int
+    num_groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b v h w c"], context: Float[Array, "b 1 d"]
+    ) -> Float[Array, "b v h w c"]:
+        b, v, h, w, c = x.shape
+        tokens = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(
+            x.reshape(b * v, h, w, c)
+        ).reshape(b, v, h * w, c)
+        tokens = nn.Dense(c, dtype=self.dtype, name="proj_in")(tokens)
+        frame_emb = TimestepMlp(4 * c, c, self.dtype, name="time_pos_embed")(
+            sinusoid(jnp.arange(v, dtype=jnp.float32), c)
+        )[None, :, None]
+        spatial = TransformerBlock(self.heads, False, self.dtype, name="transformer_blocks_0")(
+            tokens, context
+        )
+        temporal = TransformerBlock(
+            self.heads, True, self.dtype, name="temporal_transformer_blocks_0"
+        )(spatial + frame_emb, context)
+        mixed = AlphaBlender(name="time_mixer")(spatial, temporal)
+        return x + nn.Dense(c, dtype=self.dtype, name="proj_out")(mixed).reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """Halves each frame by a convolution of stride 2; odd sizes are rounded up."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n (h+1)//2 (w+1)//2 c"]:
+        conv = nn.Conv(x.shape[-1], (3, 3), strides=2, padding=1, dtype=self.dtype, name="conv")
+        return conv(x)
+
+
+class Upsample(nn.Module):
+    """Doubles each frame: nearest neighbour, then a convolution."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n 2*h 2*w c"]:
+        conv = nn.Conv(x.shape[-1], (3, 3), padding=1, dtype=self.dtype, name="conv")
+        return conv(upsample2(x))
+
+
+class Scale(nn.Module):
+    """What the down, middle and up blocks of one resolution share: how their layers are made."""
+
+    config: UnetConfig
+    index: int
+    """Which resolution; 0 is the finest."""
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    """Recompute each layer in the backward pass rather than store it."""
+
+    @property
+    def features(self) -> int:
+        """Channels at this resolution."""
+        return self.config.block_out_channels[self.index]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the coarsest, which has attention in the middle block only."""
+        return self.index == len(self.config.block_out_channels) - 1
+
+    @nn.nowrap
+    def resnet(self, i: int, epsilon: float) -> nn.Module:
+        """Residual block number i, a child of this block."""
+        block = nn.remat(SpatioTemporalResBlock) if self.remat else SpatioTemporalResBlock
+        groups = self.config.norm_num_groups
+        return block(self.features, groups, epsilon, self.dtype, name=f"resnets_{i}")
+
+    @nn.nowrap
+    def attention(self, i: int) -> nn.Module:
+        """Transformer number i, a child of this block."""
+        block = nn.remat(SpatioTemporalTransformer) if self.remat else SpatioTemporalTransformer
+        heads = self.config.num_attention_heads[self.index]
+        return block(heads, self.config.norm_num_groups, self.dtype, name=f"attentions_{i}")
+
+
+class DownBlock(Scale):
+    """Layers of one encoder resolution; returns what goes on, and the skips.
+
+    The feedback features of this resolution are added after the last skip was recorded and before
+    the resolution is halved (Eq. 14 as the release places it).
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b v h w c"],
+        emb: Float[Array, "b d"],
+        context: Float[Array, "b 1 e"],
+        feedback: Float[Array, "b v h w {self.features}"] | None = None,
+    ) -> tuple[Float[Array, "b v _ _ {self.features}"], list[Float[Array, "b v h w _"]]]:
+        skips = []
+        for i in range(self.config.layers_per_block):
+            x = self.resnet(i, epsilon=1e-5 if self.is_last else 1e-6)(x, emb)
+            if not self.is_last:
+                x = self.attention(i)(x, context)
+            skips.append(x)
+        if feedback is not None:
+            x = x + feedback.astype(x.dtype)
+        if not self.is_last:
+            x = Downsample(self.dtype, name="downsamplers_0")(x)
+        return x, skips
+
+
+class MidBlock(Scale):
+    """Two residual blocks with attention between them, at the lowest resolution."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b v h w c"],
+        emb: Float[Array, "b d"],
+        context: Float[Array, "b 1 e"],
+    ) -> Float[Array, "b v h w c"]:
+        x = self.attention(0)(self.resnet(0, epsilon=1e-5)(x, emb), context)
+        return self.resnet(1, epsilon=1e-5)(x, emb)
+
+
+class UpBlock(Scale):
+    """Layers of one decoder resolution; each reads one skip, the last recorded first."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b v h w c"],
+        emb: Float[Array, "b d"],
+        context: Float[Array, "b 1 e"],
+        skips: list[Float[Array, "b v h w _"]],
+    ) -> Float[Array, "b v _ _ {self.features}"]:
+        for i, skip in enumerate(reversed(skips)):
+            x = self.resnet(i, epsilon=1e-6)(jnp.concatenate([x, skip], axis=-1), emb)
+            if not self.is_last:
+                x = self.attention(i)(x, context)
+        if self.index > 0:
+            x = Upsample(self.dtype, name="upsamplers_0")(x)
+        return x

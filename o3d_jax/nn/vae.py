@@ -1,0 +1,231 @@
+"""SVD's autoencoder: an image encoder and a temporal decoder.
+
+Names and arithmetic follow diffusers' AutoencoderKLTemporalDecoder. Images are [0, 1] outside and
+[-1, 1] inside; latents are unscaled (config.scaling_factor is the caller's).
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from o3d_jax.config import VaeConfig
+from o3d_jax.nn.layers import GroupNorm, TemporalConv, attend
+from o3d_jax.nn.unet_blocks import AlphaBlender, ResBlock, Upsample
+from o3d_jax.types import pytree
+
+
+@pytree
+class LatentMoments:
+    """The encoder's diagonal Gaussian over latents."""
+
+    mean: Float[Array, "*n h w c"]
+
+    logvar: Float[Array, "*n h w c"]
+    """Logarithm of the variance, in [-30, 20]."""
+
+
+class PixelAttention(nn.Module):
+    """Self-attention of one head among the pixels of each image, added to the input."""
+
+    num_groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        n, h, w, c = x.shape
+        y = GroupNorm(self.num_groups, 1e-6, self.dtype, name="group_norm")(x)
+        y = y.reshape(n, h * w, c)
+        q, k, v = (nn.Dense(c, dtype=self.dtype, name=f"to_{part}")(y) for part in "qkv")
+        y = nn.Dense(c, dtype=self.dtype, name="to_out_0")(attend(q, k, v, heads=1))
+        return x + y.reshape(x.shape)
+
+
+class DecoderResBlock(nn.Module):
+    """A residual block on each frame, one across frames on its result, and their blend.
+
+    Unlike the U-Net's: no embedding, another epsilon across frames, and the blend's weight is that
+    of the temporal side.
+    """
+
+    features: int
+    num_groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b v h w c"]) -> Float[Array, "b v h w {self.features}"]:
+        shape = (*x.shape[:-1], self.features)
+        spatial = ResBlock(
+            self.features, self.num_groups, 1e-6, False, self.dtype, name="spatial_res_block"
+        )(x.reshape(-1, *x.shape[2:])).reshape(shape)
+        temporal = ResBlock(
+            self.features, self.num_groups, 1e-5, True, self.dtype, name="temporal_res_block"
+        )(spatial)
+        return AlphaBlender(initial=0.0, name="time_mixer")(temporal, spatial)
+
+
+class HalvingConv(nn.Module):
+    """Halves an image by a convolution of stride 2, padded at the bottom and right only."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
+        padding = ((0, 1), (0, 1))
+        conv = nn.Conv(
+            x.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name="conv"
+        )
+        return conv(x)
+
+
+class EncoderBlock(nn.Module):
+    """Residual blocks of one resolution, then its halving."""
+
+    features: int
+    layers: int
+    halve: bool
+    num_groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n _ _ {self.features}"]:
+        for i in range(self.layers):
+            block = ResBlock(self.features, self.num_groups, dtype=self.dtype, name=f"resnets_{i}")
+            x = block(x)
+        return HalvingConv(self.dtype, name="downsamplers_0")(x) if self.halve else x
+
+
+class EncoderMidBlock(nn.Module):
+    """Two residual blocks with attention between."""
+
+    num_groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        first, second = (
+            ResBlock(x.shape[-1], self.num_groups, dtype=self.dtype, name=f"resnets_{i}")
+            for i in range(2)
+        )
+        return second(PixelAttention(self.num_groups, self.dtype, name="attentions_0")(first(x)))
+
+
+class Encoder(nn.Module):
+    """Images in [-1, 1] to features of twice the latent channels."""
+
+    config: VaeConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n H W 3"]) -> Float[Array, "n h w c"]:
+        channels, groups = self.config.block_out_channels, self.config.norm_num_groups
+        x = nn.Conv(channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
+        for i, features in enumerate(channels):
+            block = EncoderBlock(
+                features,
+                self.config.layers_per_block,
+                i < len(channels) - 1,
+                groups,
+                self.dtype,
+                name=f"down_blocks_{i}",
+            )
+            x = block(x)
+        x = EncoderMidBlock(groups, self.dtype, name="mid_block")(x)
+        x = nn.silu(GroupNorm(groups, 1e-6, self.dtype, name="conv_norm_out")(x))
+        features = 2 * self.config.latent_channels
+        return nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
+
+
+class DecoderMidBlock(nn.Module):
+    """Residual blocks at latent resolution, with attention in each frame after the first."""
+
+    layers: int
+    num_groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b v h w c"]) -> Float[Array, "b v h w c"]:
+        for i in range(self.layers):
+            block = DecoderResBlock(x.shape[-1], self.num_groups, self.dtype, name=f"resnets_{i}")
+            x = block(x)
+            if i == 0:
+                attention = PixelAttention(self.num_groups, self.dtype, name="attentions_0")
+                x = attention(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
+        return x
+
+
+class DecoderBlock(nn.Module):
+    """Residual blocks of one resolution, then its doubling."""
+
+    features: int
+    layers: int
+    double: bool
+    num_groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b v h w c"]) -> Float[Array, "b v _ _ {self.features}"]:
+        for i in range(self.layers):
+            block = DecoderResBlock(self.features, self.num_groups, self.dtype, name=f"resnets_{i}")
+            x = block(x)
+        return Upsample(self.dtype, name="upsamplers_0")(x) if self.double else x
+
+
+class Decoder(nn.Module):
+    """Latents to images in [-1, 1], every frame looking at its neighbours."""
+
+    config: VaeConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b v h w c"]) -> Float[Array, "b v H W 3"]:
+        channels, groups = self.config.block_out_channels[::-1], self.config.norm_num_groups
+        layers = self.config.layers_per_block
+        x = nn.Conv(channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
+        x = DecoderMidBlock(layers, groups, self.dtype, name="mid_block")(x)
+        for i, features in enumerate(channels):
+            block = DecoderBlock(
+                features,
+                layers + 1,
+                i < len(channels) - 1,
+                groups,
+                self.dtype,
+                name=f"up_blocks_{i}",
+            )
+            x = block(x)
+        norm = GroupNorm(groups, 1e-6, self.dtype, name="conv_norm_out")
+        x = nn.silu(norm(x.reshape(-1, *x.shape[2:])).reshape(x.shape))
+        x = nn.Conv(3, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
+        return TemporalConv(3, self.dtype, name="time_conv_out")(x)
+
+
+class Vae(nn.Module):
+    """SVD's autoencoder, as `apply(params, ..., method="encode")` and `"decode"`."""
+
+    config: VaeConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        """Names the children as diffusers does."""
+        self.encoder = Encoder(self.config, self.dtype)
+        self.decoder = Decoder(self.config, self.dtype)
+        self.quant_conv = nn.Conv(2 * self.config.latent_channels, (1, 1), dtype=self.dtype)
+
+    def encode(self, images: Float[Array, "*n h w 3"]) -> LatentMoments:
+        """Moments of the latents of each image in [0, 1], unscaled, float32.
+
+        Each halving rounds down, so what comes back from `decode` may be smaller.
+        """
+        flat = images.reshape(-1, *images.shape[-3:])
+        moments = self.quant_conv(self.encoder(2 * flat - 1)).astype(jnp.float32)
+        moments = moments.reshape(*images.shape[:-3], *moments.shape[1:])
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return LatentMoments(mean=mean, logvar=jnp.clip(logvar, -30.0, 20.0))
+
+    def decode(self, latents: Float[Array, "b v h w c"]) -> Float[Array, "b v H W 3"]:
+        """Images of the unscaled latents of videos, float32; about [0, 1], not clamped."""
+        return (self.decoder(latents).astype(jnp.float32) + 1) / 2
+
+    def __call__(self, images: Float[Array, "b v h w 3"]) -> Float[Array, "b v H W 3"]:
+        """The reconstruction from the mean; made of all parameters, so used to make them."""
+        return self.decode(self.encode(images).mean)

@@ -1,0 +1,211 @@
+"""From 3D Gaussians to 2D splats in one camera: EWA projection.
+
+Zwicker et al. (2002), Kerbl et al. (2023). Arrays are component first ("3 n"), so that everything
+is elementwise over Gaussians. Plain autodiff: nothing here divides by what can vanish.
+"""
+
+import functools
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from o3d_jax.types import Gaussians, pytree
+
+Culling = Literal["exact", "inria"]
+
+NEAR = 0.2  # Gaussians nearer than this are not drawn; scene units (Inria's rasterizer).
+LOW_PASS = 0.3  # Added to the 2D variance along x and y, px^2 (Kerbl et al. 2023).
+FRUSTUM_MARGIN = 0.3  # The perspective derivative is taken inside the image + 0.3 tan(fov / 2).
+ALPHA_MIN = 1 / 255  # Fainter contributions are skipped.
+ALPHA_MAX = 0.99
+INRIA_TILE = 16  # px
+
+
+@pytree
+class Splats:
+    """Gaussians as one camera sees them. A pixel is at its centre: the first one at (0.5, 0.5)."""
+
+    center: Float[Array, "2 n"]
+    """x and y, px."""
+
+    whitening: Float[Array, "3 n"]
+    """(p, r, s) such that with d = center - pixel, (p dx + r dy)^2 + (s dy)^2 is the squared
+    distance in standard deviations: the Cholesky factor of the inverse covariance. 1 / px."""
+
+    depth: Float[Array, " n"]
+    """z in the camera frame, scene units."""
+
+    opacity: Float[Array, " n"]
+    """0 for a Gaussian that cannot be seen."""
+
+    color: Float[Array, "3 n"]
+
+
+@pytree
+class Boxes:
+    """Rectangles of pixels, first inclusive and last exclusive; empty where last <= first."""
+
+    first: Int[Array, "2 n"]
+    """Column and row."""
+
+    last: Int[Array, "2 n"]
+
+
+@pytree
+class View:
+    """One camera at one resolution."""
+
+    rotation: Float[Array, "3 3"]
+    """World to camera."""
+
+    translation: Float[Array, "3"]
+    """World to camera, scene units."""
+
+    focal: Float[Array, "2"]
+    """px."""
+
+    principal: Float[Array, "2"]
+    """px."""
+
+
+def view_of(
+    camera_to_world: Float[Array, "4 4"], intrinsics: Float[Array, "3 3"], size: tuple[int, int]
+) -> View:
+    """The camera in pixels, world to camera.
+
+    `intrinsics` are in units of image width and height; `size` is (height, width).
+    """
+    x, y, z = camera_to_world[:3, 0], camera_to_world[:3, 1], camera_to_world[:3, 2]
+    # The true inverse rather than the transpose: exact also for axes rounded to float32.
+    rows = jnp.stack([jnp.cross(y, z), jnp.cross(z, x), jnp.cross(x, y)])
+    rotation = rows / jnp.sum(x * rows[0])
+    extent = jnp.array([size[1], size[0]], intrinsics.dtype)
+    return View(
+        rotation=rotation,
+        translation=-_apply(rotation, camera_to_world[:3, 3][:, None])[:, 0],
+        focal=extent * jnp.stack([intrinsics[0, 0], intrinsics[1, 1]]),
+        principal=extent * intrinsics[:2, 2],
+    )
+
+
+def scaled_axes(gaussians: Gaussians, normalize_quats: bool) -> Float[Array, "3 3 n"]:
+    """Each Gaussian's axes in the world, as columns scaled by their standard deviations.
+
+    A zero quaternion is the identity.
+    """
+    quats = gaussians.quats.T
+    if normalize_quats:
+        norm2 = jnp.sum(quats**2, axis=0)
+        quats = quats / jnp.sqrt(jnp.where(norm2 > 0, norm2, 1))[None]
+    w, x, y, z = quats
+    rotation = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return jnp.stack([jnp.stack(row) for row in rotation]) * gaussians.scales.T[None]
+
+
+def project_gaussians(
+    gaussians: Gaussians,
+    axes: Float[Array, "3 3 n"],
+    view: View,
+    size: tuple[int, int],
+    culling: Culling,
+) -> tuple[Splats, Boxes]:
+    """The Gaussians as `view` sees them, and the pixels that each may touch.
+
+    `axes` are `scaled_axes(gaussians)`, shared by all views; `size` is (height, width).
+    """
+    position = _apply(view.rotation, gaussians.means.T) + view.translation[:, None]
+    in_front = position[2] > NEAR
+    depth = jnp.where(in_front, position[2], 1)
+    slope = jnp.where(in_front[None], position[:2], 0) / depth[None]
+    center = view.focal[:, None] * slope + view.principal[:, None]
+
+    extent = jnp.array([size[1], size[0]], depth.dtype)
+    margin = FRUSTUM_MARGIN * 0.5 * extent / view.focal
+    lowest = -view.principal / view.focal - margin
+    highest = (extent - view.principal) / view.focal + margin
+    slope = jnp.clip(slope, lowest[:, None], highest[:, None])
+    # Derivative of the pixel with respect to the world: rows of J R.
+    tangent = view.rotation[:2, :, None] - slope[:, None] * view.rotation[2][None, :, None]
+    tangent = (view.focal[:, None] / depth[None])[:, None] * tangent
+    u, v = _apply(tangent, axes)
+
+    a = jnp.sum(u * u, axis=0) + LOW_PASS
+    b = jnp.sum(u * v, axis=0)
+    c = jnp.sum(v * v, axis=0) + LOW_PASS
+    # |u x v|^2 = |u|^2 |v|^2 - (u v)^2 without the cancellation.
+    cross = jnp.cross(u, v, axis=0)
+    determinant = jnp.sum(cross**2, axis=0) + LOW_PASS * (a + c - LOW_PASS)
+    p = jnp.sqrt(c / determinant)
+    splats = Splats(
+        center=center,
+        whitening=jnp.stack([p, -p * b / c, lax.rsqrt(c)]),
+        depth=depth,
+        opacity=jnp.where(in_front, gaussians.opacities, 0),
+        color=gaussians.colors.T,
+    )
+    box = _exact_boxes if culling == "exact" else _inria_boxes
+    boxes = box(*lax.stop_gradient((splats, jnp.stack([a, c]), determinant)), size)
+    return splats, boxes
+
+
+def _apply(
+    matrix: Float[Array, "r k *n"], vectors: Float[Array, "k *c n"]
+) -> Float[Array, "r *c n"]:
+    """Matrix (one, or one a Gaussian) times vectors; elementwise, so float32 on any device."""
+    lead = vectors.ndim - 2
+    matrix = matrix.reshape(*matrix.shape[:2], *(1,) * lead, -1)
+    terms = [matrix[:, i] * vectors[i][None] for i in range(vectors.shape[0])]
+    return functools.reduce(jnp.add, terms)
+
+
+def _exact_boxes(
+    splats: Splats,
+    variance: Float[Array, "2 n"],
+    determinant: Float[Array, " n"],
+    size: tuple[int, int],
+) -> Boxes:
+    """The bounding boxes of all pixels with opacity exp(-q / 2) >= 1/255."""
+    del determinant
+    visible = splats.opacity >= ALPHA_MIN
+    q = 2 * jnp.log(jnp.where(visible, splats.opacity, 1) / ALPHA_MIN)
+    # Half a percent and a hundredth of a pixel wider: rounding must not exclude a pixel.
+    reach = 1.005 * jnp.sqrt(q[None] * variance) + 0.01
+    first = jnp.ceil(splats.center - reach - 0.5)
+    last = jnp.floor(splats.center + reach - 0.5) + 1
+    return _clipped(first, last, visible, size)
+
+
+def _inria_boxes(
+    splats: Splats,
+    variance: Float[Array, "2 n"],
+    determinant: Float[Array, " n"],
+    size: tuple[int, int],
+) -> Boxes:
+    """Whole 16 px tiles that touch the square of 3 standard deviations of the longest axis."""
+    mean = 0.5 * (variance[0] + variance[1])
+    longest = mean + jnp.sqrt(jnp.maximum(mean * mean - determinant, 0.1))
+    radius = jnp.ceil(3 * jnp.sqrt(longest))[None]
+    center = splats.center - 0.5
+    first = jnp.floor((center - radius) / INRIA_TILE) * INRIA_TILE
+    last = jnp.floor((center + radius + INRIA_TILE - 1) / INRIA_TILE) * INRIA_TILE
+    return _clipped(first, last, splats.opacity >= ALPHA_MIN, size)
+
+
+def _clipped(
+    first: Float[Array, "2 n"],
+    last: Float[Array, "2 n"],
+    visible: Array,
+    size: tuple[int, int],
+) -> Boxes:
+    """The boxes inside the image; empty where not visible, and for a NaN."""
+    extent = jnp.array([size[1], size[0]], first.dtype)[:, None]
+    visible = visible & ~jnp.any(jnp.isnan(first) | jnp.isnan(last), axis=0)
+    first = jnp.clip(jnp.nan_to_num(first), 0, extent).astype(jnp.int32)
+    last = jnp.clip(jnp.nan_to_num(last), 0, extent).astype(jnp.int32)
+    return Boxes(first=first, last=jnp.where(visible[None], last, first))

@@ -1,0 +1,251 @@
+"""Algorithm 1: joint training of the denoiser and the reconstruction model."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from o3d_jax import edm
+from o3d_jax.config import Config, OptimConfig
+from o3d_jax.nn.networks import Networks
+from o3d_jax.steps.condition import drop_condition, encode_condition
+from o3d_jax.steps.denoise import denoise, per_object
+from o3d_jax.steps.reconstruct import (
+    Reconstruction,
+    decode_views,
+    encode_views,
+    feedback_maps,
+    reconstruct,
+)
+from o3d_jax.types import Batch, Frozen, Maps, Params, TrainState, pytree
+
+LPIPS_SIZE = 256
+"""Pixels at which LPIPS compares (DESIGN: memory)."""
+
+
+@pytree
+class Draws:
+    """All random numbers of one training step."""
+
+    sigma: Float[Array, "b"]
+    noise: Float[Array, "b v h w c"]
+    condition_sigma: Float[Array, "b"]
+    condition_noise: Float[Array, "b H W 3"]
+    dropout: Float[Array, "b"]
+    """Uniform in [0, 1): which part of the condition is dropped."""
+
+
+@pytree
+class LossTerms:
+    """What is logged of one step."""
+
+    total: Float[Array, ""]
+    diffusion: Float[Array, ""]
+    """Eq. 5 with the weight of Eq. 11."""
+    rgb_noisy: Float[Array, ""]
+    """Mean square error of renders of the object made from noisy estimates (Eq. 2)."""
+    rgb_clean: Float[Array, ""]
+    """The same for the object made from true views, c_noise = 0 (Sec. 3.2)."""
+    lpips_noisy: Float[Array, ""]
+    lpips_clean: Float[Array, ""]
+
+
+def draw(config: Config, batch: int, key: Key[Array, ""]) -> Draws:
+    """Draws a step's random numbers."""
+    model, diffusion = config.model, config.diffusion
+    sigma_key, noise_key, condition_key, image_key, drop_key = jax.random.split(key, 5)
+    latents = (batch, model.num_views, model.latent_size, model.latent_size)
+    image = (batch, model.image_size, model.image_size, 3)
+    return Draws(
+        sigma=edm.draw_sigma(sigma_key, (batch,), diffusion.p_mean, diffusion.p_std),
+        noise=jax.random.normal(noise_key, (*latents, model.vae.latent_channels), jnp.float32),
+        condition_sigma=edm.draw_sigma(
+            condition_key, (batch,), diffusion.condition_p_mean, diffusion.condition_p_std
+        ),
+        condition_noise=jax.random.normal(image_key, image, jnp.float32),
+        dropout=jax.random.uniform(drop_key, (batch,), jnp.float32),
+    )
+
+
+def draw_coin(config: Config, key: Key[Array, ""], step: int) -> bool:
+    """Whether a step uses feedback: one coin a step, not an object, the same on every process.
+
+    It is drawn on the host and chooses between two compiled programs. A `lax.cond` inside one
+    would do, but on CPUs XLA runs the gradients of convolutions in a conditional many times slower.
+    """
+    coin_key = jax.random.fold_in(jax.random.fold_in(key, step), 1)
+    return bool(jax.random.bernoulli(coin_key, config.diffusion.feedback_probability))
+
+
+def train_loss(
+    networks: Networks,
+    config: Config,
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    draws: Draws,
+    use_feedback: bool,
+) -> tuple[Float[Array, ""], LossTerms]:
+    """Algorithm 1. Returns the loss and its terms.
+
+    One backward pass through F, always: with feedback the first pass carries no gradient and the
+    second does, without feedback there is only the first. See PAPER.md, row "Alg. 1".
+    """
+    x = encode_views(networks, frozen.vae, batch.images)
+    condition = encode_condition(
+        networks,
+        config.diffusion,
+        params,
+        frozen,
+        batch.images[:, 0],
+        draws.condition_noise,
+        draws.condition_sigma,
+    )
+    condition = drop_condition(condition, draws.dropout, config.diffusion.condition_dropout)
+    noisy_x = x + per_object(draws.sigma, x) * draws.noise
+
+    def estimate(maps: Maps) -> Float[Array, "b v h w c"]:
+        def network(*inputs):
+            x_in, c_noise, given, feedback = inputs
+            return networks.unet.apply(params.unet, x_in, c_noise, given, batch.cameras, feedback)
+
+        return denoise(network, noisy_x, draws.sigma, condition, maps)
+
+    first = estimate(Maps.nothing(*batch.images.shape[:4]))
+    if use_feedback:
+        first = jax.lax.stop_gradient(first)
+    noisy, clean = _reconstruct_both(networks, params, frozen, batch, first, draws.sigma)
+    maps = feedback_maps(noisy.rendering, batch.cameras)
+    pred_x = estimate(maps) if use_feedback else first
+
+    weight = per_object(edm.loss_weight(draws.sigma), x)
+    diffusion = (weight * (pred_x - x) ** 2).mean()
+    return _total(networks, config.optim, frozen, batch, diffusion, noisy, clean)
+
+
+def _reconstruct_both(
+    networks: Networks,
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    estimate: Float[Array, "b v h w c"],
+    sigma: Float[Array, "b"],
+) -> tuple[Reconstruction, Reconstruction]:
+    """Objects from noisy estimates and from the true views, in one pass of LGM."""
+    decoded = decode_views(networks, frozen.vae, estimate)
+    c_noise = edm.scalings(sigma).c_noise
+
+    def join(a, b):
+        return jnp.concatenate([a, b])
+
+    both = reconstruct(
+        networks,
+        params.lgm,
+        join(decoded, batch.images),
+        jax.tree.map(join, batch.cameras, batch.cameras),
+        join(c_noise, jnp.zeros_like(c_noise)),
+    )
+    count = sigma.shape[0]
+    return jax.tree.map(lambda a: a[:count], both), jax.tree.map(lambda a: a[count:], both)
+
+
+def _total(
+    networks: Networks,
+    optim: OptimConfig,
+    frozen: Frozen,
+    batch: Batch,
+    diffusion: Float[Array, ""],
+    noisy: Reconstruction,
+    clean: Reconstruction,
+) -> tuple[Float[Array, ""], LossTerms]:
+    rgb = [jnp.mean((r.rendering.rgb - batch.images) ** 2) for r in (noisy, clean)]  # Eq. 2.
+    lpips = [jnp.zeros(()), jnp.zeros(())]
+    if optim.lpips_weight > 0:
+        lpips = [_lpips(networks, frozen, r.rendering.rgb, batch.images) for r in (noisy, clean)]
+    loss_noisy, loss_clean = (m + optim.lpips_weight * p for m, p in zip(rgb, lpips, strict=True))
+    total = diffusion + loss_noisy + optim.clean_weight * loss_clean
+    terms = LossTerms(
+        total=total,
+        diffusion=diffusion,
+        rgb_noisy=rgb[0],
+        rgb_clean=rgb[1],
+        lpips_noisy=lpips[0],
+        lpips_clean=lpips[1],
+    )
+    return total, terms
+
+
+def _lpips(
+    networks: Networks, frozen: Frozen, a: Float[Array, "b v h w 3"], b: Float[Array, "b v h w 3"]
+) -> Float[Array, ""]:
+    def fit(images):
+        if images.shape[2] <= LPIPS_SIZE:
+            return images
+        return jax.image.resize(images, (*images.shape[:2], LPIPS_SIZE, LPIPS_SIZE, 3), "linear")
+
+    return networks.lpips.apply(frozen.lpips, fit(a), fit(b)).mean()
+
+
+def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping the global norm (Sec. 4.1)."""
+    if optim.schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, optim.learning_rate, optim.warmup_steps, steps, optim.learning_rate / 20
+        )
+    else:
+        rate = optax.schedules.warmup_constant_schedule(
+            0.0, optim.learning_rate, max(optim.warmup_steps, 1)
+        )
+    return optax.chain(
+        optax.clip_by_global_norm(optim.clip_norm),
+        optax.adamw(rate, weight_decay=optim.weight_decay),
+    )
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the average starts at the parameters."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),  # pyright: ignore[reportArgumentType]
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("use_feedback", "networks", "config", "optimizer"),
+    donate_argnames="state",
+)
+def train_step(
+    state: TrainState,
+    frozen: Frozen,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    use_feedback: bool,
+    networks: Networks,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, LossTerms, Float[Array, ""]]:
+    """One step of Algorithm 1: the next state, the loss terms and the gradient's norm.
+
+    `key` is the run's key; the step number is folded in. `use_feedback` is `draw_coin`'s.
+    """
+    step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
+    draws = draw(config, batch.images.shape[0], step_key)
+
+    def loss(params: Params):
+        return train_loss(networks, config, params, frozen, batch, draws, use_feedback)
+
+    gradient, terms = jax.grad(loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    count = state.step.astype(jnp.float32)
+    decay = jnp.minimum(config.optim.ema_decay, (1 + count) / (10 + count))
+    ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
+    new_state = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+    return new_state, terms, optax.global_norm(gradient)

@@ -1,0 +1,87 @@
+"""Training of a small VAE from scratch, for models that have no SVD weights to load.
+
+Not part of the paper, which takes SVD's VAE as it is.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from o3d_jax.nn.vae import Vae
+from o3d_jax.types import pytree
+
+KL_WEIGHT = 1e-5
+"""Against the mean square error per value; keeps latents near unit scale without blurring."""
+
+
+@pytree
+class VaeState:
+    """All that a step of VAE training reads and replaces."""
+
+    step: Int[Array, ""]
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def vae_loss(
+    vae: Vae, params: Any, images: Float[Array, "b v h w 3"], key: Key[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Reconstruction error of images through sampled latents, plus KL; and the error alone."""
+    b, v = images.shape[:2]
+    moments = vae.apply(params, images.reshape(b * v, *images.shape[2:]), method="encode")
+    noise = jax.random.normal(key, moments.mean.shape, jnp.float32)
+    latents = moments.mean + jnp.exp(0.5 * moments.logvar) * noise
+    decoded = vae.apply(params, latents.reshape(b, v, *latents.shape[1:]), method="decode")
+    error = jnp.mean((decoded - images) ** 2)
+    kl = 0.5 * jnp.mean(moments.mean**2 + jnp.exp(moments.logvar) - 1 - moments.logvar)
+    return error + KL_WEIGHT * kl, error
+
+
+@functools.partial(jax.jit, static_argnames=("vae", "optimizer"), donate_argnames="state")
+def vae_step(
+    state: VaeState,
+    images: Float[Array, "b v h w 3"],
+    key: Key[Array, ""],
+    *,
+    vae: Vae,
+    optimizer: optax.GradientTransformation,
+) -> tuple[VaeState, Float[Array, ""]]:
+    """One step of VAE training, and the mean square error of its reconstructions."""
+    step_key = jax.random.fold_in(key, state.step)
+    loss = functools.partial(vae_loss, vae)
+    gradient, error = jax.grad(loss, has_aux=True)(state.params, images, step_key)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = jax.tree.map(lambda e, p: 0.995 * e + 0.005 * p, state.ema, params)
+    step = state.step + 1
+    return VaeState(step=step, params=params, ema=ema, opt_state=opt_state), error
+
+
+def scale_latents(vae: Vae, params: Any, images: Float[Array, "b v h w 3"]) -> Any:
+    """The same VAE with latents of standard deviation 1 / scaling_factor in each channel.
+
+    The scale goes into the layers next to the latents, both linear: `quant_conv` before them and
+    the decoder's `conv_in` after. So SVD's scaling factor holds for a VAE of our own.
+    """
+    flat = images.reshape(-1, *images.shape[2:])
+    mean = vae.apply(params, flat, method="encode").mean
+    gain = 1 / (vae.config.scaling_factor * mean.std(axis=(0, 1, 2)))
+    layers = dict(params["params"])
+    quant, decoder = dict(layers["quant_conv"]), dict(layers["decoder"])
+    both = jnp.concatenate([gain, jnp.ones_like(gain)])  # Means are scaled,
+    shift = jnp.concatenate([jnp.zeros_like(gain), 2 * jnp.log(gain)])  # log variances shifted.
+    quant["kernel"] = quant["kernel"] * per_last(both, quant["kernel"])
+    quant["bias"] = quant["bias"] * both + shift
+    conv_in = dict(decoder["conv_in"])
+    conv_in["kernel"] = conv_in["kernel"] / gain[None, None, :, None]
+    return {"params": layers | {"quant_conv": quant, "decoder": decoder | {"conv_in": conv_in}}}
+
+
+def per_last(value: Float[Array, "c"], like: Float[Array, "*s c"]) -> Float[Array, "..."]:
+    """Shapes one value a channel so that it multiplies `like`."""
+    return value.reshape((1,) * (like.ndim - 1) + value.shape)

@@ -1,0 +1,81 @@
+"""The command line that train.py and the tools share: a config file, then overrides."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import os
+import runpy
+from pathlib import Path
+
+import jax
+import tyro
+
+from o3d_jax.config import Config
+from o3d_jax.errors import InputError
+
+
+def read_config(path: Path, overrides: list[str]) -> Config:
+    """The `config` of a Python file, with fields replaced by `--optim.learning-rate 3e-5`.
+
+    Raises:
+        InputError: no such file, no config in it, an unknown field, a value of another type, or
+            values that contradict each other.
+    """
+    if not path.is_file():
+        raise InputError(f"no config file {path}; the bundled ones are in configs/")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except (ValueError, TypeError, SyntaxError, NameError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if not isinstance(config, Config):
+        raise InputError(f"{path} defines no `config = Config(...)`")
+    _check_names(overrides)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(Config, default=config, args=overrides, prog=f"train.py {path}")
+    except SystemExit as exit:
+        if not exit.code:  # --help
+            raise
+        raise InputError(_one_line(complaint.getvalue())) from exit
+
+
+def _one_line(box: str) -> str:
+    """The message inside the frame that tyro draws around it."""
+    inside = [line.strip(" \u2502") for line in box.splitlines()[1:]]
+    message = itertools.takewhile(lambda line: not line.startswith(("\u2500", "\u2570")), inside)
+    return " ".join(message)
+
+
+def field_names(kind: type = Config, prefix: str = "") -> list[str]:
+    """All option names, as `model.unet.feedback-blocks`."""
+    names = []
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(field.type):
+            names += field_names(field.type, name + ".")  # pyright: ignore[reportArgumentType]
+        else:
+            names.append(name)
+    return names
+
+
+def _check_names(overrides: list[str]) -> None:
+    known = field_names()
+    for option in overrides:
+        if not option.startswith("--") or option in ("--help", "--"):
+            continue
+        name = option[2:].split("=")[0].replace("_", "-")
+        plain = {name, name.replace(".no-", "."), name.removeprefix("no-")}
+        if not plain & set(known):
+            near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            raise InputError(f"no config field --{name}; the nearest is --{near}")
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, where JAX_COMPILATION_CACHE_DIR or the user's cache is."""
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "o3d_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,223 @@
+"""Samples Ouroboros3D (Algorithm 2): one image to a 3D object of Gaussians.
+
+    python sample.py [IMAGE] [--out out] [--checkpoint RUN/model] [--seed 0] [--levels 16]
+
+Without arguments, the bundled model sees the bundled example. Read top to bottom: input, model,
+loop, files.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Float
+from tqdm import tqdm
+
+from o3d_jax.config import Config, to_dict
+from o3d_jax.errors import InputError, exit_on_input_error
+from o3d_jax.geometry.orbits import orbit, relative_to_first
+from o3d_jax.io.checkpoint import BUNDLED, Model, load_model, whole_folder
+from o3d_jax.io.foreground import read_foreground, recentre_on_white
+from o3d_jax.io.images import save_png
+from o3d_jax.io.ply import write_ply
+from o3d_jax.io.sheets import grid
+from o3d_jax.io.video import write_gif, write_mp4
+from o3d_jax.nn.networks import build_networks
+from o3d_jax.splat import render
+from o3d_jax.steps.reconstruct import WHITE
+from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
+from o3d_jax.tools.cli import use_compilation_cache
+from o3d_jax.types import Cameras, Gaussians, Maps
+
+ORBIT_FRAMES = 48
+"""Of the turntable; at 20 frames per second it turns once in 2.4 s."""
+
+LOOP_TILE = 128
+"""Pixels of a tile in loop.png, which has two for each level and shown view."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """One image to a 3D object of Gaussians."""
+
+    image: tyro.conf.Positional[Path] = BUNDLED / "robot.png"
+    """PNG, JPEG or WebP of one object, transparent or plain around it."""
+    out: Path = Path("out")
+    """Results go to OUT/NAME, NAME being the image's."""
+    checkpoint: Path = BUNDLED / "nano"
+    """Folder with a model: RUN/model of a training run."""
+    seed: int = 0
+    """Of the noise that sampling starts from."""
+    levels: int | None = None
+    """Noise levels; by default those of the model's config."""
+    border: float = 0.25
+    """Share of the picture that stays white around the object (median of training: 0.25)."""
+    elevation: float = 10.0
+    """Degrees at which the image looks down on the object (release: always 0)."""
+    orbit_size: int = 256
+    """Pixels along a side of the turntable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """What loop.png shows of one noise level."""
+
+    sigma: float
+    views: Float[np.ndarray, "v h w 3"]
+    guide: Float[np.ndarray, "v h w 3"]
+    """Renders the estimate was guided by; black before there are any."""
+
+
+def sample(arguments: Arguments) -> Path:
+    """Writes OUT/NAME, whole or not at all, and returns its path."""
+    folder = arguments.out / arguments.image.stem
+    _check(arguments, folder)
+    seconds: dict[str, float] = {}
+    with whole_folder(folder) as scratch:
+        with _stage("input", seconds):
+            object_alone = read_foreground(arguments.image)
+        with _stage("model", seconds):
+            model = load_model(arguments.checkpoint)
+            config = _with_arguments(model.config, arguments)
+        image = recentre_on_white(object_alone, config.model.image_size, arguments.border)
+        save_png(scratch / "input.png", image)
+        with _stage("sampling", seconds):
+            estimate, levels = _sample(model, config, image, arguments)
+        with _stage("pictures", seconds):
+            _write_pictures(scratch, estimate, levels)
+            gaussians = jax.tree.map(lambda a: a[0], estimate.reconstruction.gaussians)
+            write_ply(scratch / "gaussians.ply", gaussians)
+        with _stage("turntable", seconds):
+            _write_turntable(scratch, gaussians, config, arguments)
+        _write_manifest(scratch, config, arguments, seconds)
+    return folder
+
+
+def _check(arguments: Arguments, folder: Path) -> None:
+    if not 0 <= arguments.border < 1:
+        raise InputError(f"--border {arguments.border} is not in [0, 1); try 0.2")
+    if not 16 <= arguments.orbit_size <= 4096:
+        raise InputError(f"--orbit-size {arguments.orbit_size} is not in 16 .. 4096 pixels")
+    if not 0 <= arguments.seed < 2**32:
+        raise InputError(f"--seed {arguments.seed} is not in 0 .. 2^32 - 1")
+    if not -90 < arguments.elevation < 90:
+        raise InputError(f"--elevation {arguments.elevation} is not in -90 .. 90 degrees")
+    if folder.exists() and not (folder / "manifest.json").is_file():
+        raise InputError(
+            f"{folder} exists and is no earlier result; choose another folder as --out"
+        )
+
+
+@contextlib.contextmanager
+def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 3)
+    print(f"{name}: {seconds[name]:.1f} s")
+
+
+def _with_arguments(config: Config, arguments: Arguments) -> Config:
+    if arguments.levels is None:
+        return config
+    try:
+        chosen = dataclasses.replace(config.sample, levels=arguments.levels)
+    except ValueError as error:
+        raise InputError(f"--levels {arguments.levels}: {error}") from error
+    return dataclasses.replace(config, sample=chosen)
+
+
+def _cameras_around(config: Config, elevation: float, count: int) -> Cameras:
+    """Cameras evenly around the object at the input's elevation, the input's first."""
+    azimuths = np.arange(count) * (360 / count)
+    cameras = orbit(elevation, azimuths, config.camera.radius, config.camera.fov)
+    return jax.tree.map(lambda a: a[None], relative_to_first(cameras))
+
+
+def _sample(
+    model: Model, config: Config, image: Float[np.ndarray, "h w 3"], arguments: Arguments
+) -> tuple[Estimate, list[Level]]:
+    """Algorithm 2, a compiled step a level, so that one sees it move."""
+    networks = build_networks(config.model, lpips=False)
+    weights = jax.device_put(model.weights)
+    given = (networks, config, weights.params, weights.frozen)
+    cameras = _cameras_around(config, arguments.elevation, config.model.num_views)
+    key = jax.random.key(arguments.seed)
+    condition, state = sample_prepare(*given, jnp.asarray(image)[None], key)
+    sigmas = noise_levels(config.sample)
+    levels = []
+    for i in tqdm(range(config.sample.levels), desc="noise levels", unit="level"):
+        maps: Maps = state.maps
+        state, estimate = sample_step(*given, condition, cameras, state, sigmas[i], sigmas[i + 1])
+        views, guide = np.asarray(estimate.views[0]), np.asarray(maps.rgb[0])
+        levels.append(Level(sigma=float(sigmas[i]), views=views, guide=guide))
+    return estimate, levels
+
+
+def _write_pictures(folder: Path, estimate: Estimate, levels: list[Level]) -> None:
+    views = np.asarray(estimate.views[0])
+    renders = np.asarray(estimate.reconstruction.rendering.rgb[0])
+    azimuths = [f"{360 * i / len(views):g} deg" for i in range(len(views))]
+    save_png(folder / "views.png", grid([list(views)], column_labels=azimuths))
+    save_png(folder / "renders.png", grid([list(renders)], column_labels=azimuths))
+    shown = range(0, len(views), max(1, len(views) // 4))
+    rows = [[*level.views[shown], *level.guide[shown]] for level in levels]
+    names = [f"sigma {level.sigma:.3g}" for level in levels]
+    columns = [f"{what} {azimuths[i]}" for what in ("view", "guide") for i in shown]
+    save_png(folder / "loop.png", grid(rows, names, columns, LOOP_TILE, LOOP_TILE))
+
+
+def _write_turntable(
+    folder: Path, gaussians: Gaussians, config: Config, arguments: Arguments
+) -> None:
+    cameras = _cameras_around(config, arguments.elevation, ORBIT_FRAMES)
+    cameras = jax.tree.map(lambda a: a[0], cameras)
+    size = (arguments.orbit_size, arguments.orbit_size)
+    turn = jax.jit(render, static_argnums=2)(gaussians, cameras, size, jnp.array(WHITE))
+    frames = np.asarray(turn.rgb)
+    write_gif(folder / "orbit.gif", frames)
+    if not write_mp4(folder / "orbit.mp4", frames):
+        print("no orbit.mp4: there is no ffmpeg with a codec; orbit.gif shows the same")
+
+
+def _write_manifest(
+    folder: Path, config: Config, arguments: Arguments, seconds: dict[str, float]
+) -> None:
+    """How to make this result again."""
+    packages = {p: version(p) for p in ("jax", "jaxlib", "flax", "diffrax", "numpy", "pillow")}
+    manifest = {
+        "image": str(arguments.image),
+        "image_sha256": hashlib.sha256(arguments.image.read_bytes()).hexdigest(),
+        "checkpoint": str(arguments.checkpoint),
+        "seed": arguments.seed,
+        "border": arguments.border,
+        "elevation": arguments.elevation,
+        "config": to_dict(config),
+        "versions": {"python": platform.python_version()} | packages,
+        "device": str(jax.devices()[0].device_kind),
+        "seconds": seconds,
+        "files": sorted(path.name for path in folder.iterdir()),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+@exit_on_input_error()
+def main() -> None:
+    """Reads the command line."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    use_compilation_cache()
+    folder = sample(arguments)
+    print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+
+
+if __name__ == "__main__":
+    main()

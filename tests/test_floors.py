@@ -1,0 +1,62 @@
+"""The architecture, executable: a module imports from its own folder or from a floor below."""
+
+import ast
+import pathlib
+
+FLOORS = [
+    {"config", "types", "errors"},
+    {"edm", "geometry", "splat", "parallel"},
+    {"nn"},
+    {"steps"},
+    {"data", "io", "metrics"},
+    {"tools"},
+]
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "o3d_jax"
+
+
+def imported(path: pathlib.Path):
+    """The top-level parts of o3d_jax that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "o3d_jax":
+            parts = (node.module or "").split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name.split(".") for a in node.names if a.name.startswith("o3d_jax.")]
+            yield from (name[1] for name in names)
+
+
+def test_imports_only_go_down():
+    files = [p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem != "__init__"]
+    assert len(files) > 30
+    for path in files:
+        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for there in imported(path):
+            assert FLOOR[there] < FLOOR[here] or there == here, f"{path}: {here} -> {there}"
+
+
+def test_linen_lives_in_nn_only():
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] != "nn":
+            assert "flax" not in path.read_text(), path
+
+
+def test_torch_lives_in_the_converter_and_in_parity_tests_only():
+    allowed = {PACKAGE / "io" / "convert.py"}
+    for path in PACKAGE.rglob("*.py"):
+        names = {
+            alias.name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        assert "torch" not in names or path in allowed, path
+
+
+def test_top_level_is_as_mandated():
+    tracked = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
+    made_by_running = {"runs", "out", "build", "dist", "o3d_jax.egg-info"}
+    allowed = {"o3d_jax", "configs", "train.py", "sample.py", "tests", "pyproject.toml"}
+    allowed |= {"README.md", "CHANGELOG.md", "LICENSE", "benchmarks"}
+    assert tracked - made_by_running <= allowed

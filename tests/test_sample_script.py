@@ -1,0 +1,205 @@
+"""sample.py around the method: files, refusals, and that nothing is half written.
+
+The networks are stood in for by an oracle; tests/steps covers Algorithm 2 itself.
+"""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from o3d_jax.config import Config, LgmConfig, ModelConfig, OptimConfig, SampleConfig
+from o3d_jax.io.checkpoint import Model, Weights
+from o3d_jax.io.ply import read_ply
+from o3d_jax.splat import render
+from o3d_jax.steps.reconstruct import Reconstruction
+from o3d_jax.steps.sample import Estimate, LoopState
+from o3d_jax.types import Frozen, Gaussians, Maps, Params
+
+VIEWS, SIZE, LEVELS = 4, 64, 3
+FILES = {
+    *("input.png", "views.png", "renders.png", "loop.png"),
+    *("gaussians.ply", "orbit.gif", "manifest.json"),
+}
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """The module sample.py with an oracle for a model: red to the right (+x), blue elsewhere."""
+    path = Path(__file__).parents[1] / "sample.py"
+    spec = importlib.util.spec_from_file_location("sample_script", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "sample_script", module)
+    spec.loader.exec_module(module)
+    config = Config(
+        name="oracle",
+        model=ModelConfig(image_size=SIZE, num_views=VIEWS, lgm=LgmConfig(num_views=VIEWS)),
+        sample=SampleConfig(levels=LEVELS),
+        optim=OptimConfig(lpips_weight=0.0),
+    )
+    nothing = Weights(params=Params(unet=None, lgm=None), frozen=Frozen(vae=None))
+    monkeypatch.setattr(module, "load_model", lambda path: Model(config=config, weights=nothing))
+    monkeypatch.setattr(module, "sample_prepare", prepare)
+    monkeypatch.setattr(module, "sample_step", step)
+    monkeypatch.setattr(module, "use_compilation_cache", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path / "no-ffmpeg"))
+    return module
+
+
+compiled_render = jax.jit(render, static_argnums=2)  # Or each call would compile anew.
+
+
+def gaussians():
+    return Gaussians(
+        means=jnp.array([[[0.3, 0.0, 0.0], [-0.3, 0.0, 0.0]]]),
+        scales=jnp.full((1, 2, 3), 0.1),
+        quats=jnp.tile(jnp.array([1.0, 0, 0, 0]), (1, 2, 1)),
+        opacities=jnp.full((1, 2), 0.95),
+        colors=jnp.array([[[1.0, 0, 0], [0, 0, 1.0]]]),
+    )
+
+
+def prepare(networks, config, params, frozen, image, key):
+    assert image.shape == (1, SIZE, SIZE, 3)
+    return None, LoopState(
+        x=jnp.zeros((1, VIEWS, 8, 8, 4)), maps=Maps.nothing(1, VIEWS, SIZE, SIZE)
+    )
+
+
+def step(networks, config, params, frozen, condition, cameras, state, sigma, sigma_next):
+    rendering = compiled_render(gaussians(), cameras, (SIZE, SIZE), jnp.ones(3))
+    made = Reconstruction(gaussians=gaussians(), rendering=rendering)
+    maps = Maps(rgb=rendering.rgb, ccm=rendering.rgb)
+    return LoopState(x=state.x, maps=maps), Estimate(views=rendering.rgb, reconstruction=made)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.full((50, 70, 3), 255, np.uint8)
+    pixels[10:40, 20:40] = (200, 60, 20)
+    Image.fromarray(pixels).save(tmp_path / "brick.png")
+    return tmp_path / "brick.png"
+
+
+def run(script, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
+    script.main()
+
+
+def colors_at(path, frame=0):
+    """Which of red and blue dominates left and right of the middle of a picture."""
+    with Image.open(path) as image:
+        image.seek(frame)
+        pixels = np.asarray(image.convert("RGB"), np.float32)
+    ink = 255 - pixels
+    half = pixels.shape[1] // 2
+
+    def name(part):
+        return "red" if part[..., 0].sum() < part[..., 2].sum() else "blue"
+
+    return name(ink[:, :half]), name(ink[:, half:])
+
+
+def test_all_files_are_written_and_say_where_they_come_from(
+    script, monkeypatch, picture, tmp_path, capsys
+):
+    out = tmp_path / "made" / "out"
+    run(script, monkeypatch, picture, "--out", out, "--seed", 5, "--orbit-size", 48)
+    folder = out / "brick"
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert [path.name for path in out.iterdir()] == ["brick"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["seed"] == 5 and manifest["config"]["sample"]["levels"] == LEVELS
+    assert manifest["image_sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
+    assert set(manifest["files"]) == FILES - {"manifest.json"}
+    assert set(manifest["seconds"]) == {"input", "model", "sampling", "pictures", "turntable"}
+    said = capsys.readouterr().out
+    assert str(folder) in said and "no orbit.mp4" in said
+
+
+def test_the_pictures_show_the_object_from_the_input_s_side_first(
+    script, monkeypatch, picture, tmp_path
+):
+    run(script, monkeypatch, picture, "--out", tmp_path, "--orbit-size", 48)
+    folder = tmp_path / "brick"
+    # +x is right of the camera on +z, and left of one that looks from behind.
+    assert colors_at(folder / "orbit.gif") == ("blue", "red")
+    assert colors_at(folder / "orbit.gif", script.ORBIT_FRAMES // 2) == ("red", "blue")
+    np.testing.assert_allclose(read_ply(folder / "gaussians.ply").means, gaussians().means[0])
+    square = np.asarray(Image.open(folder / "input.png"), np.float32)
+    rows = np.flatnonzero((square < 250).any(axis=(1, 2)))
+    assert abs(np.ptp(rows) + 1 - 0.75 * SIZE) <= 3  # 1 - border; blurred by enlargement.
+
+
+def test_the_same_seed_gives_the_same_bytes(script, monkeypatch, picture, tmp_path):
+    for name in ("a", "b"):
+        run(script, monkeypatch, picture, "--out", tmp_path / name, "--orbit-size", 48)
+    for name in FILES - {"manifest.json"}:  # It has the time each stage took.
+        a, b = ((tmp_path / x / "brick" / name).read_bytes() for x in "ab")
+        assert a == b, name
+
+
+def test_levels_replace_the_models(script, monkeypatch, picture, tmp_path):
+    run(script, monkeypatch, picture, "--out", tmp_path, "--orbit-size", 48, "--levels", 2)
+    manifest = json.loads((tmp_path / "brick" / "manifest.json").read_text())
+    assert manifest["config"]["sample"]["levels"] == 2
+
+
+def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
+    script, monkeypatch, picture, tmp_path
+):
+    out = tmp_path / "out"
+    run(script, monkeypatch, picture, "--out", out, "--orbit-size", 48)
+    before = (out / "brick" / "manifest.json").read_bytes()
+
+    def disk_full(path, frames):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(script, "write_gif", disk_full)
+    with pytest.raises(OSError, match="disk full"):
+        run(script, monkeypatch, picture, "--out", out, "--seed", 9)
+    assert (out / "brick" / "manifest.json").read_bytes() == before
+    assert [path.name for path in out.iterdir()] == ["brick"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{tmp}/none.png"], "none.png does not exist"),
+        (["{tmp}"], "is a folder"),
+        (["{tmp}/brick.png", "--levels", "1"], "--levels 1"),
+        (["{tmp}/brick.png", "--border", "1"], "--border 1"),
+        (["{tmp}/brick.png", "--seed", "-1"], "--seed -1"),
+        (["{tmp}/brick.png", "--elevation", "90"], "--elevation 90"),
+        (["{tmp}/brick.png", "--orbit-size", "0"], "--orbit-size 0"),
+        (["{tmp}/brick.png", "--out", "{tmp}/brick.png"], "cannot write to"),
+        (["{tmp}/brick.png", "--out", "{tmp}/mine"], "brick exists and is no earlier result"),
+    ],
+)
+def test_a_refusal_is_one_line_and_status_2_and_writes_nothing(
+    script, monkeypatch, picture, tmp_path, capsys, arguments, said
+):
+    (tmp_path / "mine" / "brick").mkdir(parents=True)
+    (tmp_path / "mine" / "brick" / "letter.txt").write_text("keep me")
+    before = sorted(tmp_path.rglob("*"))
+    filled = [argument.format(tmp=tmp_path) for argument in arguments]
+    if "--out" not in filled:
+        filled += ["--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        run(script, monkeypatch, *filled)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert said in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_bundled_example_can_be_read(script):
+    foreground = script.read_foreground(script.Arguments().image)
+    assert 0.1 < (foreground[..., 3] > 0.5).mean() < 0.8

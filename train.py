@@ -1,0 +1,83 @@
+"""Trains Ouroboros3D (Algorithm 1): `python train.py configs/nano.py [--optim.learning-rate 3e-4]`.
+
+Read top to bottom: config, mesh, data, state, loop.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from o3d_jax.config import Config
+from o3d_jax.data.loader import heldout_batch, training_batches
+from o3d_jax.errors import exit_on_input_error
+from o3d_jax.io.checkpoint import RunCheckpoints, Weights, save_model
+from o3d_jax.io.runlog import RunLog
+from o3d_jax.nn.networks import build_networks
+from o3d_jax.parallel import make_mesh, place_batch, place_state
+from o3d_jax.steps.train import draw_coin, init_state, make_optimizer, train_step
+from o3d_jax.tools.cli import read_config, use_compilation_cache
+from o3d_jax.tools.evaluation_sheet import evaluation_sheet
+from o3d_jax.tools.start import start_weights
+
+
+def train(config: Config) -> None:
+    """Runs training to its last step, from the newest checkpoint if there is one."""
+    folder = config.run_dir / config.name
+    mesh = make_mesh(config.train.fsdp)
+    networks = build_networks(config.model, lpips=config.optim.lpips_weight > 0)
+    weights = start_weights(config, networks)
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    state = place_state(mesh, init_state(weights.params, optimizer))
+    frozen = place_state(mesh, weights.frozen)
+
+    checkpoints = RunCheckpoints(folder / "checkpoints", config)
+    restored = checkpoints.restore(state)
+    log = RunLog(folder, config, state.params, frozen)
+    batches = iter(training_batches(config))
+    if restored is not None:
+        state, position = restored
+        batches.set_state(position)
+        log.say(f"resumed at step {int(state.step)}")
+    heldout = heldout_batch(config, config.train.eval_objects)
+
+    key = jax.random.key(config.seed)
+    first = int(state.step)
+    progress = tqdm(range(first, config.train.steps), initial=first, total=config.train.steps)
+    for step in progress:
+        batch = place_batch(mesh, next(batches))
+        state, terms, gradient_norm = train_step(
+            state,
+            frozen,
+            batch,
+            key,
+            use_feedback=draw_coin(config, key, step),
+            networks=networks,
+            config=config,
+            optimizer=optimizer,
+        )
+        log.record(step + 1, terms, gradient_norm)
+        last = step + 1 == config.train.steps
+        if last or (step + 1) % config.train.eval_every == 0:
+            log.image(step + 1, evaluation_sheet(networks, config, state.ema, frozen, heldout))
+        if last or (step + 1) % config.train.save_every == 0:
+            checkpoints.save(state, batches.get_state())
+    checkpoints.close()
+    save_model(folder / "model", config, Weights(params=state.ema, frozen=frozen))
+    log.say(f"done: python sample.py IMAGE --checkpoint {folder / 'model'}")
+    log.close()
+
+
+@exit_on_input_error()
+def main() -> None:
+    """Reads the command line."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    config = read_config(Path(sys.argv[1]), sys.argv[2:])
+    use_compilation_cache()
+    train(config)
+
+
+if __name__ == "__main__":
+    main()
