@@ -132,6 +132,8 @@ def test_the_pictures_show_the_object_from_the_input_s_side_first(
     # +x is right of the camera on +z, and left of one that looks from behind.
     assert colors_at(folder / "orbit.gif") == ("blue", "red")
     assert colors_at(folder / "orbit.gif", script.ORBIT_FRAMES // 2) == ("red", "blue")
+    # A quarter on it is on +x itself, where red hides blue.
+    assert colors_at(folder / "orbit.gif", script.ORBIT_FRAMES // 4) == ("red", "red")
     np.testing.assert_allclose(read_ply(folder / "gaussians.ply").means, gaussians().means[0])
     square = np.asarray(Image.open(folder / "input.png"), np.float32)
     rows = np.flatnonzero((square < 250).any(axis=(1, 2)))
@@ -157,15 +159,16 @@ def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
 ):
     out = tmp_path / "out"
     run(script, monkeypatch, picture, "--out", out, "--orbit-size", 48)
-    before = (out / "brick" / "manifest.json").read_bytes()
+    before = {path.name: path.read_bytes() for path in (out / "brick").iterdir()}
+    Image.open(picture).rotate(90, expand=True).save(picture)
 
     def disk_full(path, frames):
         raise OSError("disk full")
 
     monkeypatch.setattr(script, "write_gif", disk_full)
     with pytest.raises(OSError, match="disk full"):
-        run(script, monkeypatch, picture, "--out", out, "--seed", 9)
-    assert (out / "brick" / "manifest.json").read_bytes() == before
+        run(script, monkeypatch, picture, "--out", out, "--seed", 9, "--orbit-size", 48)
+    assert {path.name: path.read_bytes() for path in (out / "brick").iterdir()} == before
     assert [path.name for path in out.iterdir()] == ["brick"]
 
 

@@ -11,7 +11,9 @@ from jaxtyping import Float
 
 from o3d_jax.data.shapes import PART, Kind, Pattern, Solid
 
-Triple = tuple[float, float, float]
+Number = float | int
+Triple = tuple[Number, Number, Number]
+Outline = tuple[tuple[Number, Number], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +23,8 @@ class Coat:
     first: Triple
     second: Triple = (0.0, 0.0, 0.0)
     pattern: Pattern = Pattern.PLAIN
-    rate: float = 1.0
-    phase: float = 0.0
+    rate: Number = 1.0
+    phase: Number = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,8 @@ class Part:
     coat: Coat
     size: Triple = (0.0, 0.0, 0.0)
     """As `Kind` says, without the rounding."""
-    profile: tuple[tuple[float, float], ...] = ()
-    rounding: float = 0.0
+    profile: Outline = ()
+    rounding: Number = 0.0
     at: Triple = (0.0, 0.0, 0.0)
     """Where the part's own origin is."""
     turn: Triple = (0.0, 0.0, 0.0)
@@ -42,7 +44,7 @@ class Part:
     mirror: Literal["", "x", "z", "xz"] = ""
     copies: int = 1
     """Around the y axis; the part must be symmetric about the plane through it and that axis."""
-    blend: float = 0.0
+    blend: Number = 0.0
 
 
 class Toy(NamedTuple):
@@ -52,7 +54,7 @@ class Toy(NamedTuple):
     ball: float
 
 
-def box(coat: Coat, size: Triple, rounding: float = 0.03, **place: Any) -> Part:
+def box(coat: Coat, size: Triple, rounding: Number = 0.03, **place: Any) -> Part:
     """A box of the given full size, edges rounded."""
     rounding = min(rounding, 0.45 * min(size))
     half = (0.5 * size[0] - rounding, 0.5 * size[1] - rounding, 0.5 * size[2] - rounding)
@@ -64,7 +66,7 @@ def ellipsoid(coat: Coat, radii: Triple, **place: Any) -> Part:
     return Part(kind=Kind.ELLIPSOID, coat=coat, size=radii, **place)
 
 
-def ball(coat: Coat, radius: float, **place: Any) -> Part:
+def ball(coat: Coat, radius: Number, **place: Any) -> Part:
     """A sphere."""
     return ellipsoid(coat, (radius, radius, radius), **place)
 
@@ -74,20 +76,20 @@ def pillow(coat: Coat, radii: Triple, **place: Any) -> Part:
     return Part(kind=Kind.PILLOW, coat=coat, size=radii, **place)
 
 
-def limb(coat: Coat, bottom: float, top: float, length: float, **place: Any) -> Part:
+def limb(coat: Coat, bottom: Number, top: Number, length: Number, **place: Any) -> Part:
     """The hull of two balls of radii `bottom` and `top`; `length` between their centres."""
     # One ball must not hold the other.
     length = max(length, 1.1 * abs(bottom - top))
     return Part(kind=Kind.ROUND_CONE, coat=coat, size=(bottom, top, 0.5 * length), **place)
 
 
-def ring(coat: Coat, radius: float, tube: float, **place: Any) -> Part:
+def ring(coat: Coat, radius: Number, tube: Number, **place: Any) -> Part:
     """A torus around the part's y axis."""
     return Part(kind=Kind.TORUS, coat=coat, size=(radius, tube, 0.0), **place)
 
 
 def cone(
-    coat: Coat, bottom: float, top: float, height: float, rounding: float = 0.02, **place: Any
+    coat: Coat, bottom: Number, top: Number, height: Number, rounding: Number = 0.02, **place: Any
 ) -> Part:
     """A cylinder or cone around the part's y axis, from y = -height / 2 to height / 2."""
     rounding = min(rounding, 0.4 * height, 0.4 * max(bottom, top))
@@ -97,18 +99,16 @@ def cone(
     return lathe(coat, profile, rounding, **place)
 
 
-def lathe(
-    coat: Coat, profile: tuple[tuple[float, float], ...], rounding: float = 0.02, **place: Any
-) -> Part:
+def lathe(coat: Coat, profile: Outline, rounding: Number = 0.02, **place: Any) -> Part:
     """The profile (radius, y), from axis to axis, turned around the part's y axis."""
     return Part(kind=Kind.LATHE, coat=coat, profile=profile, rounding=rounding, **place)
 
 
 def slab(
     coat: Coat,
-    outline: tuple[tuple[float, float], ...],
-    depth: float,
-    rounding: float = 0.03,
+    outline: Outline,
+    depth: Number,
+    rounding: Number = 0.03,
     **place: Any,
 ) -> Part:
     """The outline (x, y), extruded along z to about the given full depth."""
@@ -220,7 +220,7 @@ def extremes(parts: list[Part]) -> Float[np.ndarray, "n 3"]:
     return np.concatenate([points.reshape(-1, 3) for points in found])
 
 
-def assemble(parts: list[Part], radius: float) -> Toy:
+def assemble(parts: list[Part], radius: Number) -> Toy:
     """The object in the scene: the middle of its bounding box at the origin, within `radius`."""
     hull = extremes(parts)
     middle = 0.5 * (hull.min(axis=0) + hull.max(axis=0))

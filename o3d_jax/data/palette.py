@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from o3d_jax.data.objects import Coat, Triple
+from o3d_jax.data.objects import Coat, Number, Triple
 from o3d_jax.data.shapes import Pattern
 
 
@@ -46,7 +46,7 @@ class Kit:
     dark: Coat
     wood: Coat
 
-    def between(self, low: float, high: float) -> float:
+    def between(self, low: Number, high: Number) -> float:
         """A number drawn evenly from [low, high)."""
         return float(self.rng.uniform(low, high))
 
@@ -54,7 +54,7 @@ class Kit:
         """A whole number from low to high, both included."""
         return int(self.rng.integers(low, high + 1))
 
-    def chance(self, probability: float) -> bool:
+    def chance(self, probability: Number) -> bool:
         """True with this probability."""
         return bool(self.rng.random() < probability)
 
@@ -62,7 +62,7 @@ class Kit:
         """One of the three colours."""
         return (self.main, self.second, self.accent)[self.whole(0, 2)]
 
-    def pattern(self, under: Coat, over: Coat, length: float) -> Coat:
+    def pattern(self, under: Coat, over: Coat, length: Number) -> Coat:
         """A pattern of two plain coats for a part about `length` long, or often just the first."""
         pattern = (
             Pattern.PLAIN,

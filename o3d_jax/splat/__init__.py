@@ -36,8 +36,9 @@ def render(
     Views are drawn one after the other: memory is linear in pixels, Gaussians and one round of
     intersections. Computes in the type of the Gaussians (float32 or float64).
     """
-    n = gaussians.means.shape[-2]
-    tiling = tiling or Tiling.choose(n, size)
+    if gaussians.means.shape[-2] == 0:
+        gaussians = _one_invisible(gaussians)
+    tiling = tiling or Tiling.choose(gaussians.means.shape[-2], size)
     one_view = functools.partial(_render_view, background, tiling, culling)
 
     def one_object(pair: tuple[Gaussians, Cameras]) -> Rendering:
@@ -48,7 +49,8 @@ def render(
     batch = gaussians.means.shape[:-2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), (gaussians, cameras))
     rendering = lax.map(one_object, flat)
-    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), rendering)
+    # Axes: object, view, the one view of `_render_view`.
+    return jax.tree.map(lambda x: x.reshape(*batch, x.shape[1], *x.shape[3:]), rendering)
 
 
 def _render_view(
@@ -72,7 +74,17 @@ def _render_view(
     features = to_image(jnp.swapaxes(blended.features, 1, 2), tiling)
     transmittance = to_image(blended.transmittance, tiling)[..., None]
     return Rendering(
-        rgb=features[..., :3] + transmittance * background[None, None],
-        alpha=1 - transmittance,
-        depth=features[..., 3:],
+        rgb=(features[..., :3] + transmittance * background[None, None])[None],
+        alpha=(1 - transmittance)[None],
+        depth=features[..., 3:][None],
     )
+
+
+def _one_invisible(gaussians: Gaussians) -> Gaussians:
+    """A scene of one Gaussian with opacity 0, made from an empty one."""
+    axis = gaussians.means.ndim - 2
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x, [(0, int(i == axis)) for i in range(x.ndim)])
+
+    return jax.tree.map(padded, gaussians)

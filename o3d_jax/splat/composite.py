@@ -45,9 +45,9 @@ class Blended:
 class Work:
     """What the blending of a group of g tiles reads."""
 
-    start: Int[Array, " g"]
-    count: Int[Array, " g"]
-    middle: Float[Array, "2 g"]
+    start: Int[Array, "*groups g"]
+    count: Int[Array, "*groups g"]
+    middle: Float[Array, "*groups 2 g"]
 
 
 @pytree

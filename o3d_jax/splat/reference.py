@@ -41,7 +41,7 @@ def render_reference(
         splats, boxes = project_gaussians(gaussians, axes, view, size, culling)
         return blend(splats, boxes if culling == "inria" else None, size, background)
 
-    return lax.map(one_view, cameras)
+    return jax.tree.map(lambda x: x[:, 0], lax.map(one_view, cameras))
 
 
 def blend(
@@ -74,9 +74,9 @@ def blend(
     weight = alpha * before[:-1]
     rgb = jnp.einsum("nhw,cn->hwc", weight, splats.color, precision="highest")
     return Rendering(
-        rgb=rgb + before[-1][..., None] * background[None, None],
-        alpha=jnp.sum(weight, axis=0)[..., None],
-        depth=jnp.sum(weight * _over_pixels(splats.depth), axis=0)[..., None],
+        rgb=(rgb + before[-1][..., None] * background[None, None])[None],
+        alpha=jnp.sum(weight, axis=0)[None, ..., None],
+        depth=jnp.sum(weight * _over_pixels(splats.depth), axis=0)[None, ..., None],
     )
 
 

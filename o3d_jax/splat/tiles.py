@@ -137,8 +137,8 @@ def intersect(depth: Float[Array, " n"], boxes: Boxes, tiling: Tiling) -> Inters
     first = boxes.first >> shift
     end = (boxes.last + tiling.tile - 1) >> shift
     extent = jnp.where(boxes.last > boxes.first, end - first, 0)
-    count = jnp.prod(extent, axis=0)[gaussian]
-    end = jnp.cumsum(count)
+    count = (extent[0] * extent[1])[gaussian]
+    end = jnp.cumsum(count, dtype=jnp.int32)
     return Intersections(
         gaussian=gaussian,
         first=first[:, gaussian],

@@ -1,61 +1,75 @@
 """The weights a training run starts from."""
 
+from pathlib import Path
+from typing import Any
+
 import jax
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
 from o3d_jax.io.checkpoint import BUNDLED, Weights, check_fits, load_model
 from o3d_jax.nn.networks import Networks, init_networks
+from o3d_jax.types import Frozen, Params
 
 
 def start_weights(config: Config, networks: Networks) -> Weights:
-    """Fresh trainable networks, and whatever the checkpoint `config.weights` holds.
+    """Frozen networks from a checkpoint; trainable ones fresh, or from it where it was named.
 
-    Without one: the VAE that tools/train_vae.py left beside the run, or that of the bundled
-    model. A VAE is never trained here, so there must be one.
+    The checkpoint is `config.weights`, else the VAE that tools/train_vae.py left beside the run,
+    else the VAE of the bundled model of this name.
 
     Raises:
         InputError: no VAE, an image tower that is neither trained nor loaded, or weights that
             don't fit the config.
     """
+    folder = _checkpoint(config)
+    found = load_model(folder).weights
     key = jax.random.key(config.seed)
     trained = config.train.train_image_encoder
-    params, frozen = init_networks(networks, config.model, key, trained)
+    shapes, frozen_shapes = jax.eval_shape(
+        lambda key: init_networks(networks, config.model, key, trained), key
+    )
+    frozen = _frozen(config, found, frozen_shapes, folder)
+    loaded = found.params if config.weights is not None else Params(unet=None, lgm=None)
+    for name in ("unet", "lgm", "clip"):
+        if getattr(loaded, name) is not None and getattr(shapes, name) is not None:
+            check_fits(getattr(loaded, name), getattr(shapes, name), f"{name} in {folder}")
+    fresh, _ = init_networks(networks, config.model, key, trained)
+
+    def choose(name: str) -> Any:
+        unused = getattr(shapes, name) is None or getattr(loaded, name) is None
+        return getattr(fresh if unused else loaded, name)
+
+    params = Params(unet=choose("unet"), lgm=choose("lgm"), clip=choose("clip"))
+    return Weights(params=params, frozen=frozen)
+
+
+def _checkpoint(config: Config) -> Path:
+    if config.weights is not None:
+        return config.weights
     beside = config.run_dir / config.name / "vae"
-    folder = config.weights or (beside if beside.is_dir() else BUNDLED / config.name)
+    folder = beside if beside.is_dir() else BUNDLED / config.name
     if not folder.is_dir():
         raise InputError(
             f"no VAE for {config.name}: run `python -m o3d_jax.tools.train_vae` with the same "
             "config first, or give a checkpoint as --weights"
         )
-    found = load_model(folder).weights
-    if found.frozen.vae is None:
-        raise InputError(f"{folder} holds no VAE; give another checkpoint as --weights")
-    use = {"vae": found.frozen.vae}
-    if not trained:
-        if found.frozen.clip is None:
-            raise InputError(
-                f"{folder} holds no frozen image tower; give converted SVD weights as --weights, "
-                "or train one with --train.train-image-encoder"
-            )
-        use["clip"] = found.frozen.clip
-    if config.optim.lpips_weight > 0:
-        if found.frozen.lpips is None:
-            raise InputError(f"{folder} holds no LPIPS weights; set --optim.lpips-weight 0")
-        use["lpips"] = found.frozen.lpips
-    for name, tree in use.items():
-        check_fits(tree, getattr(frozen, name), f"{name} in {folder}")
-    return Weights(params=_with_pretrained(config, params, found), frozen=type(frozen)(**use))
+    return folder
 
 
-def _with_pretrained(config: Config, params, found: Weights):
-    """Takes trainable networks from the checkpoint only where one was asked for by name."""
-    if config.weights is None:
-        return params
+def _frozen(config: Config, found: Weights, shapes: Frozen, folder: Path) -> Frozen:
+    """The checkpoint's frozen networks, those that the config needs."""
+    remedies = {
+        "vae": "give another checkpoint as --weights",
+        "clip": "give converted SVD weights as --weights, or set --train.train-image-encoder",
+        "lpips": "give a checkpoint with LPIPS as --weights, or set --optim.lpips-weight 0",
+    }
     parts = {}
-    for name in ("unet", "lgm", "clip"):
-        fresh, loaded = getattr(params, name), getattr(found.params, name)
-        if fresh is not None and loaded is not None:
-            check_fits(loaded, fresh, f"{name} in {config.weights}")
-        parts[name] = fresh if fresh is None or loaded is None else loaded
-    return type(params)(**parts)
+    for name, remedy in remedies.items():
+        if getattr(shapes, name) is None:
+            continue
+        parts[name] = getattr(found.frozen, name)
+        if parts[name] is None:
+            raise InputError(f"{folder} holds no frozen {name}; {remedy}")
+        check_fits(parts[name], getattr(shapes, name), f"{name} in {folder}")
+    return Frozen(**parts)

@@ -2,6 +2,7 @@ import hashlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numba import njit
@@ -97,7 +98,7 @@ def test_depth_agrees_with_a_dense_march(seed):
 def test_position_is_the_unprojected_depth_and_in_the_ball():
     found = render_orbit(3, 20, frames=5, camera=CAMERA)
     solid = found.depth[..., 0] > 0
-    expected = np.asarray(unproject(found.depth, found.cameras))
+    expected = np.asarray(unproject(jnp.asarray(found.depth), found.cameras))
     # float32 rounding of lengths of about 1.5.
     np.testing.assert_allclose(found.position[solid], expected[solid], atol=2e-6)
     assert np.linalg.norm(found.position[solid], axis=-1).max() < 0.6

@@ -98,12 +98,13 @@ def check_splat(file: pathlib.Path, arrays: Arrays) -> Iterator[Row]:
         for dtype in (np.float32, np.float64):
             jax.config.update("jax_enable_x64", dtype is np.float64)
             for culling in ("exact", "inria"):
-                yield from _splat_rows(file, arrays, culling, dtype)
+                yield from splat_rows(file, arrays, culling, dtype)
     finally:
         jax.config.update("jax_enable_x64", x64)
 
 
-def _splat_rows(file: pathlib.Path, arrays: Arrays, culling: Culling, dtype: type) -> Iterator[Row]:
+def splat_rows(file: pathlib.Path, arrays: Arrays, culling: Culling, dtype: type) -> Iterator[Row]:
+    """One culling mode in one precision; float64 needs JAX in 64-bit mode."""
     rendering, gradients = _splat_ours(arrays, culling, dtype)
     prefix = f"{file.stem} {np.dtype(dtype).name} {culling}"
     safe = arrays["safe"]

@@ -11,8 +11,6 @@ from synthetic import synthetic_variables
 
 from o3d_jax.config import ClipConfig
 from o3d_jax.nn.clip import (
-    CLIP_MEAN,
-    CLIP_STD,
     ClipVision,
     bicubic_matrix,
     blur_matrix,
@@ -22,6 +20,8 @@ from o3d_jax.nn.clip import (
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's preprocessor_config.json
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 SMALL = ClipConfig(
     hidden_size=64,
     intermediate_size=160,
@@ -38,9 +38,7 @@ def golden():
     """Transformers' output for weights filled by name; its float32 is within 1.3e-6 of float64."""
     with np.load(GOLDEN / "clip_vision_b2.npz") as arrays:
         pixels = np.moveaxis(arrays["pixel_values"], 1, -1)
-        return pixels * np.array(CLIP_STD, np.float32) + np.array(CLIP_MEAN, np.float32), arrays[
-            "image_embeds"
-        ]
+        return pixels * STD + MEAN, arrays["image_embeds"]
 
 
 def test_embedding_equals_that_of_transformers(golden):
@@ -98,7 +96,7 @@ def test_image_of_the_right_size_is_left_alone():
 
 
 def test_normalised_image_has_clips_zero_and_unit():
-    image = jnp.asarray([[CLIP_MEAN, np.add(CLIP_MEAN, CLIP_STD)]], jnp.float32)
+    image = jnp.asarray([[MEAN, MEAN + STD]])
     # float32 rounding of a difference, divided by 0.26.
     np.testing.assert_allclose(normalise(image)[0], [[0] * 3, [1] * 3], rtol=0, atol=1e-6)
 

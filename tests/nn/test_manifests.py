@@ -133,10 +133,13 @@ def test_networks_of_equal_configurations_are_one_static_argument_of_jit():
     assert first != build_networks(TINY, lpips=False)
 
 
-def test_networks_start_from_independent_parameters():
+@pytest.mark.slow  # Compiles one draw per shape.
+def test_networks_start_from_independent_float32_parameters():
     networks = build_networks(TINY, lpips=False)
-    draw = jax.jit(lambda key: init_networks(networks, TINY, key, True))
-    one, two = draw(jax.random.key(0)), draw(jax.random.key(1))
-    kernel = one[0].unet["params"]["unet"]["conv_in"]["kernel"]
-    assert not np.allclose(kernel, two[0].unet["params"]["unet"]["conv_in"]["kernel"])
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(one))
+    params, frozen = init_networks(networks, TINY, jax.random.key(0), True)
+    other, _ = init_networks(networks, TINY, jax.random.key(1), True)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves((params, frozen)))
+    kernels = [p.unet["params"]["unet"]["conv_in"]["kernel"] for p in (params, other)]
+    assert not np.allclose(*kernels)
+    same = [params.unet["params"][f"cond_encoder_{i}"]["conv_in"]["kernel"] for i in range(2)]
+    assert not np.allclose(*same)  # Two encoders, two draws.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import jit, normal
 from synthetic import synthetic_variables
 
 from o3d_jax.config import VaeConfig
@@ -19,15 +20,8 @@ CONFIG = VaeConfig(
 MODEL = Vae(CONFIG)
 ROUNDING = 2e-5  # Activations reach about 5; float32 rounds them to 5e-7, over some 30 layers.
 
-# Compiling takes nearly all of the time here.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 encode = jit(functools.partial(MODEL.apply, method="encode"))
 decode = jit(functools.partial(MODEL.apply, method="decode"))
-
-
-def normal(seed, *shape):
-    """Drawn by numpy, which has nothing to compile."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 @pytest.fixture(scope="module")

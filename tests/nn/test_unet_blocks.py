@@ -1,0 +1,142 @@
+"""The blocks of the U-Net against slow twins, and what each of their outputs depends on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick import difference, jit, normal
+from synthetic import synthetic_variables
+
+from o3d_jax.config import UnetConfig
+from o3d_jax.nn.unet_blocks import (
+    AlphaBlender,
+    DownBlock,
+    Downsample,
+    ResBlock,
+    SpatioTemporalResBlock,
+    SpatioTemporalTransformer,
+    TokenAttention,
+    TransformerBlock,
+)
+
+ROUNDING = 2e-5  # Activations reach about 5, rounded to 5e-7, in some ten layers.
+
+
+def test_eq14_feedback_enters_a_down_block_after_the_skip_and_before_the_halving():
+    config = UnetConfig((8, 12, 16), 1, (1, 2, 2), norm_num_groups=4)
+    block = DownBlock(config, 1)
+    shapes = ((1, 2, 6, 4, 8), (1, 32), (1, 1, 5), (1, 2, 6, 4, 12))
+    x, emb, clip, feedback = (normal(i, *shape) for i, shape in enumerate(shapes))
+    variables = synthetic_variables(block, x, emb, clip)
+    apply = jit(block.apply)
+    out, skips = apply(variables, x, emb, clip)
+    out_fed, skips_fed = apply(variables, x, emb, clip, feedback)
+    np.testing.assert_allclose(skips_fed[-1], skips[-1], rtol=0, atol=ROUNDING)
+    # The halving is affine, so what feedback adds is its convolution without bias.
+    kernel = variables["params"]["downsamplers_0"]["conv"]["kernel"]
+    expected = halve(np.asarray(feedback, np.float64), np.asarray(kernel, np.float64))
+    np.testing.assert_allclose(out_fed - out, expected, rtol=0, atol=ROUNDING)
+
+
+def halve(x, kernel):
+    """Slow twin: output pixel (i, j) is centred on input pixel (2i, 2j), zeros outside."""
+    h, w = x.shape[-3:-1]
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
+    return sum(
+        padded[..., i : i + h : 2, j : j + w : 2, :] @ kernel[i, j]
+        for i in range(3)
+        for j in range(3)
+    )
+
+
+def test_halving_is_centred_on_even_pixels_and_rounds_up():
+    x = normal(0, 2, 5, 8, 3)
+    variables = synthetic_variables(Downsample(), x)
+    conv = variables["params"]["conv"]
+    expected = halve(np.asarray(x, np.float64), np.asarray(conv["kernel"], np.float64))
+    out = Downsample().apply(variables, x)
+    assert out.shape == (2, 3, 4, 3)
+    # One sum of 27 products of about 1.
+    np.testing.assert_allclose(out - conv["bias"][None, None, None], expected, rtol=0, atol=1e-5)
+
+
+def test_blend_is_convex_with_the_sigmoid_on_the_first():
+    out = AlphaBlender().apply(
+        {"params": {"mix_factor": jnp.log(jnp.array([3.0]))}}, jnp.ones(2), 5 * jnp.ones(2)
+    )
+    np.testing.assert_allclose(out, [2.0, 2.0], rtol=1e-6)  # 3/4 of 1 and 1/4 of 5.
+
+
+def depends(apply, x, moved):
+    """Which frames of the output move when frame `moved` of the input does."""
+    shift = normal(9, *x[:, moved].shape)
+    change = jnp.abs(apply(x.at[:, moved].add(shift)) - apply(x))
+    return [bool(c > ROUNDING) for c in change.max(axis=(0, *range(2, x.ndim)))]
+
+
+@pytest.mark.parametrize(("mix", "mixes"), [(50.0, False), (-50.0, True)])
+def test_large_mix_factor_leaves_the_spatial_side(mix, mixes):
+    block = SpatioTemporalResBlock(6, num_groups=2)
+    x, emb = normal(0, 1, 5, 3, 2, 4), normal(1, 1, 7)
+    variables = synthetic_variables(block, x, emb)
+    variables["params"]["time_mixer"]["mix_factor"] = jnp.array([mix])
+    apply = jit(lambda x: block.apply(variables, x, emb))
+    # Two convolutions over frames reach two frames; normalisation over frames reaches all.
+    assert depends(apply, x, 0) == [True] + 4 * [mixes]
+
+
+def test_embedding_enters_between_the_normalisations_of_both_sides():
+    block = ResBlock(6, num_groups=2)
+    x, emb = normal(0, 2, 3, 4, 6), normal(1, 2, 7)
+    variables = synthetic_variables(block, x, emb)
+    # A shift that is the same for all channels of a group is removed by norm2.
+    flat = jax.tree.map(jnp.ones_like, variables["params"]["time_emb_proj"])
+    unseen = {"params": variables["params"] | {"time_emb_proj": flat}}
+    apply = jit(block.apply)
+    without = apply(unseen, x, -emb)
+    np.testing.assert_allclose(apply(unseen, x, emb), without, rtol=0, atol=ROUNDING)
+    assert difference(apply(variables, x, emb), apply(variables, x, -emb)) > 100 * ROUNDING
+
+
+@pytest.mark.parametrize("across_frames", [False, True])
+def test_tokens_attend_within_their_frame_or_across_frames_at_their_place(across_frames):
+    block = TransformerBlock(2, across_frames)
+    x, context = normal(0, 2, 3, 5, 8), normal(1, 2, 1, 7)
+    variables = synthetic_variables(block, x, context)
+    apply = jit(block.apply)
+    moved = apply(variables, x.at[0, 1, 2].add(normal(2, 8)), context)
+    changed = np.abs(moved - apply(variables, x, context)).max(axis=-1) > ROUNDING
+    expected = np.zeros((2, 3, 5), bool)
+    expected[(0, slice(None), 2) if across_frames else (0, 1)] = True
+    np.testing.assert_array_equal(changed, expected)
+
+
+def test_transformer_knows_the_order_of_frames_by_their_embedding_alone():
+    block = SpatioTemporalTransformer(2, num_groups=2)
+    x, context = normal(0, 1, 4, 3, 2, 8), normal(1, 1, 1, 7)
+    variables = synthetic_variables(block, x, context)
+    none = jax.tree.map(jnp.zeros_like, variables["params"]["time_pos_embed"])
+    order = np.array([2, 0, 3, 1])
+    apply = jit(block.apply)
+
+    def change(params):
+        permuted = apply({"params": params}, x[:, order], context)
+        return difference(permuted, apply({"params": params}, x, context)[:, order])
+
+    assert change(variables["params"] | {"time_pos_embed": none}) < ROUNDING
+    assert change(variables["params"]) > 100 * ROUNDING
+
+
+def test_attention_to_one_token_is_softmax_attention_with_the_same_parameters():
+    x, context = normal(0, 2, 3, 5, 8), normal(1, 2, 1, 7)
+    variables = synthetic_variables(TokenAttention(), x, context)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"])
+    query = x @ p["to_q"]["kernel"]
+    key, value = (np.asarray(context) @ p[name]["kernel"] for name in ("to_k", "to_v"))
+    logits = np.einsum("bvsd,bkd->bvsk", query, key) / np.sqrt(8)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    attended = np.einsum("bvsk,bkd->bvsd", weights, value)
+    expected = attended @ p["to_out_0"]["kernel"] + p["to_out_0"]["bias"]
+    out = TokenAttention().apply(variables, x, context)
+    # Two small products in float32.
+    np.testing.assert_allclose(np.broadcast_to(out, x.shape), expected, rtol=0, atol=1e-5)

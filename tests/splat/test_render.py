@@ -1,0 +1,297 @@
+"""The tiled rasterizer against its slow twin, closed forms and finite differences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from o3d_jax.splat import Tiling, render
+from o3d_jax.splat.project import project_gaussians, scaled_axes, view_of
+from o3d_jax.splat.reference import render_reference
+from o3d_jax.splat.tiles import depth_order, intersect
+from o3d_jax.types import Cameras, Gaussians, Rendering
+
+N, SIZE = 70, (21, 34)  # Neither side is a multiple of a tile.
+ONE_ROUND = Tiling.choose(N, SIZE)
+TEN_ROUNDS = Tiling(height=21, width=34, tile=4, capacity=128, group=7, chunk=5)
+
+
+def scene(seed: int, batch: tuple[int, ...] = (), n: int = N, dtype=np.float32) -> Gaussians:
+    """Splats from below a pixel to a third of the image, some nearly opaque, some invisible."""
+    rng = np.random.default_rng(seed)
+    shape = (*batch, n)
+    opacities = rng.uniform(0, 1, shape)
+    return Gaussians(
+        means=jnp.asarray(rng.uniform(-0.7, 0.7, (*shape, 3)), dtype),
+        scales=jnp.asarray(np.exp(rng.uniform(np.log(0.005), np.log(0.2), (*shape, 3))), dtype),
+        quats=jnp.asarray(rng.normal(size=(*shape, 4)), dtype),
+        opacities=jnp.asarray(np.where(opacities < 0.1, 0.003, opacities), dtype),
+        colors=jnp.asarray(rng.uniform(0, 1, (*shape, 3)), dtype),
+    )
+
+
+def orbit(batch: tuple[int, ...], views: int, dtype=np.float32) -> Cameras:
+    """Cameras at different places, looking near the origin; axes unequal, off centre."""
+    rng = np.random.default_rng(views)
+    poses = np.zeros((*batch, views, 4, 4))
+    for index in np.ndindex(*batch, views):
+        eye = rng.normal(size=3)
+        eye *= 1.7 / np.linalg.norm(eye)
+        forward = -eye + rng.uniform(-0.1, 0.1, 3)
+        forward /= np.linalg.norm(forward)
+        right = np.cross(forward, rng.normal(size=3))
+        right /= np.linalg.norm(right)
+        poses[index] = np.eye(4)
+        poses[index][:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
+        poses[index][:3, 3] = eye
+    intrinsics = np.array([[1.1, 0, 0.47], [0, 1.7, 0.52], [0, 0, 1]])
+    return Cameras(
+        camera_to_world=jnp.asarray(poses, dtype),
+        intrinsics=jnp.asarray(np.broadcast_to(intrinsics, (*batch, views, 3, 3)), dtype),
+    )
+
+
+def front_camera(size: tuple[int, int], dtype=np.float32) -> Cameras:
+    """At z = -2, looking along +z, axes parallel to the world's, focal length 20 px."""
+    pose = np.eye(4)
+    pose[2, 3] = -2
+    intrinsics = np.array([[20 / size[1], 0, 0.5], [0, 20 / size[0], 0.5], [0, 0, 1]])
+    return Cameras(
+        camera_to_world=jnp.asarray(pose[None], dtype),
+        intrinsics=jnp.asarray(intrinsics[None], dtype),
+    )
+
+
+def random_like(rendering: Rendering, seed: int) -> Rendering:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), rendering)
+
+
+BACKGROUND = jnp.array([0.2, 0.7, 0.4])
+
+
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size",))
+def pull_back(renderer, gaussians, cameras, background, weights, size=SIZE):
+    """The rendering, and the gradients of its product with `weights` in all arrays."""
+
+    def draw(gaussians, cameras, background):
+        return renderer(gaussians, cameras, size, background)
+
+    rendering, pull = jax.vjp(draw, gaussians, cameras, background)
+    return rendering, pull(weights)
+
+
+def slow_twin(gaussians, cameras, weights):
+    """`render_reference` for every view of every object alone, gradients added up."""
+    batch = gaussians.means.shape[:-2]
+    views = cameras.intrinsics.shape[-3]
+    renderings, gradients = {}, None
+    for index in np.ndindex(*batch, views):
+        place = lambda x, index=index: x[index][None]  # noqa: E731
+        one = (
+            jax.tree.map(lambda x, index=index: x[index[:-1]], gaussians),
+            jax.tree.map(place, cameras),
+            BACKGROUND,
+        )
+        renderings[index], parts = pull_back(render_reference, *one, jax.tree.map(place, weights))
+        if gradients is None:
+            gradients = jax.tree.map(lambda x: np.zeros(x.shape), (gaussians, cameras, BACKGROUND))
+        into = (index[:-1], index, ())
+        for whole, part, key in zip(gradients, parts, into, strict=True):
+            for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+                a[key] += np.asarray(b).reshape(a[key].shape)
+    order = [renderings[index] for index in np.ndindex(*batch, views)]
+    stacked = jax.tree.map(
+        lambda *xs: np.concatenate(xs).reshape(*batch, views, *xs[0].shape[1:]), *order
+    )
+    return stacked, gradients
+
+
+def assert_same(ours, expected, names=("rendering", "gradient")):
+    """Values to 2e-5 (float32 sums of about 30 terms near 1), gradients to 2e-5 in relative L2."""
+    for a, b in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(expected[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5, err_msg=names[0])
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(ours[1]), jax.tree.leaves(expected[1]), strict=True
+    )
+    for (path, a), b in pairs:
+        error = np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
+        assert error < 2e-5, f"{names[1]} {jax.tree_util.keystr(path)}: {error:.1e}"
+
+
+def cases(batch, views):
+    gaussians, cameras = scene(5, batch), orbit(batch, views)
+    weights = random_like(
+        jax.eval_shape(
+            functools.partial(render, size=SIZE, background=BACKGROUND), gaussians, cameras
+        ),
+        3,
+    )
+    return gaussians, cameras, weights
+
+
+@pytest.mark.parametrize(("batch", "views"), [((), 3), ((2,), 1), ((1, 2), 3)])
+def test_render_matches_the_slow_twin_and_so_do_gradients(batch, views):
+    gaussians, cameras, weights = cases(batch, views)
+    ours = pull_back(render, gaussians, cameras, BACKGROUND, weights)
+    assert ours[0].rgb.shape == (*batch, views, *SIZE, 3)
+    assert_same(ours, slow_twin(gaussians, cameras, weights))
+
+
+ten_rounds = functools.partial(render, tiling=TEN_ROUNDS)
+
+
+def test_ten_rounds_draw_what_one_round_draws():
+    gaussians, cameras, weights = cases((), 3)
+    for pose, intrinsics in zip(cameras.camera_to_world, cameras.intrinsics, strict=True):
+        axes = scaled_axes(gaussians, True)
+        view = view_of(pose, intrinsics, SIZE)
+        splats, boxes = project_gaussians(gaussians, axes, view, SIZE, "exact")
+        total = int(intersect(splats.depth, boxes, TEN_ROUNDS).total)
+        assert total > 10 * TEN_ROUNDS.capacity
+    assert int(intersect(splats.depth, boxes, ONE_ROUND).total) <= ONE_ROUND.capacity
+    ours = pull_back(ten_rounds, gaussians, cameras, BACKGROUND, weights)
+    assert_same(ours, pull_back(render, gaussians, cameras, BACKGROUND, weights))
+
+
+def test_repeated_runs_agree_to_the_last_bit():
+    gaussians, cameras, weights = cases((), 3)
+    first, second = (pull_back(render, gaussians, cameras, BACKGROUND, weights) for _ in range(2))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_vmap_of_remat_is_the_batch_and_so_are_gradients():
+    gaussians, cameras, weights = cases((2,), 1)
+
+    def mapped(gaussians, cameras, size, background):
+        one = jax.checkpoint(lambda g, c: render(g, c, size, background))
+        return jax.vmap(one)(gaussians, cameras)
+
+    ours = pull_back(mapped, gaussians, cameras, BACKGROUND, weights)
+    assert_same(ours, pull_back(render, gaussians, cameras, BACKGROUND, weights))
+
+
+def test_order_of_the_gaussians_does_not_matter():
+    gaussians, cameras, weights = cases((), 3)
+    shuffle = np.random.default_rng(0).permutation(N)
+    shuffled = jax.tree.map(lambda x: x[shuffle], gaussians)
+    expected, (gradient, *others) = pull_back(render, gaussians, cameras, BACKGROUND, weights)
+    ours = pull_back(render, shuffled, cameras, BACKGROUND, weights)
+    gradient = jax.tree.map(lambda x: x[shuffle], gradient)
+    assert_same(ours, (expected, (gradient, *others)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 1000])
+def test_depth_order_is_a_stable_sort(n):
+    rng = np.random.default_rng(n)
+    depth = rng.choice(np.exp(rng.normal(size=n // 2 + 1)), n).astype(np.float32)  # With ties.
+    np.testing.assert_array_equal(depth_order(jnp.asarray(depth)), np.argsort(depth, kind="stable"))
+
+
+def balls(opacities, depths, scale=0.05) -> Gaussians:
+    """Balls on the optical axis of `front_camera`; red, then green, then blue."""
+    n = len(opacities)
+    means = np.zeros((n, 3))
+    means[:, 2] = np.asarray(depths) - 2
+    return Gaussians(
+        means=jnp.asarray(means, jnp.float32),
+        scales=jnp.full((n, 3), scale, jnp.float32),
+        quats=jnp.tile(jnp.array([[0.6, 0, 0.8, 0]], jnp.float32), (n, 1)),
+        opacities=jnp.asarray(opacities, jnp.float32),
+        colors=jnp.eye(3, dtype=jnp.float32)[jnp.arange(n) % 3],
+    )
+
+
+def test_one_ball_has_its_closed_form_and_ends_at_1_255():
+    size = (9, 15)
+    ours = render(balls([0.8], [2.0]), front_camera(size), size, jnp.zeros(3))
+    y, x = np.mgrid[:9, :15] - np.array([4, 7])[:, None, None]  # Centre: the middle pixel.
+    variance = (20 / 2 * 0.05) ** 2 + 0.3  # Focal length times scale over depth, low-pass.
+    alpha = 0.8 * np.exp(-(x**2 + y**2) / (2 * variance))
+    assert (0 < alpha[alpha < 1 / 255].max()) and (alpha[4] < 1 / 255).any()
+    alpha = np.where(alpha < 1 / 255, 0, alpha)
+    # 1e-6: a few roundings of numbers below 2.
+    np.testing.assert_allclose(ours.alpha[0, :, :, 0], alpha, atol=1e-6)
+    np.testing.assert_allclose(ours.depth[0, :, :, 0], 2 * alpha, atol=1e-6)
+    np.testing.assert_allclose(ours.rgb[0, :, :, 0], alpha, atol=1e-6)
+
+
+def test_equal_depths_are_drawn_in_index_order():
+    size = (5, 7)
+    two = balls([0.6, 0.5], [2.0, 2.0])
+    ours = render(two, front_camera(size), size, jnp.full(3, 0.5))
+    np.testing.assert_allclose(ours.rgb[0, 2, 3], [0.6 + 0.1, 0.4 * 0.5 + 0.1, 0.1], atol=1e-6)
+
+
+def test_a_pixel_ends_before_the_gaussian_that_would_leave_less_than_1e_4():
+    size = (5, 7)
+    # Red (clamped to 0.99) and green leave 2e-4. Blue would leave 2e-5, so it is not drawn, nor is
+    # the last one, which by itself would leave enough.
+    four = balls([1.0, 0.98, 0.9, 0.3], [1.5, 2.0, 2.5, 3.0])
+    ours = render(four, front_camera(size), size, jnp.zeros(3))
+    np.testing.assert_allclose(ours.rgb[0, 2, 3], [0.99, 0.01 * 0.98, 0], atol=1e-6)
+    np.testing.assert_allclose(ours.alpha[0, 2, 3], 1 - 2e-4, atol=1e-6)
+
+
+def test_degenerate_gaussians_have_finite_values_and_gradients():
+    gaussians = scene(1)
+    zero = jnp.zeros(())
+    gaussians = Gaussians(
+        means=gaussians.means.at[0].set(orbit((), 3).camera_to_world[0, :3, 3]),  # At the camera.
+        scales=gaussians.scales.at[1:3].set(zero).at[3, 0].set(zero),
+        quats=gaussians.quats.at[4:6].set(zero),
+        opacities=gaussians.opacities.at[5:9].set(zero).at[9].set(1),
+        colors=gaussians.colors,
+    )
+    cameras, weights = cases((), 3)[1:]
+    ours = pull_back(render, gaussians, cameras, BACKGROUND, weights)
+    for leaf in jax.tree.leaves(ours):
+        assert np.isfinite(leaf).all()
+    assert_same(ours, slow_twin(gaussians, cameras, weights))
+
+
+def test_no_gaussians_show_the_background():
+    gaussians, cameras, weights = cases((), 3)
+    empty = jax.tree.map(lambda x: x[:0], gaussians)
+    rendering, (gradient, _, background) = pull_back(render, empty, cameras, BACKGROUND, weights)
+    np.testing.assert_array_equal(rendering.rgb, np.broadcast_to(BACKGROUND, (3, *SIZE, 3)))
+    np.testing.assert_array_equal(rendering.alpha, 0)
+    assert gradient.means.shape == (0, 3)
+    # 1e-3: a sum of 2142 float32 numbers near 1.
+    np.testing.assert_allclose(background, weights.rgb.sum((0, 1, 2)), atol=1e-3)
+
+
+@pytest.fixture
+def float64():
+    jax.config.update("jax_enable_x64", True)
+    yield np.float64
+    jax.config.update("jax_enable_x64", False)
+
+
+def test_camera_gradients_match_finite_differences(float64):
+    size = (13, 18)
+    gaussians, cameras = scene(2, n=12, dtype=float64), orbit((), 1, dtype=float64)
+    background = jnp.asarray(BACKGROUND, float64)
+    shapes = jax.eval_shape(lambda: render(gaussians, cameras, size, background))
+    weights = random_like(shapes, 0)
+    draw = functools.partial(pull_back, render, gaussians, size=size)
+    _, (_, gradient, _) = draw(cameras, background, weights)
+    rng = np.random.default_rng(7)
+    step = 1e-6  # So small that no pixel crosses 1/255, where the image jumps.
+    towards = jax.tree.map(lambda x: step * jnp.asarray(rng.normal(size=x.shape)), cameras)
+    # The last rows of both matrices are constants of the camera model.
+    towards = Cameras(
+        camera_to_world=towards.camera_to_world.at[..., 3, :].set(0),
+        intrinsics=towards.intrinsics.at[..., 2, :].set(0).at[..., 1, 0].set(0),
+    )
+    ends = []
+    for sign in (1, -1):
+        moved = jax.tree.map(lambda x, d, sign=sign: x + sign * d, cameras, towards)
+        rendering, _ = draw(moved, background, weights)
+        ends.append(sum(jax.tree.leaves(jax.tree.map(jnp.vdot, rendering, weights))))
+    slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, towards)))
+    # 1e-6: rounding 1e-15 * 100 over a step of 1e-6 * gradient 100, and step^2.
+    np.testing.assert_allclose((ends[0] - ends[1]) / 2, slope, rtol=1e-6)

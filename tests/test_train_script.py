@@ -1,0 +1,92 @@
+"""train.py from end to end, at the smallest size: train, stop, resume, refuse."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from o3d_jax.errors import InputError
+from o3d_jax.io.checkpoint import RunCheckpoints, Weights, load_model, save_model
+from o3d_jax.nn.networks import build_networks, init_networks
+from o3d_jax.tools.cli import read_config
+from o3d_jax.types import Frozen, Params
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    config = read_config(ROOT / "configs" / "tiny.py", ["--run-dir", str(folder)])
+    networks = build_networks(config.model, lpips=False)
+    _, frozen = init_networks(networks, config.model, jax.random.key(1), True)
+    vae = Weights(params=Params(unet=None, lgm=None), frozen=Frozen(vae=frozen.vae))
+    save_model(folder / "vae", config, vae)
+    return dataclasses.replace(config, weights=folder / "vae")
+
+
+@pytest.fixture(scope="module")
+def in_one_go(config):
+    config = dataclasses.replace(config, name="one")
+    train.train(config)
+    return config
+
+
+def test_a_run_leaves_log_pictures_checkpoints_and_a_model(in_one_go):
+    folder = in_one_go.run_dir / "one"
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(np.isfinite(row["total"]) and row["gradient_norm"] > 0 for row in rows)
+    assert (folder / "eval" / "000004.png").stat().st_size > 1000
+    assert list(folder.glob("events.*"))
+    model = load_model(folder / "model")
+    assert model.config == in_one_go
+    assert model.weights.params.unet is not None and model.weights.frozen.vae is not None
+
+
+def test_a_resumed_run_ends_in_the_same_state_bit_for_bit(in_one_go):
+    two = dataclasses.replace(in_one_go, name="two")
+    train.train(dataclasses.replace(two, train=dataclasses.replace(two.train, steps=2)))
+    train.train(two)
+    one, resumed = (load_model(two.run_dir / name / "model").weights for name in ("one", "two"))
+    jax.tree.map(np.testing.assert_array_equal, one, resumed)
+
+
+def test_a_run_of_another_config_is_refused(in_one_go):
+    faster = dataclasses.replace(in_one_go.optim, learning_rate=0.5)
+    other = dataclasses.replace(in_one_go, optim=faster)
+    checkpoints = RunCheckpoints(other.run_dir / "one" / "checkpoints", other)
+    with pytest.raises(InputError, match=r"optim.learning_rate 0.001 there, 0.5 here"):
+        checkpoints.restore(None)
+
+
+def test_weights_of_another_config_are_refused(config):
+    vae = dataclasses.replace(config.model.vae, block_out_channels=(4, 4))
+    model = dataclasses.replace(config.model, vae=vae)
+    with pytest.raises(InputError, match=r"is of another config: \d+ parameters differ"):
+        train.train(dataclasses.replace(config, name="other", model=model))
+    assert not (config.run_dir / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["configs/none.py"], "no config file configs/none.py"),
+        (["configs/tiny.py", "--optim.learning-rat", "1"], "nearest is --optim.learning-rate"),
+        (["configs/tiny.py", "--train.steps", "many"], "invalid literal for int"),
+        (["configs/tiny.py", "--model.image-size", "20"], "image_size 20 is not a multiple of 16"),
+        (["configs/tiny.py", "--weights", "nowhere"], "no checkpoint at"),
+        (["configs/ouroboros3d.py"], "no VAE for ouroboros3d"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message):
+    command = [sys.executable, "train.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1 and message in done.stderr
