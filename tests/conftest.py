@@ -1,7 +1,44 @@
-"""Strict settings for every test, and eight virtual devices."""
+"""Strict settings for every test, eight virtual devices, and systems that are quick to compile.
+
+The package is imported inside fixtures only: pytest's shape checks must come first.
+"""
+
+import runpy
+from pathlib import Path
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # (b,) + (b, h) is always a mistake here.
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Most optimisations off: half the time to compile, and tests run each program a few times."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The configuration of test size: 16 px, 4 views."""
+    return runpy.run_path(str(Path(__file__).parents[1] / "configs" / "tiny.py"))["config"]
+
+
+@pytest.fixture(scope="session")
+def toy(tiny):
+    """The tiny configuration with toy networks (see `toy_networks.py`)."""
+    from toy_networks import toy_system
+
+    return toy_system(tiny)
+
+
+@pytest.fixture(scope="session")
+def batch(tiny):
+    """Three objects: not as many as views."""
+    from toy_networks import random_batch
+
+    return random_batch(tiny, 3)

@@ -1,8 +1,10 @@
 """Networks of a few layers that read all that the real ones read.
 
 What `steps/` does with its networks can be seen with any networks; these compile in seconds.
-Tests of the real ones are in `tests/nn`, and in those tests that ask for the fixture `small`.
+Tests of the real ones are in `tests/nn`; `test_paper.py` puts both together.
 """
+
+from dataclasses import dataclass, replace
 
 import flax.linen as nn
 import jax
@@ -10,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from o3d_jax.config import Config
+from o3d_jax.geometry.orbits import orbit
 from o3d_jax.nn.clip import ClipVision
 from o3d_jax.nn.lgm import Lgm, activate
 from o3d_jax.nn.lpips import Lpips
-from o3d_jax.nn.networks import Networks, build_networks
+from o3d_jax.nn.networks import Networks, build_networks, init_networks
 from o3d_jax.nn.unet import MultiViewUnet
 from o3d_jax.nn.vae import LatentMoments, Vae
-from o3d_jax.types import Cameras, Condition, Gaussians, Maps
+from o3d_jax.types import Batch, Cameras, Condition, Frozen, Gaussians, Maps, Params
 
 
 def shrink(images: Float[Array, "*b h w c"], factor: int) -> Float[Array, "*b h2 w2 c"]:
@@ -122,30 +126,57 @@ class ToyLpips(Lpips):
         return jnp.sqrt((mix(a) - mix(b)) ** 2 + 1e-4).mean(axis=(-3, -2, -1))
 
 
-def build_toys(model, lpips: bool = False) -> Networks:
-    """Toys in place of the networks of a configuration; same inputs, same outputs."""
-    real = build_networks(model, lpips=False)
-    return Networks(
+@dataclass(frozen=True)
+class System:
+    """Everything a step needs, with no weight at zero."""
+
+    config: Config
+    networks: Networks
+    params: Params
+    frozen: Frozen
+
+
+def toy_system(config: Config) -> System:
+    """Toys in place of the networks of a configuration, and every term of the loss in use."""
+    optim = replace(config.optim, lpips_weight=0.7, clean_weight=0.6)
+    real = build_networks(config.model, lpips=False)
+    toys = Networks(
         unet=ToyUnet(
-            config=model.unet,
+            config=config.model.unet,
             latent_channels=real.unet.latent_channels,
             cross_attention_dim=real.unet.cross_attention_dim,
-            dtype=real.unet.dtype,
         ),
-        lgm=ToyLgm(config=model.lgm),
-        clip=ToyClip(config=model.clip),
-        vae=ToyVae(config=model.vae),
-        lpips=ToyLpips() if lpips else None,
+        lgm=ToyLgm(config=config.model.lgm),
+        clip=ToyClip(config=config.model.clip),
+        vae=ToyVae(config=config.model.vae),
+        lpips=ToyLpips(),
     )
+    return filled_system(replace(config, optim=optim), toys)
 
 
-def filled(shapes):
-    """Parameters of these shapes, none of them zero: zero-initialised layers hide leaks."""
-    leaves, structure = jax.tree.flatten(shapes)
+def filled_system(config: Config, networks: Networks) -> System:
+    """The networks with parameters of which none is zero: zero-initialised layers hide leaks."""
+    shapes = jax.eval_shape(
+        lambda key: init_networks(networks, config.model, key, config.train.train_image_encoder),
+        jax.random.key(0),
+    )
     rng = np.random.default_rng(0)
 
     def fill(leaf):
-        fan_in = int(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 4
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 4
         return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
 
-    return jax.tree.unflatten(structure, [fill(leaf) for leaf in leaves])
+    params, frozen = jax.tree.map(fill, shapes)
+    return System(config=config, networks=networks, params=params, frozen=frozen)
+
+
+def random_batch(config: Config, objects: int) -> Batch:
+    """Noise images, each object seen from an orbit of its own."""
+    size, views = config.model.image_size, config.model.num_views
+    azimuths = np.arange(views) * 360 / views
+    orbits = [orbit(5.0 * i, azimuths + 7 * i, 1.5 + 0.1 * i, 45.0 + i) for i in range(objects)]
+    images = np.random.default_rng(1).uniform(size=(objects, views, size, size, 3))
+    return Batch(
+        images=jnp.asarray(images, jnp.float32),
+        cameras=jax.tree.map(lambda *leaves: jnp.stack(leaves), *orbits),
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import synthetic_variables
 
-from o3d_jax.nn.lpips import VGG16, Lpips, max_pool2
+from o3d_jax.nn.lpips import VGG16, Lpips, max_pool2, unit
 
 MODEL = Lpips()
 apply = jax.jit(MODEL.apply)
@@ -34,9 +34,9 @@ def relay(shapes):
     for stage, (_, convolutions) in enumerate(VGG16):
         for i in range(convolutions):
             params[f"conv{stage + 1}_{i + 1}"]["kernel"][1, 1, 0, 0] = 1  # Centre tap.
-        params["conv1_1"]["kernel"][1, 1, :3, 0] = COLORS
         params[f"conv{stage + 1}_{convolutions}"]["bias"][1] = 1
         params[f"lin{stage}"]["kernel"][0, 0, :2, 0] = (2 + stage, 1 + stage)
+    params["conv1_1"]["kernel"][1, 1, :3, 0] = COLORS
     return {"params": jax.tree.map(jnp.asarray, params)}
 
 
@@ -83,6 +83,8 @@ def test_gradient_is_finite_even_where_all_features_are_zero(images, variables):
     alive = gradient(variables, a)
     assert jnp.all(jnp.isfinite(alive))
     assert float(jnp.abs(alive).max()) > 0
+    # ReLU would hide a gradient of 0/0 there; `unit` has none to hide.
+    assert jnp.all(jnp.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros((2, 3)))))
 
 
 def test_max_pool_drops_an_odd_last_row_and_column_as_vgg_does():

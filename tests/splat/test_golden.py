@@ -16,8 +16,7 @@ import check  # noqa: E402
 @pytest.mark.parametrize(
     ("name", "culling", "dtype"),
     [
-        ("ties_48x64", "exact", np.float32),
-        ("rawquat_big_48", "inria", np.float32),
+        ("rawquat_big_48", "exact", np.float32),
         ("offcentre_50x37", "inria", np.float64),  # Two views; unequal focal lengths.
     ],
 )
