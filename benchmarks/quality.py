@@ -42,7 +42,7 @@ class Score:
 
     psnr: float
     ssim: float
-    per_object: Float[np.ndarray, "b"]
+    per_object: Float[np.ndarray, " b"]
     """PSNR, mean over views."""
 
 
@@ -75,7 +75,7 @@ def mean_orbit(config: Config) -> Float[np.ndarray, "v h w 3"]:
     return np.mean([np.asarray(next(batches).images).mean(0) for _ in range(count)], axis=0)
 
 
-def interval(values: Float[np.ndarray, "b"]) -> float:
+def interval(values: Float[np.ndarray, " b"]) -> float:
     """Half of the 95 % interval of the mean over objects, by normal theory."""
     return float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
 

@@ -1,4 +1,4 @@
-"""The smallest model with every part, for tests: seconds to compile, learns nothing worth seeing."""
+"""The smallest model with every part, for tests: compiles in seconds, learns nothing to see."""
 
 from o3d_jax.config import (
     ClipConfig,

@@ -7,7 +7,7 @@ A contradiction is an error when the config is made, not an hour later.
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class SampleConfig:
     max_guidance: float = 3.0
     """Guidance of the last view."""
     condition_noise: float = 0.02
-    """Standard deviation of the noise on the condition image, and the id that tells so (release)."""
+    """Standard deviation of the noise on the condition image, and the id that says so (release)."""
     feedback: bool = True
     """False keeps G = 0 at all levels: the ablation of the benchmark table."""
 
@@ -286,10 +286,10 @@ class Config:
             )
 
 
-def to_dict(config: Config) -> dict:
+def to_dict(config: Config) -> dict[str, Any]:
     """The config as plain JSON values."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, Path):
             return str(value)
         if isinstance(value, dict):

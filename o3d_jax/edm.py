@@ -36,7 +36,7 @@ def loss_weight(sigma: Float[Array, "*b"]) -> Float[Array, "*b"]:
 
 def sigma_schedule(
     levels: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0
-) -> Float[Array, "{levels}+1"]:
+) -> Float[Array, " {levels}+1"]:
     """The noise levels of a sampling run, decreasing, the last one 0.
 
     Eq. 5 of Karras et al. (2022), with SVD's bounds. One level is sigma_max alone.

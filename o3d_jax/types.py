@@ -95,7 +95,7 @@ class Rendering:
 
 @pytree
 class Maps:
-    """The 3D-aware feedback G(x0) of Sec. 3.3: what the reconstruction looks like from each view."""
+    """The 3D-aware feedback G(x0) of Sec. 3.3: the reconstruction as each view sees it."""
 
     rgb: Float[Array, "*b v h w 3"]
     """Rendered color, in [0, 1]."""

@@ -61,9 +61,7 @@ class ToyUnet(MultiViewUnet):
             pose_features(cameras),
             object_features,
         ]
-        y = sum(
-            nn.Dense(8, name=f"read_{i}")(a.astype(self.dtype)) for i, a in enumerate(inputs)
-        )
+        y = sum(nn.Dense(8, name=f"read_{i}")(a.astype(self.dtype)) for i, a in enumerate(inputs))
         y = nn.tanh(y)
         y = nn.tanh(nn.Dense(8, name="mix")(y + y.mean(axis=1, keepdims=True)))
         return nn.Dense(x.shape[-1], name="out")(y)
@@ -155,19 +153,24 @@ def toy_system(config: Config) -> System:
 
 
 def filled_system(config: Config, networks: Networks) -> System:
-    """The networks with parameters of which none is zero: zero-initialised layers hide leaks."""
+    """The networks with parameters of which none is zero."""
     shapes = jax.eval_shape(
         lambda key: init_networks(networks, config.model, key, config.train.train_image_encoder),
         jax.random.key(0),
     )
+    params, frozen = filled(shapes)
+    return System(config=config, networks=networks, params=params, frozen=frozen)
+
+
+def filled(shapes):
+    """Random arrays of these shapes: zero-initialised layers hide leaks."""
     rng = np.random.default_rng(0)
 
     def fill(leaf):
         fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 4
         return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
 
-    params, frozen = jax.tree.map(fill, shapes)
-    return System(config=config, networks=networks, params=params, frozen=frozen)
+    return jax.tree.map(fill, shapes)
 
 
 def random_batch(config: Config, objects: int) -> Batch:

@@ -166,7 +166,7 @@ def load_model(folder: Path) -> Model:
 
 def _host_target(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:
     """Abstract arrays to restore into, on this process's first device whatever wrote them."""
-    metadata = checkpointer.metadata(folder / "weights").item_metadata
+    metadata: Any = checkpointer.metadata(folder / "weights").item_metadata
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding),

@@ -187,7 +187,7 @@ class LgmUnet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "bv h w 9"], c_noise: Float[Array, "b"]
+        self, x: Float[Array, "bv h w 9"], c_noise: Float[Array, " b"]
     ) -> Float[Array, "bv h2 w2 14"]:
         c = self.config
         dense = partial(nn.Dense, 4 * c.time_features, dtype=self.dtype)
@@ -211,7 +211,7 @@ class LgmUnet(nn.Module):
             block = UpBlock(features, attention, *rest, not last, name=f"up_blocks_{i}")
             x = block(x, skips[-used:], time)
             skips = skips[:-used]
-        # In float32: bfloat16 would round positions to a hundredth of a scene unit.
+        # In float32: bfloat16 would round positions to 1/256 of a scene unit.
         x = GroupNorm(c.norm_num_groups, name="norm_out")(x)
         return Conv3(sum(GAUSSIAN_CHANNELS), name="conv_out")(nn.silu(x))
 
@@ -233,7 +233,7 @@ class Lgm(nn.Module):
         self,
         images: Float[Array, "b v h w 3"],
         cameras: Cameras,
-        c_noise: Float[Array, "b"],
+        c_noise: Float[Array, " b"],
     ) -> Gaussians:
         """Reads every (v / num_views)-th view; `c_noise` is 0 for clean views (Sec. 3.2)."""
         step = images.shape[1] // self.config.num_views

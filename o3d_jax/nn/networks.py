@@ -49,6 +49,14 @@ def build_networks(model: ModelConfig, lpips: bool) -> Networks:
     )
 
 
+def apply(
+    network: nn.Module | None, variables: Any, *inputs: Any, method: str | None = None
+) -> Any:
+    """A network's output. `Module.apply` may also return changed variables; ours never do."""
+    assert network is not None  # Of the optional ones, whoever asks for one has built it.
+    return network.apply(variables, *inputs, method=method)
+
+
 def init_networks(
     networks: Networks, model: ModelConfig, key: Key[Array, ""], train_image_encoder: bool
 ) -> tuple[Params, Frozen]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from o3d_jax.config import DiffusionConfig
-from o3d_jax.nn.networks import Networks
+from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.steps.denoise import per_object
 from o3d_jax.types import Condition, Frozen, Params
 
@@ -16,7 +16,7 @@ def encode_condition(
     frozen: Frozen,
     image: Float[Array, "b h w 3"],
     noise: Float[Array, "b h w 3"],
-    noise_std: Float[Array, "b"],
+    noise_std: Float[Array, " b"],
 ) -> Condition:
     """Encodes the input image; the latents see it with noise, the embedding without.
 
@@ -28,14 +28,14 @@ def encode_condition(
     ids = jnp.array([diffusion.fps - 1, diffusion.motion_bucket], jnp.float32)
     ids = jnp.broadcast_to(ids, (image.shape[0], 2))
     return Condition(
-        clip=networks.clip.apply(clip_params, image).astype(jnp.float32),
-        latents=networks.vae.apply(frozen.vae, noisy, method="encode").mean.astype(jnp.float32),
+        clip=apply(networks.clip, clip_params, image).astype(jnp.float32),
+        latents=apply(networks.vae, frozen.vae, noisy, method="encode").mean.astype(jnp.float32),
         added_ids=jnp.concatenate([ids, noise_std[:, None]], axis=-1),
     )
 
 
 def drop_condition(
-    condition: Condition, uniform: Float[Array, "b"], probability: float
+    condition: Condition, uniform: Float[Array, " b"], probability: float
 ) -> Condition:
     """Drops embedding and latents for guidance, by one uniform number an object.
 

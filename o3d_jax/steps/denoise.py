@@ -10,12 +10,12 @@ from o3d_jax import edm
 from o3d_jax.types import Condition, Maps
 
 Network = Callable[
-    [Float[Array, "b v h w c"], Float[Array, "b"], Condition, Maps], Float[Array, "b v h w c"]
+    [Float[Array, "b v h w c"], Float[Array, " b"], Condition, Maps], Float[Array, "b v h w c"]
 ]
 """F of Eq. 1: scaled noisy latents, c_noise, condition and feedback to the raw prediction."""
 
 
-def per_object(value: Float[Array, "b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def per_object(value: Float[Array, " b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """Shapes one value an object so that it multiplies `like`."""
     return value.reshape(value.shape + (1,) * (like.ndim - 1))
 
@@ -23,7 +23,7 @@ def per_object(value: Float[Array, "b"], like: Float[Array, "b ..."]) -> Float[A
 def denoise(
     network: Network,
     x: Float[Array, "b v h w c"],
-    sigma: Float[Array, "b"],
+    sigma: Float[Array, " b"],
     condition: Condition,
     maps: Maps,
 ) -> Float[Array, "b v h w c"]:
@@ -33,7 +33,7 @@ def denoise(
     return per_object(s.c_skip, x) * x + per_object(s.c_out, x) * raw.astype(jnp.float32)
 
 
-def guidance_scale(views: int, low: float, high: float) -> Float[Array, "{views}"]:
+def guidance_scale(views: int, low: float, high: float) -> Float[Array, " {views}"]:
     """Guidance per view, rising linearly from the input view to the last (SVD's pipeline)."""
     return jnp.linspace(low, high, views, dtype=jnp.float32)
 
@@ -41,10 +41,10 @@ def guidance_scale(views: int, low: float, high: float) -> Float[Array, "{views}
 def denoise_guided(
     network: Network,
     x: Float[Array, "b v h w c"],
-    sigma: Float[Array, "b"],
+    sigma: Float[Array, " b"],
     condition: Condition,
     maps: Maps,
-    guidance: Float[Array, "v"],
+    guidance: Float[Array, " v"],
 ) -> Float[Array, "b v h w c"]:
     """Eq. 1 with classifier-free guidance: x_u + g (x_c - x_u), one g per view.
 

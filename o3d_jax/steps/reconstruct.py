@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from o3d_jax.geometry.ccm import coordinate_map, surface_depth
-from o3d_jax.nn.networks import Networks
+from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.splat import render
 from o3d_jax.types import Cameras, Gaussians, Maps, Rendering, pytree
 
@@ -28,7 +28,7 @@ def encode_views(
     """Scaled latents of images, the mode of the VAE's posterior."""
     b, v = images.shape[:2]
     flat = images.reshape(b * v, *images.shape[2:])
-    mean = networks.vae.apply(vae_params, flat, method="encode").mean.astype(jnp.float32)
+    mean = apply(networks.vae, vae_params, flat, method="encode").mean.astype(jnp.float32)
     return networks.vae.config.scaling_factor * mean.reshape(b, v, *mean.shape[1:])
 
 
@@ -37,7 +37,7 @@ def decode_views(
 ) -> Float[Array, "b v H W 3"]:
     """Images of scaled latents, without gradient (Algorithm 1: nothing flows through the VAE)."""
     unscaled = latents / networks.vae.config.scaling_factor
-    images = networks.vae.apply(vae_params, unscaled, method="decode").astype(jnp.float32)
+    images = apply(networks.vae, vae_params, unscaled, method="decode").astype(jnp.float32)
     return jax.lax.stop_gradient(images)
 
 
@@ -46,11 +46,11 @@ def reconstruct(
     lgm_params: Any,
     images: Float[Array, "b v h w 3"],
     cameras: Cameras,
-    c_noise: Float[Array, "b"],
+    c_noise: Float[Array, " b"],
 ) -> Reconstruction:
     """G(x0, c_noise): LGM on four of the views, rendered on white from all of them."""
-    gaussians = networks.lgm.apply(lgm_params, images, cameras, c_noise)
-    rendering = render(gaussians, cameras, images.shape[2:4], jnp.array(WHITE))
+    gaussians = apply(networks.lgm, lgm_params, images, cameras, c_noise)
+    rendering = render(gaussians, cameras, (images.shape[2], images.shape[3]), jnp.array(WHITE))
     return Reconstruction(gaussians=gaussians, rendering=rendering)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from o3d_jax import edm
 from o3d_jax.config import Config, SampleConfig
-from o3d_jax.nn.networks import Networks
+from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.steps.condition import encode_condition
 from o3d_jax.steps.denoise import denoise_guided, guidance_scale
 from o3d_jax.steps.reconstruct import (
@@ -21,8 +21,8 @@ from o3d_jax.steps.reconstruct import (
 )
 from o3d_jax.types import Cameras, Condition, Frozen, Maps, Params, pytree
 
-Denoiser = Callable[[Float[Array, "b v h w c"], Float[Array, "b"], Maps], Float[Array, "b v h w c"]]
-Slope = Callable[[Float[Array, ""], Float[Array, "b v h w c"]], Float[Array, "b v h w c"]]
+Video = Float[Array, "b v h w c"]
+Denoiser = Callable[[Video, Float[Array, " b"], Maps], Video]
 
 SOLVERS = {"euler": diffrax.Euler(), "heun": diffrax.Heun()}
 
@@ -119,7 +119,7 @@ def level(
 
     def network(x, c_noise, given, maps):
         twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), cameras)
-        return networks.unet.apply(params.unet, x, c_noise, given, twice, maps)
+        return apply(networks.unet, params.unet, x, c_noise, given, twice, maps)
 
     guidance = guidance_scale(config.model.num_views, sample.min_guidance, sample.max_guidance)
 
@@ -144,7 +144,7 @@ def _next_maps(
     return feedback_maps(reconstruction.rendering, cameras)
 
 
-def noise_levels(sample: SampleConfig) -> Float[Array, "{sample.levels}+1"]:
+def noise_levels(sample: SampleConfig) -> Float[Array, " {sample.levels}+1"]:
     """The levels of a run, and a closing 0."""
     return edm.sigma_schedule(sample.levels, sample.sigma_min, sample.sigma_max)
 

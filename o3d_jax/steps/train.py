@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from o3d_jax import edm
 from o3d_jax.config import Config, OptimConfig
-from o3d_jax.nn.networks import Networks
+from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.steps.condition import drop_condition, encode_condition
 from o3d_jax.steps.denoise import denoise, per_object
 from o3d_jax.steps.reconstruct import (
@@ -30,11 +30,11 @@ LPIPS_SIZE = 256
 class Draws:
     """All random numbers of one training step."""
 
-    sigma: Float[Array, "b"]
+    sigma: Float[Array, " b"]
     noise: Float[Array, "b v h w c"]
-    condition_sigma: Float[Array, "b"]
+    condition_sigma: Float[Array, " b"]
     condition_noise: Float[Array, "b H W 3"]
-    dropout: Float[Array, "b"]
+    dropout: Float[Array, " b"]
     """Uniform in [0, 1): which part of the condition is dropped."""
 
 
@@ -110,7 +110,7 @@ def train_loss(
     def estimate(maps: Maps) -> Float[Array, "b v h w c"]:
         def network(*inputs):
             x_in, c_noise, given, feedback = inputs
-            return networks.unet.apply(params.unet, x_in, c_noise, given, batch.cameras, feedback)
+            return apply(networks.unet, params.unet, x_in, c_noise, given, batch.cameras, feedback)
 
         return denoise(network, noisy_x, draws.sigma, condition, maps)
 
@@ -132,7 +132,7 @@ def _reconstruct_both(
     frozen: Frozen,
     batch: Batch,
     estimate: Float[Array, "b v h w c"],
-    sigma: Float[Array, "b"],
+    sigma: Float[Array, " b"],
 ) -> tuple[Reconstruction, Reconstruction]:
     """Objects from noisy estimates and from the true views, in one pass of LGM."""
     decoded = decode_views(networks, frozen.vae, estimate)
@@ -186,7 +186,7 @@ def _lpips(
             return images
         return jax.image.resize(images, (*images.shape[:2], LPIPS_SIZE, LPIPS_SIZE, 3), "linear")
 
-    return networks.lpips.apply(frozen.lpips, fit(a), fit(b)).mean()
+    return apply(networks.lpips, frozen.lpips, fit(a), fit(b)).mean()
 
 
 def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
@@ -238,12 +238,13 @@ def train_step(
     step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
     draws = draw(config, batch.images.shape[0], step_key)
 
-    def loss(params: Params):
+    def loss(params: Params) -> tuple[Float[Array, ""], LossTerms]:
         return train_loss(networks, config, params, frozen, batch, draws, use_feedback)
 
     gradient, terms = jax.grad(loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
+    before: Any = state.params
+    updates, opt_state = optimizer.update(gradient, state.opt_state, before)
+    params: Any = optax.apply_updates(before, updates)
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.optim.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)

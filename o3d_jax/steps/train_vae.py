@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from o3d_jax.nn.networks import apply
 from o3d_jax.nn.vae import Vae
 from o3d_jax.types import pytree
 
@@ -33,10 +34,10 @@ def vae_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Reconstruction error of images through sampled latents, plus KL; and the error alone."""
     b, v = images.shape[:2]
-    moments = vae.apply(params, images.reshape(b * v, *images.shape[2:]), method="encode")
+    moments = apply(vae, params, images.reshape(b * v, *images.shape[2:]), method="encode")
     noise = jax.random.normal(key, moments.mean.shape, jnp.float32)
     latents = moments.mean + jnp.exp(0.5 * moments.logvar) * noise
-    decoded = vae.apply(params, latents.reshape(b, v, *latents.shape[1:]), method="decode")
+    decoded = apply(vae, params, latents.reshape(b, v, *latents.shape[1:]), method="decode")
     error = jnp.mean((decoded - images) ** 2)
     kl = 0.5 * jnp.mean(moments.mean**2 + jnp.exp(moments.logvar) - 1 - moments.logvar)
     return error + KL_WEIGHT * kl, error
@@ -69,7 +70,7 @@ def scale_latents(vae: Vae, params: Any, images: Float[Array, "b v h w 3"]) -> A
     the decoder's `conv_in` after. So SVD's scaling factor holds for a VAE of our own.
     """
     flat = images.reshape(-1, *images.shape[2:])
-    mean = vae.apply(params, flat, method="encode").mean
+    mean = apply(vae, params, flat, method="encode").mean
     gain = 1 / (vae.config.scaling_factor * mean.std(axis=(0, 1, 2)))
     layers = dict(params["params"])
     quant, decoder = dict(layers["quant_conv"]), dict(layers["decoder"])
@@ -82,6 +83,6 @@ def scale_latents(vae: Vae, params: Any, images: Float[Array, "b v h w 3"]) -> A
     return {"params": layers | {"quant_conv": quant, "decoder": decoder | {"conv_in": conv_in}}}
 
 
-def per_last(value: Float[Array, "c"], like: Float[Array, "*s c"]) -> Float[Array, "..."]:
+def per_last(value: Float[Array, " c"], like: Float[Array, "*s c"]) -> Float[Array, "..."]:
     """Shapes one value a channel so that it multiplies `like`."""
     return value.reshape((1,) * (like.ndim - 1) + value.shape)

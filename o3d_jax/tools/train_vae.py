@@ -20,7 +20,7 @@ from o3d_jax.io.checkpoint import Weights, save_model
 from o3d_jax.io.images import save_png
 from o3d_jax.io.sheets import grid
 from o3d_jax.metrics import psnr
-from o3d_jax.nn.networks import build_networks
+from o3d_jax.nn.networks import apply, build_networks
 from o3d_jax.nn.vae import Vae
 from o3d_jax.steps.train_vae import VaeState, scale_latents, vae_step
 from o3d_jax.tools.cli import read_config, use_compilation_cache
@@ -64,8 +64,8 @@ def train_vae(config: Config, steps: int) -> None:
 def _report(vae: Vae, params, heldout: Batch, folder: Path) -> str:
     images = jnp.asarray(heldout.images)
     b, v = images.shape[:2]
-    latents = vae.apply(params, images.reshape(b * v, *images.shape[2:]), method="encode").mean
-    decoded = vae.apply(params, latents.reshape(b, v, *latents.shape[1:]), method="decode")
+    latents = apply(vae, params, images.reshape(b * v, *images.shape[2:]), method="encode").mean
+    decoded = apply(vae, params, latents.reshape(b, v, *latents.shape[1:]), method="decode")
     rows = [list(np.asarray(a[i])) for i in range(4) for a in (images, decoded)]
     save_png(folder / "vae.png", grid(rows, ["truth", "decoded"] * 4))
     mean = float(psnr(jnp.clip(decoded, 0, 1), images).mean())

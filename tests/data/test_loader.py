@@ -148,6 +148,19 @@ def test_a_second_run_reads_the_cache_and_renders_nothing(tmp_path, monkeypatch)
         SyntheticOrbits(small_config(cache=tmp_path / "orbits", elevation=(0.0, 1.0)))
 
 
+def test_the_cache_is_another_one_when_the_generator_changes(tmp_path, monkeypatch):
+    config = small_config(objects=2, cache=tmp_path)
+    SyntheticOrbits(config)
+    read = loader.Path.read_bytes
+
+    def edited(path):
+        return read(path) + (b"#" if path.name == "tracing.py" else b"")
+
+    monkeypatch.setattr(loader.Path, "read_bytes", edited)
+    SyntheticOrbits(config)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_broken_off_run_keeps_whole_files_and_leaves_no_partial_one(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "SHARD", 5)
     config = small_config(cache=tmp_path)

@@ -76,11 +76,11 @@ def in_limb(p: np.ndarray) -> np.ndarray:
             lambda p: in_triangle(p) & (np.abs(p[:, 2]) < 0.4),
         ),
         (
-            ball(GREY, 0.2, at=(0.0, 0.3, 0.8), copies=5),
+            ball(GREY, 0.2, at=(0.8 * np.sin(0.5), 0.3, 0.8 * np.cos(0.5)), copies=5),
             lambda p: np.any(
                 [
                     np.linalg.norm(p - [0.8 * np.sin(a), 0.3, 0.8 * np.cos(a)], axis=1) < 0.2
-                    for a in 2 * np.pi / 5 * np.arange(5)
+                    for a in 0.5 + 2 * np.pi / 5 * np.arange(5)
                 ],
                 axis=0,
             ),

@@ -16,7 +16,9 @@ def dropped(uniform, probability):
     """Which of embedding and latents are zero, per object."""
     b = len(uniform)
     condition = Condition(
-        clip=jnp.full((b, 1, 2), 3.0), latents=jnp.full((b, 2, 3, 4), 5.0), added_ids=jnp.ones((b, 3))
+        clip=jnp.full((b, 1, 2), 3.0),
+        latents=jnp.full((b, 2, 3, 4), 5.0),
+        added_ids=jnp.ones((b, 3)),
     )
     kept = drop_condition(condition, jnp.asarray(uniform, jnp.float32), probability)
     np.testing.assert_array_equal(kept.added_ids, condition.added_ids)

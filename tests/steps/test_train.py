@@ -1,0 +1,255 @@
+"""The step around Algorithm 1's loss: optimizer, average, draws, devices. The loss itself is
+compared with one written by hand in `test_paper.py`."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from o3d_jax import parallel
+from o3d_jax.config import OptimConfig
+from o3d_jax.steps.train import (
+    LPIPS_SIZE,
+    _lpips,
+    draw,
+    draw_coin,
+    init_state,
+    make_optimizer,
+    train_loss,
+    train_step,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+RATE = 1e-3  # The tiny configuration's.
+
+
+@pytest.fixture(scope="module")
+def optimizer(toy):
+    return make_optimizer(toy.config.optim, 10)
+
+
+@pytest.fixture(scope="module")
+def run(toy, optimizer):
+    """Steps from the start, or from a state; one key each time, as in a run."""
+
+    def run(batch, coins, state=None, frozen=toy.frozen, seed=3):
+        if state is None:
+            state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
+        reports = []
+        for coin in coins:
+            state, terms, norm = train_step(
+                state,
+                frozen,
+                batch,
+                jax.random.key(seed),
+                use_feedback=coin,
+                networks=toy.networks,
+                config=toy.config,
+                optimizer=optimizer,
+            )
+            reports.append((terms, norm))
+        return state, reports
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def batch8(tiny):
+    """One object a device."""
+    from toy_networks import random_batch
+
+    return random_batch(tiny, 8)
+
+
+COINS = [False, True, True]
+
+
+@pytest.fixture(scope="module")
+def alone(run, batch8):
+    """Three steps on one device."""
+    return run(batch8, COINS)
+
+
+def test_same_seed_twice_is_bit_identical(run, batch8, alone):
+    jax.tree.map(np.testing.assert_array_equal, run(batch8, COINS), alone)
+
+
+def test_another_seed_and_another_step_draw_other_numbers(toy, run, optimizer, batch8, alone):
+    (_, first), (_, other) = alone, run(batch8, [False], seed=4)
+    assert abs(other[0][0].diffusion / first[0][0].diffusion - 1) > 1e-3
+    state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
+    _, later = run(batch8, [False], replace(state, step=jnp.array(1)))
+    assert abs(later[0][0].diffusion / first[0][0].diffusion - 1) > 1e-3
+
+
+def test_training_compiles_once_for_each_side_of_the_coin(run, batch8, alone):
+    before = train_step._cache_size()
+    run(batch8, [True, False, True, False])
+    assert train_step._cache_size() == before
+
+
+def test_step_applies_the_optimizer_to_the_gradient_and_averages(toy, optimizer, alone, run, batch8):
+    state, ((terms, norm),) = run(batch8, [True])
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0)
+    draws = draw(toy.config, 8, key)
+
+    @jax.jit
+    def gradient_of(params):
+        def loss(params):
+            return train_loss(toy.networks, toy.config, params, toy.frozen, batch8, draws, True)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (total, _), gradient = gradient_of(toy.params)
+    assert int(state.step) == 1
+    np.testing.assert_allclose(terms.total, total, rtol=1e-5)  # float32 sums.
+    squares = sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(gradient))
+    np.testing.assert_allclose(norm, np.sqrt(squares), rtol=1e-4)  # float32 sums.
+    updates, _ = optimizer.update(gradient, optimizer.init(toy.params), toy.params)
+    expected = jax.tree.map(lambda p, u: p + u, toy.params, updates)
+
+    def check(found, expected, old, average):
+        # Where a gradient is rounding only, Adam makes a whole step of it: a few in a thousand.
+        assert np.mean(np.abs(found - expected) > 0.01 * RATE) < 0.01
+        np.testing.assert_allclose(average, 0.1 * old + 0.9 * found, atol=1e-6)  # (1 + 0) / (10 + 0)
+
+    jax.tree.map(check, state.params, expected, toy.params, state.ema)
+
+
+def test_average_slows_down_to_its_decay(toy, run, optimizer, batch8):
+    state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
+    late = replace(state, step=jnp.array(100_000), ema=jax.tree.map(jnp.zeros_like, toy.params))
+    state, _ = run(batch8, [True], late)
+    jax.tree.map(
+        lambda e, p: np.testing.assert_allclose(e, 0.001 * p, rtol=1e-3, atol=1e-7),
+        state.ema,
+        state.params,
+    )
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_alg1_step_is_the_same_on_one_device_and_on_eight(
+    toy, run, optimizer, batch8, alone, fsdp, monkeypatch
+):
+    monkeypatch.setattr(parallel, "SMALLEST_SHARDED", 16)  # Toys are small.
+    mesh = parallel.make_mesh(fsdp)
+    assert mesh.size == 8
+    state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
+    state = parallel.place_state(mesh, state)
+    before = jax.tree.map(lambda a: a.sharding, state)
+    split = [not a.sharding.is_fully_replicated for a in jax.tree.leaves(state)]
+    assert any(split) == (fsdp == 2)
+    frozen = parallel.place_state(mesh, toy.frozen)
+    placed = parallel.place_batch(mesh, batch8)
+    assert {shard.data.shape[0] for shard in placed.images.addressable_shards} == {1}
+
+    programs = train_step._cache_size()
+    many, reports = run(placed, COINS, state, frozen)
+    assert train_step._cache_size() == programs + 2  # Not once more for states it returned.
+    for (terms, norm), (terms_alone, norm_alone) in zip(reports, alone[1], strict=True):
+        # Sums over objects and pixels in another order.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), terms, terms_alone
+        )
+        np.testing.assert_allclose(norm, norm_alone, rtol=1e-3)
+
+    def check(found, expected, sharding):
+        assert found.sharding.is_equivalent_to(sharding, found.ndim)
+        # See above: rounding is a whole step for Adam where the gradient is nothing else.
+        assert np.mean(np.abs(found - expected) > 0.05 * RATE) < 0.01
+
+    jax.tree.map(check, many, alone[0], before)
+
+
+def test_small_arrays_are_replicated_and_large_ones_split_along_their_largest_even_axis():
+    mesh = parallel.make_mesh(2)
+    shapes = {"large": (600, 700, 3), "odd": (601, 602), "flat": (2**18 + 1,), "small": (500, 500)}
+    arrays = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    found = {k: tuple(s.spec) for k, s in parallel.state_sharding(mesh, arrays).items()}
+    assert found == {
+        "large": (None, "fsdp", None),
+        "odd": (None, "fsdp"),
+        "flat": (None,),
+        "small": (None, None),
+    }
+
+
+def test_impossible_splits_are_refused(batch8):
+    with pytest.raises(ValueError, match="train.fsdp 3 does not divide the 8 devices"):
+        parallel.make_mesh(3)
+    three = jax.tree.map(lambda a: a[:3], batch8)
+    with pytest.raises(ValueError, match="train.batch_size 3 is not a multiple of the 8 devices"):
+        parallel.place_batch(parallel.make_mesh(1), three)
+
+
+def test_coin_is_fair_and_the_same_whenever_it_is_thrown_for_a_step(toy):
+    key = jax.random.key(0)
+    coins = [draw_coin(toy.config, key, step) for step in range(400)]
+    assert abs(np.mean(coins) - 0.5) < 0.1  # Four standard deviations.
+    assert coins[:20] == [draw_coin(toy.config, key, step) for step in range(20)]
+    for probability in (0.0, 1.0):
+        diffusion = replace(toy.config.diffusion, feedback_probability=probability)
+        config = replace(toy.config, diffusion=diffusion)
+        assert {draw_coin(config, key, step) for step in range(20)} == {probability == 1}
+
+
+def test_draws_are_of_their_distributions_and_independent(toy):
+    draws = jax.jit(lambda key: draw(toy.config, 1000, key))(jax.random.key(1))
+    logs = np.log([draws.sigma, draws.condition_sigma])
+    # 1000 draws: four standard deviations of mean and deviation.
+    np.testing.assert_allclose(logs.mean(axis=1), [1.0, -3.0], atol=4 * 1.6 / np.sqrt(1000))
+    np.testing.assert_allclose(logs.std(axis=1), [1.6, 0.5], rtol=4 / np.sqrt(2000))
+    assert draws.noise.shape == (1000, 4, 8, 8, 4)
+    for noise in (draws.noise, draws.condition_noise):
+        noise = np.asarray(noise)
+        assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+        assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
+    np.testing.assert_allclose(np.sort(draws.dropout), (np.arange(1000) + 0.5) / 1000, atol=0.06)
+    columns = np.stack([*logs, draws.dropout, draws.noise[:, 0, 0, 0, 0]])
+    correlations = np.corrcoef(columns) - np.eye(4)
+    assert np.abs(correlations).max() < 4 / np.sqrt(1000)
+
+
+def rates(optim, steps):
+    """Learning rates, read off Adam's steps on a gradient that never changes: their size is it."""
+    optimizer = make_optimizer(replace(optim, weight_decay=0.0), steps)
+    params = jnp.zeros(())
+    state, found = optimizer.init(params), []
+    for _ in range(steps):
+        update, state = optimizer.update(jnp.array(0.3), state, params)
+        found.append(-float(update))
+    return found
+
+
+def test_constant_rate_holds_from_the_first_step():
+    # Adam's 1e-8 in the denominator is 3e-8 of it; float32 powers of 0.999 are good to 1e-4.
+    np.testing.assert_allclose(rates(OptimConfig(), 5), 1e-5, rtol=1e-3)
+
+
+def test_warm_up_is_linear():
+    found = rates(OptimConfig(learning_rate=1e-3, warmup_steps=4), 7)
+    expected = [0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_cosine_falls_to_a_twentieth():
+    optim = OptimConfig(learning_rate=1e-3, warmup_steps=2, schedule="cosine")
+    found = rates(optim, 11)
+    floor, turns = 1e-3 / 20, np.minimum(np.arange(9) / 9, 1)
+    expected = floor + (1e-3 - floor) * (1 + np.cos(np.pi * turns)) / 2
+    np.testing.assert_allclose(found, [0, 5e-4, *expected], rtol=1e-3)
+
+
+def test_perceptual_loss_is_blind_to_detail_finer_than_its_size(toy):
+    size = 2 * LPIPS_SIZE
+    sign = jnp.where((jnp.arange(size)[:, None] + jnp.arange(size)[None]) % 2 == 0, 1.0, -1.0)
+    checks = jnp.broadcast_to(0.5 + 0.4 * sign[..., None], (1, 1, size, size, 3))
+    gray = jnp.full_like(checks, 0.5)
+    same, fine, coarse = (
+        _lpips(toy.networks, toy.frozen, gray, other)
+        for other in (gray, checks, gray + 0.4)
+    )
+    # The averaging leaves something of the checks along the border only.
+    assert abs(fine - same) < 0.01 * (coarse - same)

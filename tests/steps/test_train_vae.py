@@ -1,0 +1,101 @@
+"""Training of a VAE from scratch."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from o3d_jax.nn.networks import build_networks
+from o3d_jax.steps.train_vae import KL_WEIGHT, VaeState, scale_latents, vae_loss, vae_step
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def real(tiny):
+    """The tiny VAE, because `scale_latents` knows its layers, with no weight at zero."""
+    from toy_networks import filled
+
+    vae = build_networks(tiny.model, lpips=False).vae
+    shapes = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))
+    return vae, filled(shapes)
+
+
+def test_scaled_latents_have_the_deviation_that_svd_assumes_and_decode_to_the_same(real, batch):
+    vae, params = real
+    images = batch.images[:2]
+
+    @jax.jit
+    def run(params):
+        moments = vae.apply(params, images, method="encode")
+        return moments, vae.apply(params, moments.mean, method="decode")
+
+    before, images_before = run(params)
+    scaled = scale_latents(vae, params, images)
+    after, images_after = run(scaled)
+    std = np.asarray(after.mean).std(axis=(0, 1, 2, 3))
+    np.testing.assert_allclose(std * 0.18215, 1, rtol=1e-5)  # float32 sums.
+    # The posterior is scaled with its mean: log variances shift by the log of the gain squared.
+    gain = std / np.asarray(before.mean).std(axis=(0, 1, 2, 3))
+    shift = np.asarray(after.logvar - before.logvar)
+    np.testing.assert_allclose(shift, np.broadcast_to(2 * np.log(gain), shift.shape), atol=1e-4)
+    # float32 rounding through a dozen layers.
+    np.testing.assert_allclose(images_after, images_before, atol=1e-4)
+
+
+def test_loss_is_error_through_sampled_latents_plus_kl(toy, batch):
+    vae, params, key = toy.networks.vae, toy.frozen.vae, jax.random.key(4)
+    images = batch.images[:, :2]
+    loss, error = vae_loss(vae, params, images, key)
+    moments = vae.apply(params, images.reshape(-1, 16, 16, 3), method="encode")
+    mean, logvar = (np.asarray(m, np.float64) for m in (moments.mean, moments.logvar))
+    decode = jax.jit(lambda latents: vae.apply(params, latents, method="decode"))
+    draws = []
+    for seed in range(100):
+        noise = np.random.default_rng(seed).normal(size=mean.shape)
+        latents = (mean + np.exp(logvar / 2) * noise).reshape(3, 2, *mean.shape[1:])
+        decoded = decode(jnp.asarray(latents, jnp.float32))
+        draws.append(np.mean((np.asarray(decoded) - np.asarray(images)) ** 2))
+    # One draw of the noise against the spread of 100 others.
+    assert abs(error - np.mean(draws)) < 4 * np.std(draws)
+    assert np.std(draws) < 0.02 * np.mean(draws)
+    # KL(N(mu, s^2) || N(0, 1)) = -log s + (s^2 + mu^2 - 1) / 2, a value each.
+    std = np.exp(logvar / 2)
+    kl = np.mean(-np.log(std) + (std**2 + mean**2 - 1) / 2)
+    np.testing.assert_allclose((loss - error) / KL_WEIGHT, kl, rtol=0.02)  # 1e-7 of 1, over 1e-5.
+
+
+def test_step_descends_draws_anew_and_compiles_once(toy, batch):
+    optimizer = optax.sgd(0.1)
+    vae = toy.networks.vae
+
+    def fresh():
+        params = jax.tree.map(jnp.copy, toy.frozen.vae)
+        copies = jax.tree.map(jnp.copy, params)
+        zero = jnp.zeros((), jnp.int32)
+        return VaeState(step=zero, params=params, ema=copies, opt_state=optimizer.init(params))
+
+    def step(state, seed=0):
+        return vae_step(state, batch.images, jax.random.key(seed), vae=vae, optimizer=optimizer)
+
+    state, error = step(fresh())
+    step_key = jax.random.fold_in(jax.random.key(0), 0)
+    gradient = jax.jit(
+        jax.grad(lambda params: vae_loss(vae, params, batch.images, step_key)[0])
+    )(toy.frozen.vae)
+
+    def check(old, new, ema, gradient):
+        np.testing.assert_allclose(new, old - 0.1 * gradient, atol=1e-6)  # float32 rounding.
+        np.testing.assert_allclose(ema, 0.995 * old + 0.005 * new, atol=1e-6)
+
+    jax.tree.map(check, toy.frozen.vae, state.params, state.ema, gradient)
+    compiled = vae_step._cache_size()
+    same, same_error = step(fresh())
+    assert same_error == error
+    later = replace(fresh(), step=jnp.ones((), jnp.int32))
+    assert step(later)[1] != error  # Another step, other noise.
+    assert int(same.step) == 1
+    assert vae_step._cache_size() == compiled
