@@ -56,6 +56,7 @@ def train(config: Config) -> None:
             networks=networks,
             config=config,
             optimizer=optimizer,
+            mesh=mesh,
         )
         log.record(step + 1, terms, gradient_norm)
         last = step + 1 == config.train.steps

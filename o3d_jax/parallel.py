@@ -7,6 +7,7 @@ import math
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
@@ -30,14 +31,14 @@ def make_mesh(fsdp: int) -> Mesh:
 def state_sharding(mesh: Mesh, state: Tree) -> Tree:
     """A sharding per array: its largest divisible axis over "fsdp", small arrays replicated."""
 
-    def place(array):
-        spec = [None] * array.ndim
-        if math.prod(array.shape) >= SMALLEST_SHARDED:
+    count = mesh.shape["fsdp"]
+
+    def place(array: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
+        if count > 1 and math.prod(array.shape) >= SMALLEST_SHARDED:
             for axis in sorted(range(array.ndim), key=lambda i: -array.shape[i]):
-                if array.shape[axis] % mesh.shape["fsdp"] == 0:
-                    spec[axis] = "fsdp"
-                    break
-        return NamedSharding(mesh, PartitionSpec(*spec))
+                if array.shape[axis] % count == 0:
+                    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+        return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(place, state)
 
@@ -45,6 +46,16 @@ def state_sharding(mesh: Mesh, state: Tree) -> Tree:
 def place_state(mesh: Mesh, state: Tree) -> Tree:
     """Puts the state on the mesh."""
     return jax.device_put(state, state_sharding(mesh, state))
+
+
+def keep_state(mesh: Mesh | None, state: Tree) -> Tree:
+    """The state as `place_state` places it, inside a compiled step.
+
+    Left alone, XLA splits small arrays beside large ones, and the next step is compiled anew.
+    """
+    if mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, state_sharding(mesh, state))
 
 
 def place_batch(mesh: Mesh, batch: Tree) -> Tree:

@@ -34,7 +34,9 @@ def render(
     pixel with alpha >= 1/255. `tiling` changes speed and memory, never the result.
 
     Views are drawn one after the other: memory is linear in pixels, Gaussians and one round of
-    intersections. Computes in the type of the Gaussians (float32 or float64).
+    intersections. On a mesh call it inside `shard_map` over objects or views; the automatic
+    partitioner would draw everything on every device. Computes in the type of the Gaussians
+    (float32 or float64).
     """
     if gaussians.means.shape[-2] == 0:
         gaussians = _one_invisible(gaussians)

@@ -102,8 +102,8 @@ def _forward(tiling: Tiling, splats: Splats, boxes: Boxes) -> Blended:
         ungroup = functools.partial(_ungrouped, taken.busiest)
         return begin + tiling.capacity, ungroup(transmittance), ungroup(features)
 
-    shape = (tiling.tiles, 4, tiling.pixels)
-    state = (jnp.int32(0), _untouched(tiling, table.dtype), jnp.zeros(shape, table.dtype))
+    features = _zeros((tiling.tiles, 4, tiling.pixels), table)
+    state = (jnp.int32(0), _untouched(tiling, table), features)
     _, transmittance, features = lax.while_loop(
         functools.partial(_unfinished, intersections), one_round, state
     )
@@ -152,7 +152,7 @@ def _backward(
         begin, transmittance, behind, gradient = state
         taken = take_round(intersections, begin, jnp.any(transmittance > 0, axis=1), tiling)
         by_group = functools.partial(_grouped, taken.busiest, tiling)
-        rows = jnp.zeros((tiling.capacity, table.shape[1]), table.dtype)
+        rows = _zeros((tiling.capacity, table.shape[1]), table)
         rows, (transmittance, behind) = lax.scan(
             lambda rows, xs: _blend_group_backward(tiling, table, taken, rows, *xs),
             rows,
@@ -167,7 +167,7 @@ def _backward(
         ungroup = functools.partial(_ungrouped, taken.busiest)
         return begin + tiling.capacity, ungroup(transmittance), ungroup(behind), gradient
 
-    state = (jnp.int32(0), _untouched(tiling, table.dtype), behind, jnp.zeros_like(table))
+    state = (jnp.int32(0), _untouched(tiling, table), behind, _zeros(table.shape, table))
     gradient = lax.while_loop(functools.partial(_unfinished, intersections), one_round, state)[-1]
     return _splats(gradient)
 
@@ -194,8 +194,8 @@ def _blend_group_backward(tiling, table, taken, rows, work, transmittance, behin
             weights = lax.dynamic_update_index_in_dim(weights, weight, k, 1)
             return hit.after, behind, exponents, weights
 
-        exponents = jnp.zeros((tiling.chunk, group, pixel_count), table.dtype)
-        weights = jnp.zeros((group, tiling.chunk, pixel_count), table.dtype)
+        exponents = _zeros((tiling.chunk, group, pixel_count), table)
+        weights = _zeros((group, tiling.chunk, pixel_count), table)
         transmittance, behind, exponents, weights = lax.fori_loop(
             0, tiling.chunk, one_gaussian, (transmittance, behind, exponents, weights)
         )
@@ -318,9 +318,15 @@ def _ungrouped(
     return jnp.zeros_like(flat).at[order].set(flat, unique_indices=True)
 
 
-def _untouched(tiling: Tiling, dtype: jnp.dtype) -> Float[Array, "t p"]:
+def _untouched(tiling: Tiling, table: Float[Array, "n 10"]) -> Float[Array, "t p"]:
     """T before the first Gaussian; pixels beyond the image are closed from the start."""
-    return jnp.asarray(np.where(in_image(tiling), 1, -1), dtype)
+    start = jnp.asarray(np.where(in_image(tiling), 1, -1), table.dtype)
+    return start + _zeros(start.shape, table)
+
+
+def _zeros(shape: tuple[int, ...], table: Float[Array, "n 10"]) -> Float[Array, "..."]:
+    """Zeros to start a loop over `table` with. Under `shard_map` they must vary like it does."""
+    return jnp.broadcast_to(jnp.where(False, table[0, 0], 0), shape)
 
 
 def _table(splats: Splats) -> Float[Array, "n 10"]:

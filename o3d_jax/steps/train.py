@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from o3d_jax import edm
 from o3d_jax.config import Config, OptimConfig
 from o3d_jax.nn.networks import Networks, apply
+from o3d_jax.parallel import keep_state
 from o3d_jax.steps.condition import drop_condition, encode_condition
 from o3d_jax.steps.denoise import denoise, per_object
 from o3d_jax.steps.reconstruct import (
@@ -195,10 +197,12 @@ def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformati
         rate = optax.warmup_cosine_decay_schedule(
             0.0, optim.learning_rate, optim.warmup_steps, steps, optim.learning_rate / 20
         )
-    else:
+    elif optim.warmup_steps:
         rate = optax.schedules.warmup_constant_schedule(
-            0.0, optim.learning_rate, max(optim.warmup_steps, 1)
+            0.0, optim.learning_rate, optim.warmup_steps
         )
+    else:
+        rate = optim.learning_rate
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
         optax.adamw(rate, weight_decay=optim.weight_decay),
@@ -217,7 +221,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 @functools.partial(
     jax.jit,
-    static_argnames=("use_feedback", "networks", "config", "optimizer"),
+    static_argnames=("use_feedback", "networks", "config", "optimizer", "mesh"),
     donate_argnames="state",
 )
 def train_step(
@@ -230,10 +234,12 @@ def train_step(
     networks: Networks,
     config: Config,
     optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, LossTerms, Float[Array, ""]]:
     """One step of Algorithm 1: the next state, the loss terms and the gradient's norm.
 
-    `key` is the run's key; the step number is folded in. `use_feedback` is `draw_coin`'s.
+    `key` is the run's key; the step number is folded in. `use_feedback` is `draw_coin`'s. The next
+    state lies on `mesh` as `place_state` puts it; None is for one device.
     """
     step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
     draws = draw(config, batch.images.shape[0], step_key)
@@ -249,4 +255,4 @@ def train_step(
     decay = jnp.minimum(config.optim.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
     new_state = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-    return new_state, terms, optax.global_norm(gradient)
+    return keep_state(mesh, new_state), terms, optax.tree.norm(gradient)

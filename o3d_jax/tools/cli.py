@@ -75,7 +75,7 @@ def _check_names(overrides: list[str]) -> None:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "o3d_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -83,9 +83,9 @@ def test_step_descends_draws_anew_and_compiles_once(toy, batch):
 
     state, error = step(fresh())
     step_key = jax.random.fold_in(jax.random.key(0), 0)
-    gradient = jax.jit(
-        jax.grad(lambda params: vae_loss(vae, params, batch.images, step_key)[0])
-    )(toy.frozen.vae)
+    gradient = jax.jit(jax.grad(lambda params: vae_loss(vae, params, batch.images, step_key)[0]))(
+        toy.frozen.vae
+    )
 
     def check(old, new, ema, gradient):
         np.testing.assert_allclose(new, old - 0.1 * gradient, atol=1e-6)  # float32 rounding.
