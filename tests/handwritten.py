@@ -55,9 +55,7 @@ def train_loss(networks, optim, params, frozen, batch, draws, use_feedback):
 
     def pred(maps):
         input_x = noise_x / jnp.sqrt(sigma**2 + 1)
-        raw = networks.unet.apply(
-            params.unet, input_x, c_noise, condition, batch.cameras, maps
-        )
+        raw = networks.unet.apply(params.unet, input_x, c_noise, condition, batch.cameras, maps)
         return noise_x / (sigma**2 + 1) - sigma / jnp.sqrt(sigma**2 + 1) * raw
 
     def recon_model(images, t):
