@@ -12,7 +12,6 @@ import pytest
 from o3d_jax import parallel
 from o3d_jax.config import OptimConfig
 from o3d_jax.steps.train import (
-    LPIPS_SIZE,
     _lpips,
     draw,
     draw_coin,
@@ -255,7 +254,7 @@ def test_cosine_falls_to_a_twentieth():
 
 
 def test_perceptual_loss_is_blind_to_detail_finer_than_its_size(toy):
-    size = 2 * LPIPS_SIZE
+    size = 512  # Twice the 256 px at which images are compared.
     sign = jnp.where((jnp.arange(size)[:, None] + jnp.arange(size)[None]) % 2 == 0, 1.0, -1.0)
     checks = jnp.broadcast_to(0.5 + 0.4 * sign[..., None], (1, 1, size, size, 3))
     gray = jnp.full_like(checks, 0.5)
