@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -36,7 +37,7 @@ from o3d_jax.nn.networks import build_networks
 from o3d_jax.splat import render
 from o3d_jax.steps.reconstruct import WHITE
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
-from o3d_jax.tools.cli import use_compilation_cache
+from o3d_jax.tools.cli import parse, use_compilation_cache
 from o3d_jax.types import Cameras, Gaussians, Maps
 
 ORBIT_FRAMES = 48
@@ -213,7 +214,7 @@ def _write_manifest(
 @exit_on_input_error()
 def main() -> None:
     """Reads the command line."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse(Arguments, sys.argv[1:], description=__doc__)
     use_compilation_cache()
     folder = sample(arguments)
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))

@@ -55,6 +55,7 @@ config = Config(
             num_heads=4,
             norm_num_groups=8,
             time_features=32,
+            positions="ray",
         ),
     ),
     data=DataConfig(objects=4_000, cache=Path(".cache/orbits"), workers=2),

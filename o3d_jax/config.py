@@ -81,6 +81,9 @@ class LgmConfig:
     norm_num_groups: int = 32
     time_features: int = 128
     """Sinusoid features of c_noise; the embedding is four times as wide."""
+    positions: Literal["free", "ray"] = "free"
+    """What raw positions are relative to: "free" is the world's origin, as in LGM; "ray" the point
+    of the pixel's ray that is nearest to it, from which a fresh network learns faster."""
 
 
 @dataclass(frozen=True)
@@ -263,8 +266,8 @@ class Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     weights: Path | None = None
-    """Checkpoint to start from: its frozen networks, and those trainable ones it has. None: the
-    VAE that tools/train_vae.py left in run_dir/name/vae, all else from scratch."""
+    """Checkpoint to start from: its frozen networks, and those trainable ones it has. None: what
+    tools/train_vae.py and tools/train_lgm.py left in run_dir/name, all else from scratch."""
     run_dir: Path = field(default_factory=lambda: Path("runs"))
     """Checkpoints, logs and pictures go to run_dir/name."""
 

@@ -178,6 +178,8 @@ def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
         (["{tmp}/none.png"], "none.png does not exist"),
         (["{tmp}"], "is a folder"),
         (["{tmp}/brick.png", "--levels", "1"], "--levels 1"),
+        (["{tmp}/brick.png", "--levels", "few"], "--levels: invalid literal for int"),
+        (["{tmp}/brick.png", "--sed", "1"], "Unrecognized options: --sed"),
         (["{tmp}/brick.png", "--border", "1"], "--border 1"),
         (["{tmp}/brick.png", "--seed", "-1"], "--seed -1"),
         (["{tmp}/brick.png", "--elevation", "90"], "--elevation 90"),

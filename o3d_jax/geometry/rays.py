@@ -46,6 +46,12 @@ def pluecker_rays(cameras: Cameras, size: tuple[int, int]) -> Float[Array, "*b v
     return jnp.concatenate([moment, d], axis=-1)
 
 
+def nearest_to_origin(rays: Float[Array, "*b 6"]) -> Float[Array, "*b 3"]:
+    """The point nearest to the world's origin of each ray given by `pluecker_rays`."""
+    moment, direction = jnp.split(rays, 2, axis=-1)
+    return jnp.cross(direction, moment)
+
+
 def harmonic_embedding(
     x: Float[Array, "*b c"], octaves: int
 ) -> Float[Array, "*b c*(2*{octaves}+1)"]:

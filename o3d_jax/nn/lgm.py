@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from o3d_jax.config import LgmConfig
-from o3d_jax.geometry.rays import pluecker_rays
+from o3d_jax.geometry.rays import nearest_to_origin, pluecker_rays
 from o3d_jax.nn.layers import GroupNorm, attend, pool2, sinusoid, upsample2
 from o3d_jax.types import Cameras, Gaussians
 
@@ -219,9 +219,10 @@ class LgmUnet(nn.Module):
 class Lgm(nn.Module):
     """The reconstruction module: posed views -> Gaussians in world coordinates.
 
-    Positions are clamped to the cube [-1, 1]^3, not bound to rays. Differs from the release in
-    that the time embedding is per object (so any batch works) and that each quaternion is
-    normalised by itself (see PAPER.md).
+    Positions are clamped to the cube [-1, 1]^3 and not bound to rays, though `config.positions`
+    can make rays their starting points. Differs from the release in that the time embedding is
+    per object (so any batch works) and that each quaternion is normalised by itself (see
+    PAPER.md).
     """
 
     config: LgmConfig
@@ -245,6 +246,9 @@ class Lgm(nn.Module):
         x = x.reshape(-1, *x.shape[2:])
         x = LgmUnet(self.config, self.dtype, self.remat, name="unet")(x, c_noise)
         x = Conv1(sum(GAUSSIAN_CHANNELS), bias_init=faint_and_small, name="conv")(x)
+        if self.config.positions == "ray":
+            nearest = nearest_to_origin(pluecker_rays(cameras, (x.shape[1], x.shape[2])))
+            x = x.at[..., :3].add(nearest.reshape(*x.shape[:3], 3))
         return activate(x.reshape(images.shape[0], -1, x.shape[-1]))
 
 

@@ -8,12 +8,15 @@ import itertools
 import os
 import runpy
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import tyro
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
+
+Kind = TypeVar("Kind")
 
 
 def read_config(path: Path, overrides: list[str]) -> Config:
@@ -32,10 +35,19 @@ def read_config(path: Path, overrides: list[str]) -> Config:
     if not isinstance(config, Config):
         raise InputError(f"{path} defines no `config = Config(...)`")
     _check_names(overrides)
+    return parse(Config, overrides, default=config, prog=f"train.py {path}")
+
+
+def parse(kind: type[Kind], arguments: list[str], **options: Any) -> Kind:
+    """tyro's parsing, with what is wrong said in one line.
+
+    Raises:
+        InputError: an unknown option, or a value of another type.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Config, default=config, args=overrides, prog=f"train.py {path}")
+            return tyro.cli(kind, args=arguments, **options)
     except SystemExit as exit:
         if not exit.code:  # --help
             raise

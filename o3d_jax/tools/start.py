@@ -15,8 +15,9 @@ from o3d_jax.types import Frozen, Params
 def start_weights(config: Config, networks: Networks) -> Weights:
     """Frozen networks from a checkpoint; trainable ones fresh, or from it where it was named.
 
-    The checkpoint is `config.weights`, else the VAE that tools/train_vae.py left beside the run,
-    else the VAE of the bundled model of this name.
+    The checkpoint is `config.weights`, else the VAE and, if there is one, the LGM that
+    tools/train_vae.py and tools/train_lgm.py left beside the run, else the VAE of the bundled
+    model of this name.
 
     Raises:
         InputError: no VAE, an image tower that is neither trained nor loaded, or weights that
@@ -30,10 +31,11 @@ def start_weights(config: Config, networks: Networks) -> Weights:
         lambda key: init_networks(networks, config.model, key, trained), key
     )
     frozen = _frozen(config, found, frozen_shapes, folder)
-    loaded = found.params if config.weights is not None else Params(unet=None, lgm=None)
+    loaded = found.params if config.weights is not None else _lgm_beside(config)
+    source = config.weights or config.run_dir / config.name / "lgm"
     for name in ("unet", "lgm", "clip"):
         if getattr(loaded, name) is not None and getattr(shapes, name) is not None:
-            check_fits(getattr(loaded, name), getattr(shapes, name), f"{name} in {folder}")
+            check_fits(getattr(loaded, name), getattr(shapes, name), f"{name} in {source}")
     fresh, _ = init_networks(networks, config.model, key, trained)
 
     def choose(name: str) -> Any:
@@ -42,6 +44,13 @@ def start_weights(config: Config, networks: Networks) -> Weights:
 
     params = Params(unet=choose("unet"), lgm=choose("lgm"), clip=choose("clip"))
     return Weights(params=params, frozen=frozen)
+
+
+def _lgm_beside(config: Config) -> Params:
+    """What tools/train_lgm.py left beside the run, or nothing."""
+    folder = config.run_dir / config.name / "lgm"
+    lgm = load_model(folder).weights.params.lgm if folder.is_dir() else None
+    return Params(unet=None, lgm=lgm)
 
 
 def _checkpoint(config: Config) -> Path:

@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 
 from o3d_jax.geometry.orbits import orbit
-from o3d_jax.geometry.rays import harmonic_embedding, pluecker_rays, ray_directions
+from o3d_jax.geometry.rays import (
+    harmonic_embedding,
+    nearest_to_origin,
+    pluecker_rays,
+    ray_directions,
+)
 from o3d_jax.types import Cameras
 
 SIZE = (3, 5)
@@ -60,6 +65,17 @@ def test_moments_do_not_change_as_the_origin_slides_along_the_ray():
     origin = np.asarray(cameras.camera_to_world, np.float64)[:, None, None, :3, 3]
     slid = np.cross(origin + 3.7 * rays[..., 3:], rays[..., 3:])
     np.testing.assert_allclose(slid, rays[..., :3], atol=2e-6)  # float32 rounding.
+
+
+def test_nearest_points_are_on_their_rays_and_at_right_angles():
+    cameras = skewed_cameras((2, 3))
+    rays = pluecker_rays(cameras, SIZE)
+    points = np.asarray(nearest_to_origin(rays), np.float64)
+    d = np.asarray(rays, np.float64)[..., 3:]
+    origin = np.asarray(cameras.camera_to_world, np.float64)[..., None, None, :3, 3]
+    # float32 rounding of products of numbers of about 1.
+    np.testing.assert_allclose(np.cross(points - origin, d), 0, atol=2e-6)
+    np.testing.assert_allclose(np.sum(points * d, axis=-1), 0, atol=1e-6)
 
 
 def test_pluecker_hand_values_of_a_camera_on_the_z_axis():

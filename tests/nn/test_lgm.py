@@ -104,6 +104,26 @@ def test_activations_by_hand():
     np.testing.assert_allclose(g.colors[0, 0], [0.5, 0.8807971, 0], rtol=0, atol=1e-6)
 
 
+def test_positions_start_from_the_points_of_rays_nearest_to_the_origin_where_asked(
+    inputs, variables
+):
+    free = np.asarray(run(variables, *inputs).means)
+    by_rays = Lgm(LgmConfig(**{**vars(TOY), "positions": "ray"}))
+    moved = np.asarray(jax.jit(by_rays.apply)(variables, *inputs).means)
+    pose = np.asarray(inputs[1].camera_to_world)[:, ::2, None, None].astype(np.float64)
+    # The grid of Gaussians is 4 x 4; cameras look along z with focal lengths 1.1 and 1.3.
+    rows, columns = np.meshgrid((np.arange(4) + 0.5) / 4, (np.arange(4) + 0.5) / 4, indexing="ij")
+    d = np.stack([(columns - 0.5) / 1.1, (rows - 0.5) / 1.3, np.ones((4, 4))], axis=-1)
+    o = pose[..., :3, 3]
+    along = -(o * d).sum(-1, keepdims=True) / (d * d).sum(-1, keepdims=True)
+    nearest = (o + along * d).reshape(free.shape)
+    inside = (np.abs(free) < 1) & (np.abs(free + nearest) < 1)
+    assert inside.mean() > 0.5
+    # float32 rounding of numbers of about 3.
+    np.testing.assert_allclose((moved - free)[inside], nearest[inside], rtol=0, atol=2e-6)
+    assert np.abs(moved).max() == 1
+
+
 def test_quaternion_of_zero_has_a_finite_gradient():
     gradient = jax.grad(lambda raw: activate(raw).quats.sum())(jnp.zeros((1, 1, 14)))
     assert jnp.all(jnp.isfinite(gradient))

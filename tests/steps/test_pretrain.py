@@ -1,5 +1,6 @@
-"""Training of a VAE from scratch."""
+"""Training of single networks from scratch."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -9,7 +10,16 @@ import optax
 import pytest
 
 from o3d_jax.nn.networks import build_networks
-from o3d_jax.steps.train_vae import KL_WEIGHT, VaeState, scale_latents, vae_loss, vae_step
+from o3d_jax.steps.pretrain import (
+    KL_WEIGHT,
+    PretrainState,
+    lgm_loss,
+    pretrain_step,
+    scale_latents,
+    vae_loss,
+)
+from o3d_jax.steps.reconstruct import reconstruct
+from o3d_jax.types import Batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -49,9 +59,10 @@ def test_scaled_latents_have_the_deviation_that_svd_assumes_and_decode_to_the_sa
 def test_loss_is_error_through_sampled_latents_plus_kl(toy, batch):
     vae, params = toy.networks.vae, jax.tree.map(jnp.copy, toy.frozen.vae)
     params["params"]["down"]["bias"] += jnp.array([0.0] * 4 + [1.0] * 4)  # Wider posteriors.
-    images = batch.images[:, :2]
+    few = Batch(images=batch.images[:, :2], cameras=batch.cameras)
+    images = few.images
     keys = jax.random.split(jax.random.key(4), 200)
-    losses, errors = jax.jit(jax.vmap(lambda key: vae_loss(vae, params, images, key)))(keys)
+    losses, errors = jax.jit(jax.vmap(lambda key: vae_loss(vae, params, few, key)))(keys)
     moments = vae.apply(params, images.reshape(-1, 16, 16, 3), method="encode")
     mean, logvar = (np.asarray(m, np.float64) for m in (moments.mean, moments.logvar))
     std = np.exp(logvar / 2)
@@ -69,34 +80,45 @@ def test_loss_is_error_through_sampled_latents_plus_kl(toy, batch):
     np.testing.assert_allclose(np.mean(losses - errors) / KL_WEIGHT, kl, rtol=0.01)
 
 
+def test_lgms_loss_is_the_error_of_renders_of_the_object_made_from_true_views(toy, batch):
+    def loss(params, batch):
+        return lgm_loss(toy.networks, params, batch, jax.random.key(0))
+
+    value, error = jax.jit(loss)(toy.params.lgm, batch)
+    made = jax.jit(functools.partial(reconstruct, toy.networks))(
+        toy.params.lgm, batch.images, batch.cameras, jnp.zeros(len(batch.images))
+    )
+    expected = np.mean((np.asarray(made.rendering.rgb) - np.asarray(batch.images)) ** 2)
+    np.testing.assert_allclose([value, error], expected, rtol=1e-5)  # float32 sums.
+    assert expected > 1e-3
+
+
 def test_step_descends_draws_anew_and_compiles_once(toy, batch):
     optimizer = optax.sgd(0.1)
-    vae = toy.networks.vae
+    loss = functools.partial(vae_loss, toy.networks.vae)
 
     def fresh():
         params = jax.tree.map(jnp.copy, toy.frozen.vae)
         copies = jax.tree.map(jnp.copy, params)
         zero = jnp.zeros((), jnp.int32)
-        return VaeState(step=zero, params=params, ema=copies, opt_state=optimizer.init(params))
+        return PretrainState(step=zero, params=params, ema=copies, opt_state=optimizer.init(params))
 
     def step(state, seed=0):
-        return vae_step(state, batch.images, jax.random.key(seed), vae=vae, optimizer=optimizer)
+        return pretrain_step(state, batch, jax.random.key(seed), loss=loss, optimizer=optimizer)
 
     state, error = step(fresh())
     step_key = jax.random.fold_in(jax.random.key(0), 0)
-    gradient = jax.jit(jax.grad(lambda params: vae_loss(vae, params, batch.images, step_key)[0]))(
-        toy.frozen.vae
-    )
+    gradient = jax.jit(jax.grad(lambda params: loss(params, batch, step_key)[0]))(toy.frozen.vae)
 
     def check(old, new, ema, gradient):
         np.testing.assert_allclose(new, old - 0.1 * gradient, atol=1e-6)  # float32 rounding.
         np.testing.assert_allclose(ema, 0.995 * old + 0.005 * new, atol=1e-6)
 
     jax.tree.map(check, toy.frozen.vae, state.params, state.ema, gradient)
-    compiled = vae_step._cache_size()
+    compiled = pretrain_step._cache_size()
     same, same_error = step(fresh())
     assert same_error == error
     later = replace(fresh(), step=jnp.ones((), jnp.int32))
     assert step(later)[1] != error  # Another step, other noise.
     assert int(same.step) == 1
-    assert vae_step._cache_size() == compiled
+    assert pretrain_step._cache_size() == compiled

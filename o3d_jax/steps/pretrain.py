@@ -1,9 +1,10 @@
-"""Training of a small VAE from scratch, for models that have no SVD weights to load.
+"""Training single networks from scratch, for models that have no SVD or LGM weights to start from.
 
-Not part of the paper, which takes SVD's VAE as it is.
+Not part of the paper, which starts from SVD's VAE and LGM as they are.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,17 +12,24 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from o3d_jax.nn.networks import apply
+from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.nn.vae import Vae
-from o3d_jax.types import pytree
+from o3d_jax.steps.reconstruct import reconstruct
+from o3d_jax.types import Batch, pytree
 
 KL_WEIGHT = 1e-5
 """Against the mean square error per value; keeps latents near unit scale without blurring."""
 
+EMA_DECAY = 0.995
+"""Per step: runs are of a few thousand steps."""
+
+Loss = Callable[[Any, Batch, Key[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]]
+"""Of parameters, a batch and a key: what is minimised, and the mean square error of the images."""
+
 
 @pytree
-class VaeState:
-    """All that a step of VAE training reads and replaces."""
+class PretrainState:
+    """All that a step of training one network reads and replaces."""
 
     step: Int[Array, ""]
     params: Any
@@ -30,9 +38,10 @@ class VaeState:
 
 
 def vae_loss(
-    vae: Vae, params: Any, images: Float[Array, "b v h w 3"], key: Key[Array, ""]
+    vae: Vae, params: Any, batch: Batch, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Reconstruction error of images through sampled latents, plus KL; and the error alone."""
+    images = batch.images
     b, v = images.shape[:2]
     moments = apply(vae, params, images.reshape(b * v, *images.shape[2:]), method="encode")
     noise = jax.random.normal(key, moments.mean.shape, jnp.float32)
@@ -43,24 +52,34 @@ def vae_loss(
     return error + KL_WEIGHT * kl, error
 
 
-@functools.partial(jax.jit, static_argnames=("vae", "optimizer"), donate_argnames="state")
-def vae_step(
-    state: VaeState,
-    images: Float[Array, "b v h w 3"],
+def lgm_loss(
+    networks: Networks, params: Any, batch: Batch, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean square error of renders of the object made from true views, with c_noise 0; twice."""
+    del key
+    clean = jnp.zeros(batch.images.shape[0])
+    rendering = reconstruct(networks, params, batch.images, batch.cameras, clean).rendering
+    error = jnp.mean((rendering.rgb - batch.images) ** 2)
+    return error, error
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "optimizer"), donate_argnames="state")
+def pretrain_step(
+    state: PretrainState,
+    batch: Batch,
     key: Key[Array, ""],
     *,
-    vae: Vae,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
-) -> tuple[VaeState, Float[Array, ""]]:
-    """One step of VAE training, and the mean square error of its reconstructions."""
+) -> tuple[PretrainState, Float[Array, ""]]:
+    """One step, and the mean square error of its images. The step number is folded into `key`."""
     step_key = jax.random.fold_in(key, state.step)
-    loss = functools.partial(vae_loss, vae)
-    gradient, error = jax.grad(loss, has_aux=True)(state.params, images, step_key)
+    gradient, error = jax.grad(loss, has_aux=True)(state.params, batch, step_key)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = jax.tree.map(lambda e, p: 0.995 * e + 0.005 * p, state.ema, params)
+    ema = jax.tree.map(lambda e, p: EMA_DECAY * e + (1 - EMA_DECAY) * p, state.ema, params)
     step = state.step + 1
-    return VaeState(step=step, params=params, ema=ema, opt_state=opt_state), error
+    return PretrainState(step=step, params=params, ema=ema, opt_state=opt_state), error
 
 
 def scale_latents(vae: Vae, params: Any, images: Float[Array, "b v h w 3"]) -> Any:

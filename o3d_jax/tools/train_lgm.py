@@ -1,0 +1,68 @@
+"""Trains a small LGM alone: `python -m o3d_jax.tools.train_lgm configs/nano.py [--steps 1500]`.
+
+On true views, for models with no LGM weights to load: the paper too starts from an LGM that can
+reconstruct (Sec. 4.1). Writes RUN/lgm, which train.py starts from, and RUN/lgm.png, renders of
+held-out objects to look at.
+"""
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from o3d_jax.config import Config
+from o3d_jax.data.loader import heldout_batch, training_batches
+from o3d_jax.errors import exit_on_input_error
+from o3d_jax.io.checkpoint import Weights, save_model
+from o3d_jax.io.images import save_png
+from o3d_jax.io.sheets import grid
+from o3d_jax.metrics import psnr
+from o3d_jax.nn.networks import Networks, build_networks
+from o3d_jax.steps.pretrain import lgm_loss
+from o3d_jax.steps.reconstruct import reconstruct
+from o3d_jax.tools.pretraining import fit, read_command
+from o3d_jax.types import Batch, Frozen, Params
+
+STEPS = 1_500
+LEARNING_RATE = 1e-3
+
+
+def train_lgm(config: Config, steps: int) -> str:
+    """Trains, writes, and says how good it is on held-out objects."""
+    networks = build_networks(config.model, lpips=False)
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    batches = iter(training_batches(config))
+    first = jax.tree.map(jnp.asarray, next(batches))
+    c_noise = jnp.zeros(first.images.shape[0])
+    params = networks.lgm.init(init_key, first.images, first.cameras, c_noise)
+    loss = functools.partial(lgm_loss, networks)
+    trained = fit(loss, params, batches, key, steps, LEARNING_RATE)
+    folder = config.run_dir / config.name
+    weights = Weights(params=Params(unet=None, lgm=trained), frozen=Frozen(vae=None))
+    save_model(folder / "lgm", config, weights)
+    return _report(networks, trained, heldout_batch(config, 16), folder)
+
+
+def _report(networks: Networks, params: Any, heldout: Batch, folder: Path) -> str:
+    batch = jax.tree.map(jnp.asarray, heldout)
+    run = jax.jit(functools.partial(reconstruct, networks))
+    clean = jnp.zeros(batch.images.shape[0])
+    renders = jnp.clip(run(params, batch.images, batch.cameras, clean).rendering.rgb, 0, 1)
+    rows = [list(np.asarray(a[i])) for i in range(4) for a in (batch.images, renders)]
+    save_png(folder / "lgm.png", grid(rows, ["truth", "render"] * 4))
+    mean = float(psnr(renders, batch.images).mean())
+    return f"held-out PSNR of renders {mean:.2f} dB; wrote {folder / 'lgm'}\n"
+
+
+@exit_on_input_error()
+def main() -> None:
+    """Reads the command line."""
+    sys.stdout.write(train_lgm(*read_command(str(__doc__), STEPS)))
+
+
+if __name__ == "__main__":
+    main()
