@@ -2,7 +2,7 @@
 
 Writes benchmarks/quality.md (the table) and benchmarks/quality.png (the first objects, to look
 at). Rows: the bundled model, the same with its feedback zeroed at sampling, and baselines that
-know nothing of 3D. View 0 is the input, and counts like the others.
+know nothing of 3D. View 0 is the input itself and does not count, except in a column of its own.
 """
 
 import argparse
@@ -44,14 +44,21 @@ class Score:
     ssim: float
     per_object: Float[np.ndarray, " b"]
     """PSNR, mean over views."""
+    input_psnr: float
+    """Of view 0."""
 
 
 def score(images: Images, truth: Images) -> Score:
-    """Images are clipped to [0, 1] first, as a viewer would see them."""
+    """Over all views but the input; clipped to [0, 1] first, as a viewer would see them."""
     images = np.clip(images, 0, 1)
     db = np.asarray(psnr(jnp.asarray(images), jnp.asarray(truth)))
     structure = np.asarray(ssim(jnp.asarray(images), jnp.asarray(truth)))
-    return Score(psnr=float(db.mean()), ssim=float(structure.mean()), per_object=db.mean(axis=1))
+    return Score(
+        psnr=float(db[:, 1:].mean()),
+        ssim=float(structure[:, 1:].mean()),
+        per_object=db[:, 1:].mean(axis=1),
+        input_psnr=float(db[:, 0].mean()),
+    )
 
 
 def sample_all(
@@ -83,17 +90,17 @@ def interval(values: Float[np.ndarray, " b"]) -> float:
 def table(rows: list[tuple[str, Score, Score | None]]) -> str:
     """Markdown: generated views beside renders of the Gaussians, and the gap between the two."""
     lines = [
-        "| | views PSNR | views SSIM | renders PSNR | renders SSIM | abs. Delta PSNR |",
-        "|---|---|---|---|---|---|",
+        "| | views PSNR | SSIM | renders PSNR | SSIM | abs. Delta PSNR | input view |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, view, render in rows:
         cells = f"{view.psnr:.2f} ± {interval(view.per_object):.2f} | {view.ssim:.4f}"
         if render is None:
-            lines.append(f"| {name} | {cells} | the same | the same | 0 |")
+            lines.append(f"| {name} | {cells} | the same | the same | 0 | |")
             continue
         gap = abs(view.psnr - render.psnr)
         cells += f" | {render.psnr:.2f} ± {interval(render.per_object):.2f} | {render.ssim:.4f}"
-        lines.append(f"| {name} | {cells} | {gap:.2f} |")
+        lines.append(f"| {name} | {cells} | {gap:.2f} | {render.input_psnr:.2f} |")
     return "\n".join(lines)
 
 
@@ -126,15 +133,16 @@ def main() -> None:
         (f"mean of {MEAN_OBJECTS} training orbits", score(mean, truth), None),
     ]
     made = (
-        f"{arguments.objects} held-out synthetic objects, {truth.shape[1]} views each, "
+        f"{arguments.objects} held-out synthetic objects, {truth.shape[1] - 1} novel views each, "
         f"{truth.shape[2]} px, {model.config.sample.levels} levels; jax {jax.__version__}, "
         f"{platform.machine()}, {time.perf_counter() - started:.0f} s. "
-        "± is half of a 95 % interval over objects."
+        "± is half of a 95 % interval over objects. Means over the views other than the input; "
+        "the last column is the render of the input's view against the input."
     )
     text = f"# Quality\n\nMade by `python benchmarks/quality.py`: {made}\n\n{table(rows)}\n"
     arguments.out.write_text(text)
-    shown = [[truth[i, 0], *images[i]] for i in range(6) for images in (views, renders, truth)]
-    labels = ["views", "renders", "truth"] * 6
+    shown = [[truth[i, 0], *images[i]] for i in range(10) for images in (views, renders, truth)]
+    labels = ["views", "renders", "truth"] * 10
     columns = ["input", *(f"view {k}" for k in range(truth.shape[1]))]
     save_png(arguments.out.with_suffix(".png"), grid(shown, labels, columns))
     tqdm.write(text)

@@ -1,8 +1,9 @@
 """The default model: 64 px, 8 views, every part of the method, on synthetic objects.
 
-Hardware: 2 CPU cores. Train the VAE first, then both networks together:
+Hardware: 2 CPU cores. Train the VAE and LGM first, each alone, then all together:
 
     python -m o3d_jax.tools.train_vae configs/nano.py
+    python -m o3d_jax.tools.train_lgm configs/nano.py
     python train.py configs/nano.py
 """
 
@@ -59,7 +60,7 @@ config = Config(
         ),
     ),
     data=DataConfig(objects=4_000, cache=Path(".cache/orbits"), workers=2),
-    sample=SampleConfig(levels=16),
+    sample=SampleConfig(levels=16, sigma_max=80.0),
     optim=OptimConfig(learning_rate=5e-4, schedule="cosine", warmup_steps=100, lpips_weight=0.0),
     train=TrainConfig(
         steps=4_000,

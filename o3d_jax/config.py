@@ -267,7 +267,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     weights: Path | None = None
     """Checkpoint to start from: its frozen networks, and those trainable ones it has. None: what
-    tools/train_vae.py and tools/train_lgm.py left in run_dir/name, all else from scratch."""
+    tools/train_vae.py, train_unet.py and train_lgm.py left in run_dir/name, else from scratch."""
     run_dir: Path = field(default_factory=lambda: Path("runs"))
     """Checkpoints, logs and pictures go to run_dir/name."""
 

@@ -15,6 +15,7 @@ from o3d_jax.errors import InputError
 from o3d_jax.io.checkpoint import Weights, load_model, save_model
 from o3d_jax.nn.networks import init_networks
 from o3d_jax.tools.cli import read_config
+from o3d_jax.tools.start import start_weights
 from o3d_jax.types import Frozen, Params
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +87,31 @@ def test_weights_of_another_config_are_refused(config):
         with pytest.raises(InputError, match=r"is of another config: \d+ parameters differ"):
             train.train(dataclasses.replace(config, name="other"))
     assert not (config.run_dir / "other").exists()
+
+
+def test_a_run_starts_from_the_networks_that_were_trained_alone_beside_it(config):
+    from toy_networks import toy_system
+
+    networks = dataclasses.replace(toy_system(config).networks, lpips=None)
+    beside = dataclasses.replace(config, name="beside", weights=None)
+    folder = config.run_dir / "beside"
+    vae = load_model(config.weights).weights.frozen
+    one, _ = init_networks(networks, config.model, jax.random.key(11), True)
+    two, _ = init_networks(networks, config.model, jax.random.key(12), True)
+    save_model(folder / "vae", beside, Weights(params=Params(unet=None, lgm=None), frozen=vae))
+    nothing = Frozen(vae=None)
+    save_model(
+        folder / "lgm", beside, Weights(params=Params(unet=None, lgm=one.lgm), frozen=nothing)
+    )
+    found = start_weights(beside, networks)
+    jax.tree.map(np.testing.assert_array_equal, found.params.lgm, one.lgm)
+    fresh, _ = init_networks(networks, config.model, jax.random.key(config.seed), True)
+    jax.tree.map(np.testing.assert_array_equal, found.params.unet, fresh.unet)
+    unet = Weights(params=Params(unet=two.unet, lgm=None, clip=two.clip), frozen=nothing)
+    save_model(folder / "unet", beside, unet)
+    found = start_weights(beside, networks)
+    expected = Weights(params=Params(unet=two.unet, lgm=one.lgm, clip=two.clip), frozen=vae)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Training single networks from scratch, for models that have no SVD or LGM weights to start from.
+"""Training each network alone, for models that have no weights of SVD and LGM to start from.
 
-Not part of the paper, which starts from SVD's VAE and LGM as they are.
+Not part of the paper, which starts from those. Every loss takes parameters, frozen networks, a
+batch and a key.
 """
 
 import functools
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from o3d_jax.config import Config
 from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.nn.vae import Vae
 from o3d_jax.steps.reconstruct import reconstruct
-from o3d_jax.types import Batch, pytree
+from o3d_jax.steps.train import diffusion_loss, draw, noised
+from o3d_jax.types import Batch, Frozen, Maps, Params, pytree
 
 KL_WEIGHT = 1e-5
 """Against the mean square error per value; keeps latents near unit scale without blurring."""
@@ -23,8 +26,10 @@ KL_WEIGHT = 1e-5
 EMA_DECAY = 0.995
 """Per step: runs are of a few thousand steps."""
 
-Loss = Callable[[Any, Batch, Key[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]]
-"""Of parameters, a batch and a key: what is minimised, and the mean square error of the images."""
+Loss = Callable[
+    [Any, Frozen | None, Batch, Key[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]
+]
+"""What is minimised, and the mean square error in it."""
 
 
 @pytree
@@ -38,7 +43,7 @@ class PretrainState:
 
 
 def vae_loss(
-    vae: Vae, params: Any, batch: Batch, key: Key[Array, ""]
+    vae: Vae, params: Any, _: None, batch: Batch, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Reconstruction error of images through sampled latents, plus KL; and the error alone."""
     images = batch.images
@@ -53,28 +58,45 @@ def vae_loss(
 
 
 def lgm_loss(
-    networks: Networks, params: Any, batch: Batch, key: Key[Array, ""]
+    networks: Networks, params: Any, _: None, batch: Batch, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean square error of renders of the object made from true views, with c_noise 0; twice."""
-    del key
+    del key  # Nothing is drawn.
     clean = jnp.zeros(batch.images.shape[0])
     rendering = reconstruct(networks, params, batch.images, batch.cameras, clean).rendering
     error = jnp.mean((rendering.rgb - batch.images) ** 2)
     return error, error
 
 
+def unet_loss(
+    networks: Networks,
+    config: Config,
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    key: Key[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Algorithm 1's loss of the denoiser (Eq. 5) without feedback; twice."""
+    draws = draw(config, batch.images.shape[0], key)
+    x, estimate = noised(networks, config, params, frozen, batch, draws)
+    maps = Maps.nothing(*batch.images.shape[:4])
+    error = diffusion_loss(estimate(maps), x, draws.sigma)
+    return error, error
+
+
 @functools.partial(jax.jit, static_argnames=("loss", "optimizer"), donate_argnames="state")
 def pretrain_step(
     state: PretrainState,
+    frozen: Frozen | None,
     batch: Batch,
     key: Key[Array, ""],
     *,
     loss: Loss,
     optimizer: optax.GradientTransformation,
 ) -> tuple[PretrainState, Float[Array, ""]]:
-    """One step, and the mean square error of its images. The step number is folded into `key`."""
+    """One step, and its mean square error. The step number is folded into `key`."""
     step_key = jax.random.fold_in(key, state.step)
-    gradient, error = jax.grad(loss, has_aux=True)(state.params, batch, step_key)
+    gradient, error = jax.grad(loss, has_aux=True)(state.params, frozen, batch, step_key)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = jax.tree.map(lambda e, p: EMA_DECAY * e + (1 - EMA_DECAY) * p, state.ema, params)

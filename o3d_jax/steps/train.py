@@ -1,6 +1,7 @@
 """Algorithm 1: joint training of the denoiser and the reconstruction model."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ from o3d_jax.steps.reconstruct import (
     reconstruct,
 )
 from o3d_jax.types import Batch, Frozen, Maps, Params, TrainState, pytree
+
+Video = Float[Array, "b v h w c"]
 
 LPIPS_SIZE = 256
 """Pixels at which LPIPS compares (DESIGN: memory)."""
@@ -96,6 +99,26 @@ def train_loss(
     One backward pass through F, always: with feedback the first pass carries no gradient and the
     second does, without feedback there is only the first. See PAPER.md, row "Alg. 1".
     """
+    x, estimate = noised(networks, config, params, frozen, batch, draws)
+    first = estimate(Maps.nothing(*batch.images.shape[:4]))
+    if use_feedback:
+        first = jax.lax.stop_gradient(first)
+    noisy, clean = _reconstruct_both(networks, params, frozen, batch, first, draws.sigma)
+    maps = feedback_maps(noisy.rendering, batch.cameras)
+    pred_x = estimate(maps) if use_feedback else first
+    diffusion = diffusion_loss(pred_x, x, draws.sigma)
+    return _total(networks, config.optim, frozen, batch, diffusion, noisy, clean)
+
+
+def noised(
+    networks: Networks,
+    config: Config,
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    draws: Draws,
+) -> tuple[Video, Callable[[Maps], Video]]:
+    """Clean latents, and the estimate of them from noisy ones as a function of the feedback."""
     x = encode_views(networks, frozen.vae, batch.images)
     condition = encode_condition(
         networks,
@@ -109,23 +132,19 @@ def train_loss(
     condition = drop_condition(condition, draws.dropout, config.diffusion.condition_dropout)
     noisy_x = x + per_object(draws.sigma, x) * draws.noise
 
-    def estimate(maps: Maps) -> Float[Array, "b v h w c"]:
+    def estimate(maps: Maps) -> Video:
         def network(*inputs):
             x_in, c_noise, given, feedback = inputs
             return apply(networks.unet, params.unet, x_in, c_noise, given, batch.cameras, feedback)
 
         return denoise(network, noisy_x, draws.sigma, condition, maps)
 
-    first = estimate(Maps.nothing(*batch.images.shape[:4]))
-    if use_feedback:
-        first = jax.lax.stop_gradient(first)
-    noisy, clean = _reconstruct_both(networks, params, frozen, batch, first, draws.sigma)
-    maps = feedback_maps(noisy.rendering, batch.cameras)
-    pred_x = estimate(maps) if use_feedback else first
+    return x, estimate
 
-    weight = per_object(edm.loss_weight(draws.sigma), x)
-    diffusion = (weight * (pred_x - x) ** 2).mean()
-    return _total(networks, config.optim, frozen, batch, diffusion, noisy, clean)
+
+def diffusion_loss(estimate: Video, x: Video, sigma: Float[Array, " b"]) -> Float[Array, ""]:
+    """Eq. 5 with the weight of Eq. 11."""
+    return (per_object(edm.loss_weight(sigma), x) * (estimate - x) ** 2).mean()
 
 
 def _reconstruct_both(

@@ -15,7 +15,7 @@ from o3d_jax.config import Config
 from o3d_jax.errors import InputError
 from o3d_jax.steps.pretrain import Loss, PretrainState, pretrain_step
 from o3d_jax.tools.cli import read_config, use_compilation_cache
-from o3d_jax.types import Batch
+from o3d_jax.types import Batch, Frozen
 
 
 def read_command(usage: str, steps: int) -> tuple[Config, int]:
@@ -42,6 +42,7 @@ def read_command(usage: str, steps: int) -> tuple[Config, int]:
 def fit(
     loss: Loss,
     params: Any,
+    frozen: Frozen | None,
     batches: Iterator[Batch],
     key: Key[Array, ""],
     steps: int,
@@ -61,7 +62,7 @@ def fit(
     progress = tqdm(range(steps))
     for step in progress:
         batch = jax.tree.map(jnp.asarray, next(batches))
-        state, error = pretrain_step(state, batch, key, loss=loss, optimizer=optimizer)
+        state, error = pretrain_step(state, frozen, batch, key, loss=loss, optimizer=optimizer)
         if step % 50 == 0 or step + 1 == steps:
-            progress.set_postfix_str(f"PSNR {-10 * float(jnp.log10(error)):.2f} dB")
+            progress.set_postfix_str(f"error {-10 * float(jnp.log10(error)):.2f} dB")
     return state.ema

@@ -13,11 +13,10 @@ from o3d_jax.types import Frozen, Params
 
 
 def start_weights(config: Config, networks: Networks) -> Weights:
-    """Frozen networks from a checkpoint; trainable ones fresh, or from it where it was named.
+    """Frozen networks from a checkpoint; trainable ones from it where it has them, else fresh.
 
-    The checkpoint is `config.weights`, else the VAE and, if there is one, the LGM that
-    tools/train_vae.py and tools/train_lgm.py left beside the run, else the VAE of the bundled
-    model of this name.
+    The checkpoint is `config.weights`; else what tools/train_vae.py, train_unet.py and
+    train_lgm.py left beside the run; else the VAE of the bundled model of this name.
 
     Raises:
         InputError: no VAE, an image tower that is neither trained nor loaded, or weights that
@@ -31,8 +30,8 @@ def start_weights(config: Config, networks: Networks) -> Weights:
         lambda key: init_networks(networks, config.model, key, trained), key
     )
     frozen = _frozen(config, found, frozen_shapes, folder)
-    loaded = found.params if config.weights is not None else _lgm_beside(config)
-    source = config.weights or config.run_dir / config.name / "lgm"
+    loaded = found.params if config.weights is not None else _beside(config)
+    source = config.weights or config.run_dir / config.name
     for name in ("unet", "lgm", "clip"):
         if getattr(loaded, name) is not None and getattr(shapes, name) is not None:
             check_fits(getattr(loaded, name), getattr(shapes, name), f"{name} in {source}")
@@ -46,11 +45,16 @@ def start_weights(config: Config, networks: Networks) -> Weights:
     return Weights(params=params, frozen=frozen)
 
 
-def _lgm_beside(config: Config) -> Params:
-    """What tools/train_lgm.py left beside the run, or nothing."""
-    folder = config.run_dir / config.name / "lgm"
-    lgm = load_model(folder).weights.params.lgm if folder.is_dir() else None
-    return Params(unet=None, lgm=lgm)
+def _beside(config: Config) -> Params:
+    """What tools/train_unet.py and tools/train_lgm.py left beside the run."""
+    folder = config.run_dir / config.name
+    found = Params(unet=None, lgm=None)
+    if (folder / "unet").is_dir():
+        found = load_model(folder / "unet").weights.params
+    if (folder / "lgm").is_dir():
+        lgm = load_model(folder / "lgm").weights.params.lgm
+        found = Params(unet=found.unet, lgm=lgm, clip=found.clip)
+    return found
 
 
 def _checkpoint(config: Config) -> Path:

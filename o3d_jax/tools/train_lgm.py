@@ -1,7 +1,7 @@
-"""Trains a small LGM alone: `python -m o3d_jax.tools.train_lgm configs/nano.py [--steps 1500]`.
+"""Trains a small LGM alone: `python -m o3d_jax.tools.train_lgm configs/nano.py [--steps N]`.
 
-On true views, for models with no LGM weights to load: the paper too starts from an LGM that can
-reconstruct (Sec. 4.1). Writes RUN/lgm, which train.py starts from, and RUN/lgm.png, renders of
+On true views, for models with no LGM weights to load: the release too starts from an LGM that can
+reconstruct. Writes RUN/lgm, which train.py starts from, and RUN/lgm.png, renders of
 held-out objects to look at.
 """
 
@@ -27,7 +27,7 @@ from o3d_jax.steps.reconstruct import reconstruct
 from o3d_jax.tools.pretraining import fit, read_command
 from o3d_jax.types import Batch, Frozen, Params
 
-STEPS = 1_500
+STEPS = 4_500
 LEARNING_RATE = 1e-3
 
 
@@ -40,7 +40,7 @@ def train_lgm(config: Config, steps: int) -> str:
     c_noise = jnp.zeros(first.images.shape[0])
     params = networks.lgm.init(init_key, first.images, first.cameras, c_noise)
     loss = functools.partial(lgm_loss, networks)
-    trained = fit(loss, params, batches, key, steps, LEARNING_RATE)
+    trained = fit(loss, params, None, batches, key, steps, LEARNING_RATE)
     folder = config.run_dir / config.name
     weights = Weights(params=Params(unet=None, lgm=trained), frozen=Frozen(vae=None))
     save_model(folder / "lgm", config, weights)

@@ -1,4 +1,4 @@
-"""Trains a small VAE: `python -m o3d_jax.tools.train_vae configs/nano.py [--steps 4000]`.
+"""Trains a small VAE: `python -m o3d_jax.tools.train_vae configs/nano.py [--steps N]`.
 
 For models with no SVD weights to load. Writes RUN/vae, which train.py takes from there, and
 RUN/vae.png, reconstructions of held-out objects to look at.
@@ -36,7 +36,9 @@ def train_vae(config: Config, steps: int) -> str:
     init_key, key = jax.random.split(jax.random.key(config.seed))
     batches = iter(training_batches(config))
     params = vae.init(init_key, jnp.asarray(next(batches).images))
-    trained = fit(functools.partial(vae_loss, vae), params, batches, key, steps, LEARNING_RATE)
+    trained = fit(
+        functools.partial(vae_loss, vae), params, None, batches, key, steps, LEARNING_RATE
+    )
     heldout = heldout_batch(config, 16)
     scaled = scale_latents(vae, trained, jnp.asarray(heldout.images))
     folder = config.run_dir / config.name

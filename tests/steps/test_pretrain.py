@@ -10,12 +10,14 @@ import optax
 import pytest
 
 from o3d_jax.nn.networks import build_networks
+from o3d_jax.steps import train
 from o3d_jax.steps.pretrain import (
     KL_WEIGHT,
     PretrainState,
     lgm_loss,
     pretrain_step,
     scale_latents,
+    unet_loss,
     vae_loss,
 )
 from o3d_jax.steps.reconstruct import reconstruct
@@ -62,7 +64,7 @@ def test_loss_is_error_through_sampled_latents_plus_kl(toy, batch):
     few = Batch(images=batch.images[:, :2], cameras=batch.cameras)
     images = few.images
     keys = jax.random.split(jax.random.key(4), 200)
-    losses, errors = jax.jit(jax.vmap(lambda key: vae_loss(vae, params, few, key)))(keys)
+    losses, errors = jax.jit(jax.vmap(lambda key: vae_loss(vae, params, None, few, key)))(keys)
     moments = vae.apply(params, images.reshape(-1, 16, 16, 3), method="encode")
     mean, logvar = (np.asarray(m, np.float64) for m in (moments.mean, moments.logvar))
     std = np.exp(logvar / 2)
@@ -82,7 +84,7 @@ def test_loss_is_error_through_sampled_latents_plus_kl(toy, batch):
 
 def test_lgms_loss_is_the_error_of_renders_of_the_object_made_from_true_views(toy, batch):
     def loss(params, batch):
-        return lgm_loss(toy.networks, params, batch, jax.random.key(0))
+        return lgm_loss(toy.networks, params, None, batch, jax.random.key(0))
 
     value, error = jax.jit(loss)(toy.params.lgm, batch)
     made = jax.jit(functools.partial(reconstruct, toy.networks))(
@@ -91,6 +93,17 @@ def test_lgms_loss_is_the_error_of_renders_of_the_object_made_from_true_views(to
     expected = np.mean((np.asarray(made.rendering.rgb) - np.asarray(batch.images)) ** 2)
     np.testing.assert_allclose([value, error], expected, rtol=1e-5)  # float32 sums.
     assert expected > 1e-3
+
+
+def test_the_denoisers_loss_is_algorithm_1s_without_feedback_and_reconstruction(tiny, toy, batch):
+    alone = replace(toy.params, lgm=None)
+    loss = jax.jit(functools.partial(unet_loss, toy.networks, tiny))
+    value, error = loss(alone, toy.frozen, batch, jax.random.key(7))
+    draws = train.draw(tiny, len(batch.images), jax.random.key(7))
+    both = jax.jit(functools.partial(train.train_loss, toy.networks, tiny), static_argnums=4)
+    _, terms = both(toy.params, toy.frozen, batch, draws, False)
+    np.testing.assert_allclose([value, error], terms.diffusion, rtol=1e-5)  # float32 sums.
+    assert loss(alone, toy.frozen, batch, jax.random.key(8))[0] != value
 
 
 def test_step_descends_draws_anew_and_compiles_once(toy, batch):
@@ -104,11 +117,14 @@ def test_step_descends_draws_anew_and_compiles_once(toy, batch):
         return PretrainState(step=zero, params=params, ema=copies, opt_state=optimizer.init(params))
 
     def step(state, seed=0):
-        return pretrain_step(state, batch, jax.random.key(seed), loss=loss, optimizer=optimizer)
+        key = jax.random.key(seed)
+        return pretrain_step(state, None, batch, key, loss=loss, optimizer=optimizer)
 
     state, error = step(fresh())
     step_key = jax.random.fold_in(jax.random.key(0), 0)
-    gradient = jax.jit(jax.grad(lambda params: loss(params, batch, step_key)[0]))(toy.frozen.vae)
+    gradient = jax.jit(jax.grad(lambda params: loss(params, None, batch, step_key)[0]))(
+        toy.frozen.vae
+    )
 
     def check(old, new, ema, gradient):
         np.testing.assert_allclose(new, old - 0.1 * gradient, atol=1e-6)  # float32 rounding.
