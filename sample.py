@@ -43,6 +43,10 @@ from o3d_jax.types import Cameras, Gaussians, Maps
 ORBIT_FRAMES = 48
 """Of the turntable; at 20 frames per second it turns once in 2.4 s."""
 
+PICTURES = ("input.png", "views.png", "renders.png", "loop.png", "orbit.gif", "orbit.mp4")
+FILES = (*PICTURES, "gaussians.ply", "manifest.json")
+"""All that a result may hold."""
+
 LOOP_TILE = 128
 """Pixels of a tile in loop.png, which has two for each level and shown view."""
 
@@ -81,16 +85,17 @@ class Level:
 
 def sample(arguments: Arguments) -> Path:
     """Writes OUT/NAME, whole or not at all, and returns its path."""
+    _check(arguments)
     folder = arguments.out / arguments.image.stem
-    _check(arguments, folder)
     seconds: dict[str, float] = {}
-    with whole_folder(folder) as scratch:
-        with _stage("input", seconds):
-            object_alone = read_foreground(arguments.image)
-        with _stage("model", seconds):
-            model = load_model(arguments.checkpoint)
-            config = _with_arguments(model.config, arguments)
-        image = recentre_on_white(object_alone, config.model.image_size, arguments.border)
+    with _stage("input", seconds):
+        object_alone = read_foreground(arguments.image)
+        digest = hashlib.sha256(arguments.image.read_bytes()).hexdigest()
+    with _stage("model", seconds):
+        model = load_model(arguments.checkpoint)
+        config = _with_arguments(_complete(model, arguments.checkpoint).config, arguments)
+    image = recentre_on_white(object_alone, config.model.image_size, arguments.border)
+    with whole_folder(folder, FILES) as scratch:
         save_png(scratch / "input.png", image)
         with _stage("sampling", seconds):
             estimate, levels = _sample(model, config, image, arguments)
@@ -100,23 +105,36 @@ def sample(arguments: Arguments) -> Path:
             write_ply(scratch / "gaussians.ply", gaussians)
         with _stage("turntable", seconds):
             _write_turntable(scratch, gaussians, config, arguments)
-        _write_manifest(scratch, config, arguments, seconds)
+        _write_manifest(scratch, config, arguments, digest, seconds)
     return folder
 
 
-def _check(arguments: Arguments, folder: Path) -> None:
-    if not 0 <= arguments.border < 1:
-        raise InputError(f"--border {arguments.border} is not in [0, 1); try 0.2")
+def _check(arguments: Arguments) -> None:
+    if not 0 <= arguments.border <= 0.8:
+        raise InputError(f"--border {arguments.border} is not in 0 .. 0.8; try 0.25")
     if not 16 <= arguments.orbit_size <= 4096:
         raise InputError(f"--orbit-size {arguments.orbit_size} is not in 16 .. 4096 pixels")
     if not 0 <= arguments.seed < 2**32:
         raise InputError(f"--seed {arguments.seed} is not in 0 .. 2^32 - 1")
     if not -90 < arguments.elevation < 90:
         raise InputError(f"--elevation {arguments.elevation} is not in -90 .. 90 degrees")
-    if folder.exists() and not (folder / "manifest.json").is_file():
+    if arguments.levels is not None and arguments.levels > 1000:
+        raise InputError(f"--levels {arguments.levels} is above 1000; 16 to 50 are enough")
+    if arguments.image.stem in ("", ".", ".."):
+        raise InputError(f"{arguments.image} has no name that results could go under; rename it")
+
+
+def _complete(model: Model, checkpoint: Path) -> Model:
+    """The model, if it has all that sampling needs."""
+    params, frozen = model.weights.params, model.weights.frozen
+    parts = {"unet": params.unet, "lgm": params.lgm, "vae": frozen.vae}
+    parts["image tower"] = params.clip or frozen.clip
+    missing = [name for name, part in parts.items() if part is None]
+    if missing:
         raise InputError(
-            f"{folder} exists and is no earlier result; choose another folder as --out"
+            f"{checkpoint} holds no {', no '.join(missing)}; give RUN/model of a whole training run"
         )
+    return model
 
 
 @contextlib.contextmanager
@@ -191,13 +209,13 @@ def _write_turntable(
 
 
 def _write_manifest(
-    folder: Path, config: Config, arguments: Arguments, seconds: dict[str, float]
+    folder: Path, config: Config, arguments: Arguments, digest: str, seconds: dict[str, float]
 ) -> None:
     """How to make this result again."""
     packages = {p: version(p) for p in ("jax", "jaxlib", "flax", "diffrax", "numpy", "pillow")}
     manifest = {
         "image": str(arguments.image),
-        "image_sha256": hashlib.sha256(arguments.image.read_bytes()).hexdigest(),
+        "image_sha256": digest,
         "checkpoint": str(arguments.checkpoint),
         "seed": arguments.seed,
         "border": arguments.border,

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
-from o3d_jax.errors import exit_on_input_error
+from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.io.checkpoint import RunCheckpoints, Weights, save_model
 from o3d_jax.io.runlog import RunLog
 from o3d_jax.nn.networks import build_networks
@@ -25,24 +25,26 @@ from o3d_jax.tools.start import start_weights
 def train(config: Config) -> None:
     """Runs training to its last step, from the newest checkpoint if there is one."""
     folder = config.run_dir / config.name
-    mesh = make_mesh(config.train.fsdp)
+    mesh = make_mesh(config.train.fsdp, config.train.batch_size)
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = iter(training_batches(config, **process))
     networks = build_networks(config.model, lpips=config.optim.lpips_weight > 0)
     weights = start_weights(config, networks)
     optimizer = make_optimizer(config.optim, config.train.steps)
     state = place_state(mesh, init_state(weights.params, optimizer))
     frozen = place_state(mesh, weights.frozen)
 
-    checkpoints = RunCheckpoints(folder / "checkpoints", config)
+    checkpoints = RunCheckpoints(folder / "checkpoints", config, weights.frozen)
     restored = checkpoints.restore(state)
     log = RunLog(folder, config, state.params, frozen)
-    batches = iter(training_batches(config))
     if restored is not None:
         state, position = restored
         batches.set_state(position)
+        log.rewind(int(state.step))
         log.say(f"resumed at step {int(state.step)}")
     heldout = heldout_batch(config, config.train.eval_objects)
 
-    key = jax.random.key(config.seed)
+    _, key = jax.random.split(jax.random.key(config.seed))  # The first is start_weights'.
     first = int(state.step)
     progress = tqdm(range(first, config.train.steps), initial=first, total=config.train.steps)
     for step in progress:
@@ -52,7 +54,7 @@ def train(config: Config) -> None:
             frozen,
             batch,
             key,
-            use_feedback=draw_coin(config, key, step),
+            use_feedback=draw_coin(config, step),
             networks=networks,
             config=config,
             optimizer=optimizer,
@@ -73,8 +75,11 @@ def train(config: Config) -> None:
 @exit_on_input_error()
 def main() -> None:
     """Reads the command line."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        sys.stdout.write(str(__doc__))
+        return
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
+        raise InputError("no config file; give one first, as `python train.py configs/nano.py`")
     config = read_config(Path(sys.argv[1]), sys.argv[2:])
     use_compilation_cache()
     train(config)

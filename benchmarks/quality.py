@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
+from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.io.checkpoint import BUNDLED, Model, load_model
 from o3d_jax.io.images import save_png
 from o3d_jax.io.sheets import grid
@@ -30,6 +31,9 @@ from o3d_jax.tools.cli import use_compilation_cache
 from o3d_jax.types import Batch
 
 HERE = Path(__file__).parent
+CHUNK = 8
+"""Objects sampled at once."""
+
 MEAN_OBJECTS = 512
 """Training objects in the mean orbit."""
 
@@ -62,13 +66,13 @@ def score(images: Images, truth: Images) -> Score:
 
 
 def sample_all(
-    model: Model, networks: Networks, config: Config, batch: Batch, chunk: int
+    model: Model, networks: Networks, config: Config, batch: Batch
 ) -> tuple[Images, Images]:
-    """Generated views and renders, `chunk` objects at a time."""
+    """Generated views and renders, several objects at a time."""
     views, renders = [], []
     run = functools.partial(generate, networks, config, model.weights.params, model.weights.frozen)
-    for start in tqdm(range(0, batch.images.shape[0], chunk), desc="objects"):
-        part = jax.tree.map(lambda a: jnp.asarray(a[start : start + chunk]), batch)  # noqa: B023
+    for start in tqdm(range(0, batch.images.shape[0], CHUNK), desc="objects"):
+        part = jax.tree.map(lambda a: jnp.asarray(a[start : start + CHUNK]), batch)  # noqa: B023
         found: Estimate = run(part.images[:, 0], part.cameras, jax.random.key(start))
         views.append(np.asarray(found.views))
         renders.append(np.asarray(found.reconstruction.rendering.rgb))
@@ -78,7 +82,7 @@ def sample_all(
 def mean_orbit(config: Config) -> Float[np.ndarray, "v h w 3"]:
     """The mean of training orbits, view by view."""
     batches = iter(training_batches(config))
-    count = MEAN_OBJECTS // config.train.batch_size
+    count = -(-MEAN_OBJECTS // config.train.batch_size)
     return np.mean([np.asarray(next(batches).images).mean(0) for _ in range(count)], axis=0)
 
 
@@ -104,14 +108,16 @@ def table(rows: list[tuple[str, Score, Score | None]]) -> str:
     return "\n".join(lines)
 
 
+@exit_on_input_error()
 def main() -> None:
     """Samples, scores, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=BUNDLED / "nano")
     parser.add_argument("--objects", type=int, default=64)
-    parser.add_argument("--chunk", type=int, default=8)
     parser.add_argument("--out", type=Path, default=HERE / "quality.md")
     arguments = parser.parse_args()
+    if arguments.objects < 2:
+        raise InputError(f"--objects {arguments.objects}: an interval needs at least 2")
     use_compilation_cache()
     model = load_model(arguments.checkpoint)
     networks = build_networks(model.config.model, lpips=False)
@@ -121,8 +127,8 @@ def main() -> None:
     without = dataclasses.replace(
         model.config, sample=dataclasses.replace(model.config.sample, feedback=False)
     )
-    views, renders = sample_all(model, networks, model.config, batch, arguments.chunk)
-    bare_views, bare_renders = sample_all(model, networks, without, batch, arguments.chunk)
+    views, renders = sample_all(model, networks, model.config, batch)
+    bare_views, bare_renders = sample_all(model, networks, without, batch)
     copied = np.broadcast_to(truth[:, :1], truth.shape)
     mean = np.broadcast_to(mean_orbit(model.config)[None], truth.shape)
     rows = [
@@ -141,8 +147,9 @@ def main() -> None:
     )
     text = f"# Quality\n\nMade by `python benchmarks/quality.py`: {made}\n\n{table(rows)}\n"
     arguments.out.write_text(text)
-    shown = [[truth[i, 0], *images[i]] for i in range(10) for images in (views, renders, truth)]
-    labels = ["views", "renders", "truth"] * 10
+    few = range(min(10, len(truth)))
+    shown = [[truth[i, 0], *images[i]] for i in few for images in (views, renders, truth)]
+    labels = ["views", "renders", "truth"] * len(few)
     columns = ["input", *(f"view {k}" for k in range(truth.shape[1]))]
     save_png(arguments.out.with_suffix(".png"), grid(shown, labels, columns))
     tqdm.write(text)

@@ -1,9 +1,10 @@
 """The default model: 64 px, 8 views, every part of the method, on synthetic objects.
 
-Hardware: 2 CPU cores. Train the VAE and LGM first, each alone, then all together:
+Hardware: 2 CPU cores. Train each network alone first, then all together:
 
-    python -m o3d_jax.tools.train_vae configs/nano.py
+    python -m o3d_jax.tools.train_vae configs/nano.py --train.batch-size 2
     python -m o3d_jax.tools.train_lgm configs/nano.py
+    python -m o3d_jax.tools.train_unet configs/nano.py
     python train.py configs/nano.py
 """
 
@@ -61,12 +62,13 @@ config = Config(
     ),
     data=DataConfig(objects=4_000, cache=Path(".cache/orbits"), workers=2),
     sample=SampleConfig(levels=16, sigma_max=80.0),
-    optim=OptimConfig(learning_rate=5e-4, schedule="cosine", warmup_steps=100, lpips_weight=0.0),
+    optim=OptimConfig(learning_rate=3e-4, schedule="cosine", warmup_steps=50, lpips_weight=0.0),
     train=TrainConfig(
-        steps=4_000,
+        steps=500,
         batch_size=4,
-        eval_every=500,
-        save_every=500,
+        log_every=20,
+        eval_every=250,
+        save_every=250,
         train_image_encoder=True,
     ),
 )

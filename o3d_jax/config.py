@@ -1,6 +1,6 @@
 """Configuration: frozen dataclasses, one file per experiment in `configs/`.
 
-Every field says its unit and where its value comes from; the defaults are the paper's.
+The defaults are the paper's; fields without a comment are sizes of the original networks.
 A contradiction is an error when the config is made, not an hour later.
 """
 
@@ -8,6 +8,28 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises a ValueError with the message (the field, its value, the remedy) unless it holds."""
+    if not holds:
+        raise ValueError(message)
+
+
+def _at_least(low: int, where: str, config: Any, *names: str) -> None:
+    """Each of these fields, or each of its values, is a number of at least `low`."""
+    for name in names:
+        value = getattr(config, name)
+        for each in value if isinstance(value, tuple) else (value,):
+            require(each >= low, f"{where}.{name} {value} must be at least {low}")
+
+
+def _groups_divide(where: str, groups: int, *channels: tuple[int, ...]) -> None:
+    for value in (c for several in channels for c in several):
+        require(
+            groups > 0 and value % groups == 0,
+            f"{where}.norm_num_groups {groups} does not divide {value} channels",
+        )
 
 
 @dataclass(frozen=True)
@@ -21,6 +43,14 @@ class VaeConfig:
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
     """Makes the standard deviation of latents about 1 (SVD's config)."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "model.vae", self, "block_out_channels", "layers_per_block", "latent_channels")
+        _groups_divide("model.vae", self.norm_num_groups, self.block_out_channels)
+        require(
+            self.scaling_factor > 0,
+            f"model.vae.scaling_factor {self.scaling_factor} must be above 0",
+        )
 
     @property
     def downscale(self) -> int:
@@ -47,6 +77,23 @@ class UnetConfig:
     ray_octaves: int = 6
     """Frequencies 2^0 .. 2^(n-1) in the harmonic embedding of the Pluecker rays."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, "model.unet", self, "block_out_channels", "layers_per_block")
+        _at_least(1, "model.unet", self, "num_attention_heads", "addition_time_embed_dim")
+        _at_least(0, "model.unet", self, "feedback_blocks", "ray_octaves")
+        _groups_divide("model.unet", self.norm_num_groups, self.block_out_channels)
+        require(
+            len(self.num_attention_heads) == len(self.block_out_channels),
+            f"model.unet.num_attention_heads {self.num_attention_heads} needs one value for each "
+            f"of the {len(self.block_out_channels)} scales",
+        )
+        for heads, channels in zip(self.num_attention_heads, self.block_out_channels, strict=True):
+            require(
+                channels % heads == 0,
+                f"model.unet.num_attention_heads {self.num_attention_heads}: {heads} does not "
+                f"divide {channels} channels",
+            )
+
 
 @dataclass(frozen=True)
 class ClipConfig:
@@ -60,6 +107,19 @@ class ClipConfig:
     patch_size: int = 14
     image_size: int = 224
     """Pixels; images of another size are resized inside."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "model.clip", self, "hidden_size", "num_hidden_layers", "num_attention_heads")
+        _at_least(1, "model.clip", self, "projection_dim", "patch_size", "image_size")
+        require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"model.clip.num_attention_heads {self.num_attention_heads} does not divide "
+            f"hidden_size {self.hidden_size}",
+        )
+        require(
+            self.image_size % self.patch_size == 0,
+            f"model.clip.patch_size {self.patch_size} does not divide image_size {self.image_size}",
+        )
 
 
 @dataclass(frozen=True)
@@ -85,17 +145,44 @@ class LgmConfig:
     """What raw positions are relative to: "free" is the world's origin, as in LGM; "ray" the point
     of the pixel's ray that is nearest to it, from which a fresh network learns faster."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, "model.lgm", self, "input_size", "num_views", "down_channels", "up_channels")
+        _at_least(1, "model.lgm", self, "layers_per_block", "num_heads", "time_features")
+        _groups_divide("model.lgm", self.norm_num_groups, self.down_channels, self.up_channels)
+        for side in ("down", "up"):
+            channels, attention = (getattr(self, f"{side}_{x}") for x in ("channels", "attention"))
+            require(
+                len(channels) == len(attention),
+                f"model.lgm.{side}_attention {attention} needs one value for each of the "
+                f"{len(channels)} {side}_channels",
+            )
+            for c, mixes in zip(channels, attention, strict=True):
+                require(
+                    not mixes or c % self.num_heads == 0,
+                    f"model.lgm.num_heads {self.num_heads} does not divide {c} channels",
+                )
+        require(
+            len(self.up_channels) <= len(self.down_channels),
+            f"model.lgm.up_channels {self.up_channels} are more than down_channels",
+        )
+        halvings = len(self.down_channels) - 1
+        require(
+            self.input_size % 2**halvings == 0,
+            f"model.lgm.input_size {self.input_size} is not a multiple of {2**halvings}: it is "
+            f"halved {halvings} times",
+        )
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """All networks, and the sizes they share."""
 
     image_size: int = 512
-    """Pixels, width and height of all views (Sec. 3.1)."""
+    """Pixels, width and height of all views (Sec. 4.1)."""
     num_views: int = 8
     """Generated views f (Sec. 3.1)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """What networks compute in; parameters, sigma, geometry and losses stay float32."""
+    """What networks but LPIPS compute in; all else is float32: parameters, geometry, losses."""
     remat: bool = True
     """Recompute each block in the backward pass rather than store it."""
     vae: VaeConfig = VaeConfig()
@@ -104,23 +191,19 @@ class ModelConfig:
     lgm: LgmConfig = LgmConfig()
 
     def __post_init__(self) -> None:
+        _at_least(1, "model", self, "image_size", "num_views")
         multiple = self.vae.downscale * 2 ** (len(self.unet.block_out_channels) - 1)
-        if self.image_size % multiple:
-            raise ValueError(
-                f"model.image_size {self.image_size} is not a multiple of {multiple}: the VAE "
-                f"divides it by {self.vae.downscale}, the U-Net halves it "
-                f"{len(self.unet.block_out_channels) - 1} more times"
-            )
-        if len(self.unet.num_attention_heads) != len(self.unet.block_out_channels):
-            raise ValueError(
-                f"model.unet.num_attention_heads {self.unet.num_attention_heads} needs one value "
-                f"for each of the {len(self.unet.block_out_channels)} scales"
-            )
-        if self.num_views % self.lgm.num_views:
-            raise ValueError(
-                f"model.num_views {self.num_views} is not a multiple of model.lgm.num_views "
-                f"{self.lgm.num_views}: the views it reads are evenly spaced"
-            )
+        require(
+            self.image_size % multiple == 0,
+            f"model.image_size {self.image_size} is not a multiple of {multiple}: the VAE "
+            f"divides it by {self.vae.downscale}, the U-Net halves it "
+            f"{len(self.unet.block_out_channels) - 1} more times",
+        )
+        require(
+            self.num_views % self.lgm.num_views == 0,
+            f"model.num_views {self.num_views} is not a multiple of model.lgm.num_views "
+            f"{self.lgm.num_views}: the views it reads are evenly spaced",
+        )
 
     @property
     def latent_size(self) -> int:
@@ -130,12 +213,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """The orbit all views lie on (LGM's, which the paper follows)."""
+    """The orbit all views lie on: LGM's (the paper is silent, the release has 1.74 and 39.6)."""
 
     radius: float = 1.5
     """Distance of the cameras from the origin, scene units."""
     fov: float = 49.1
     """Field of view, degrees, both ways (square images)."""
+
+    def __post_init__(self) -> None:
+        require(self.radius > 0, f"camera.radius {self.radius} must be above 0")
+        require(0 < self.fov < 180, f"camera.fov {self.fov} must be between 0 and 180 degrees")
 
 
 @dataclass(frozen=True)
@@ -156,6 +243,15 @@ class DataConfig:
     """Folder that keeps rendered orbits between runs; None renders them anew."""
     workers: int = 1
     """Threads that render ahead of training."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "data", self, "objects", "orbit_frames", "workers")
+        _at_least(0, "data", self, "seed")
+        low, high = self.elevation
+        require(
+            -90 < low <= high < 90,
+            f"data.elevation {self.elevation} must rise, within -90 .. 90 degrees",
+        )
 
 
 @dataclass(frozen=True)
@@ -179,6 +275,12 @@ class DiffusionConfig:
     motion_bucket: int = 127
     """SVD's motion bucket id."""
 
+    def __post_init__(self) -> None:
+        for name, most in (("feedback_probability", 1), ("condition_dropout", 1 / 3)):
+            value = getattr(self, name)
+            require(0 <= value <= most, f"diffusion.{name} {value} is not in 0 .. {most:.2g}")
+        _at_least(0, "diffusion", self, "p_std", "condition_p_std")
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -189,7 +291,9 @@ class SampleConfig:
     solver: Literal["euler", "heun"] = "euler"
     """diffrax solver of the ODE between two levels, Eq. 3."""
     sigma_min: float = 0.002
+    """Lowest level (SVD's scheduler)."""
     sigma_max: float = 700.0
+    """Highest level (SVD's scheduler); small images need less, because noise covers them sooner."""
     min_guidance: float = 1.0
     """Classifier-free guidance of view 0; rises linearly over the views."""
     max_guidance: float = 3.0
@@ -200,13 +304,13 @@ class SampleConfig:
     """False keeps G = 0 at all levels: the ablation of the benchmark table."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"sample.sigma_min {self.sigma_min} must be above 0 and below sample.sigma_max "
-                f"{self.sigma_max}"
-            )
-        if self.levels < 2:
-            raise ValueError(f"sample.levels {self.levels} must be at least 2")
+        require(
+            0 < self.sigma_min < self.sigma_max,
+            f"sample.sigma_min {self.sigma_min} must be above 0 and below sample.sigma_max "
+            f"{self.sigma_max}",
+        )
+        _at_least(2, "sample", self, "levels")
+        _at_least(0, "sample", self, "condition_noise")
 
 
 @dataclass(frozen=True)
@@ -218,6 +322,7 @@ class OptimConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up; cosine falls to a twentieth of the peak."""
     warmup_steps: int = 0
+    """Steps over which the rate rises to its peak."""
     weight_decay: float = 0.01
     """torch's default, which the release uses."""
     clip_norm: float = 1.0
@@ -228,6 +333,12 @@ class OptimConfig:
     """Lambda in Eq. 2; 0 switches the perceptual loss off."""
     clean_weight: float = 1.0
     """Weight of the reconstruction loss on clean views against noisy ones (Sec. 3.2: equal)."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, "optim", self, "learning_rate", "warmup_steps", "weight_decay")
+        _at_least(0, "optim", self, "lpips_weight", "clean_weight")
+        require(self.clip_norm > 0, f"optim.clip_norm {self.clip_norm} must be above 0")
+        require(0 <= self.ema_decay < 1, f"optim.ema_decay {self.ema_decay} is not in 0 .. 1")
 
 
 @dataclass(frozen=True)
@@ -241,15 +352,21 @@ class TrainConfig:
     fsdp: int = 1
     """Devices that share one copy of the state; the others hold further copies."""
     log_every: int = 50
+    """Steps between log lines, which are means over them."""
     eval_every: int = 1_000
     """Steps between evaluation images."""
     eval_objects: int = 4
     """Held-out objects in the evaluation image."""
     save_every: int = 1_000
+    """Steps between checkpoints."""
     keep: int = 3
     """Checkpoints kept."""
     train_image_encoder: bool = False
     """Train the image tower along; for models with no CLIP weights to load."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "train", self, "steps", "batch_size", "fsdp", "log_every", "eval_every")
+        _at_least(1, "train", self, "eval_objects", "save_every", "keep")
 
 
 @dataclass(frozen=True)
@@ -272,21 +389,26 @@ class Config:
     """Checkpoints, logs and pictures go to run_dir/name."""
 
     def __post_init__(self) -> None:
-        if self.data.orbit_frames < 2 * self.model.num_views:
-            raise ValueError(
-                f"data.orbit_frames {self.data.orbit_frames} is less than twice model.num_views "
-                f"{self.model.num_views}: training takes every 2nd frame (Sec. 4.1)"
-            )
-        if self.optim.schedule == "cosine" and self.optim.warmup_steps >= self.train.steps:
-            raise ValueError(
-                f"optim.warmup_steps {self.optim.warmup_steps} leaves nothing of train.steps "
-                f"{self.train.steps} for the cosine schedule; lower it"
-            )
-        if self.train.batch_size % self.train.fsdp:
-            raise ValueError(
-                f"train.batch_size {self.train.batch_size} is not a multiple of train.fsdp "
-                f"{self.train.fsdp}"
-            )
+        require(
+            self.name == Path(self.name).name and self.name not in ("", ".."),
+            f"name {self.name!r} must be the name of a folder in run_dir",
+        )
+        require(0 <= self.seed < 2**32, f"seed {self.seed} is not in 0 .. 2^32 - 1")
+        require(
+            self.data.orbit_frames >= 2 * self.model.num_views,
+            f"data.orbit_frames {self.data.orbit_frames} is less than twice model.num_views "
+            f"{self.model.num_views}: training takes every 2nd frame (Sec. 4.1)",
+        )
+        require(
+            self.optim.schedule != "cosine" or self.optim.warmup_steps < self.train.steps,
+            f"optim.warmup_steps {self.optim.warmup_steps} leaves nothing of train.steps "
+            f"{self.train.steps} for the cosine schedule; lower it",
+        )
+        require(
+            self.train.batch_size % self.train.fsdp == 0,
+            f"train.batch_size {self.train.batch_size} is not a multiple of train.fsdp "
+            f"{self.train.fsdp}",
+        )
 
 
 def to_dict(config: Config) -> dict[str, Any]:

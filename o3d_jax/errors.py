@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -11,7 +12,7 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turns an InputError into one line on stderr and exit status 2.
+    """Turns an InputError, or a path that may not be used, into one line and exit status 2.
 
     For entry points, as `with exit_on_input_error():` or as a decorator `@exit_on_input_error()`.
     Every other exception passes: it is ours to mend, and needs its traceback.
@@ -19,6 +20,12 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        line = " ".join(str(error).split())  # A file name may hold a line break.
-        sys.stderr.write(f"error: {line}\n")
-        raise SystemExit(2) from None
+        _exit(str(error))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        _exit(f"{error.filename}: {error.strerror}; choose another path, or change its permissions")
+
+
+def _exit(message: str) -> NoReturn:
+    line = " ".join(message.split())  # A file name may hold a line break.
+    sys.stderr.write(f"error: {line}\n")
+    raise SystemExit(2) from None

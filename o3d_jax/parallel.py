@@ -10,21 +10,29 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from o3d_jax.errors import InputError
+
 Tree = TypeVar("Tree")
 
 SMALLEST_SHARDED = 2**18
 """Elements below which an array is replicated: a megabyte is cheaper to keep than to gather."""
 
 
-def make_mesh(fsdp: int) -> Mesh:
+def make_mesh(fsdp: int, batch_size: int) -> Mesh:
     """A mesh of all devices, `fsdp` of which share one copy of the state.
 
     Raises:
-        ValueError: the number of devices is not a multiple of `fsdp`.
+        InputError: the number of devices is not a multiple of `fsdp`, or `batch_size` objects
+            cannot be split over them.
     """
     count = jax.device_count()
     if count % fsdp:
-        raise ValueError(f"train.fsdp {fsdp} does not divide the {count} devices present")
+        raise InputError(f"train.fsdp {fsdp} does not divide the {count} devices present; lower it")
+    if batch_size % count:
+        raise InputError(
+            f"train.batch_size {batch_size} is not a multiple of the {count} devices it is split "
+            "over; change it"
+        )
     return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -59,15 +67,6 @@ def keep_state(mesh: Mesh | None, state: Tree) -> Tree:
 
 
 def place_batch(mesh: Mesh, batch: Tree) -> Tree:
-    """Splits a batch over all devices along its first axis.
-
-    Raises:
-        ValueError: the batch is not a multiple of the number of devices.
-    """
-    size = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
-    if size % mesh.size:
-        raise ValueError(
-            f"train.batch_size {size} is not a multiple of the {mesh.size} devices it is split over"
-        )
+    """Splits a batch, this process's part of it, over all devices along its first axis."""
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)

@@ -101,7 +101,7 @@ class Maps:
     """Rendered color, in [0, 1]."""
 
     ccm: Float[Array, "*b v h w 3"]
-    """Canonical coordinates of the first surface (App. A.2), in [0, 1]."""
+    """Canonical coordinates of the surface (App. A.2), the mean along the ray, in [0, 1]."""
 
     @staticmethod
     def nothing(*shape: int) -> "Maps":

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "o3d_jax"
 def imported(path: pathlib.Path):
     """The top-level parts of o3d_jax that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: relative import"
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "o3d_jax":
             parts = (node.module or "").split(".")
             yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
@@ -61,7 +62,7 @@ def test_torch_lives_in_the_converter_only():
 
 def test_top_level_is_as_mandated():
     tracked = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
-    made_by_running = {"runs", "out", "build", "dist", "o3d_jax.egg-info"}
+    made_by_running = {"runs", "out", "build", "dist", "o3d_jax.egg-info", "__pycache__"}
     allowed = {"o3d_jax", "configs", "train.py", "sample.py", "tests", "pyproject.toml"}
     allowed |= {"README.md", "CHANGELOG.md", "LICENSE", "benchmarks"}
     assert tracked - made_by_running <= allowed

@@ -105,7 +105,7 @@ def test_one_object_learned_from_scratch_is_sampled_and_rendered_above_28_db(con
             frozen,
             batch,
             key,
-            use_feedback=draw_coin(config, key, step),
+            use_feedback=draw_coin(config, step),
             networks=networks,
             config=config,
             optimizer=optimizer,

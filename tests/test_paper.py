@@ -281,7 +281,7 @@ def test_sec32_reconstruction_learns_from_noisy_and_from_clean_views(ours, draws
     assert other.rgb_clean == terms.rgb_clean  # c_noise is 0, whatever sigma.
 
 
-def test_eq2_eq5_terms_are_those_of_the_paper(toy, ours):
+def test_eq2_total_is_the_weighted_sum_of_its_terms(toy, ours):
     terms, _ = ours(True)
     t = {name: float(getattr(terms, name)) for name in TERMS}
     optim = toy.config.optim

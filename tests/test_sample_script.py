@@ -3,6 +3,7 @@
 The networks are stood in for by an oracle; tests/steps covers Algorithm 2 itself.
 """
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -16,8 +17,9 @@ import pytest
 from PIL import Image
 
 from o3d_jax.config import Config, LgmConfig, ModelConfig, OptimConfig, SampleConfig
-from o3d_jax.io.checkpoint import Model, Weights
+from o3d_jax.io.checkpoint import BUNDLED, Model, Weights, check_fits, load_model
 from o3d_jax.io.ply import read_ply
+from o3d_jax.nn.networks import build_networks, init_networks
 from o3d_jax.splat import render
 from o3d_jax.steps.reconstruct import Reconstruction
 from o3d_jax.steps.sample import Estimate, LoopState
@@ -44,7 +46,9 @@ def script(monkeypatch, tmp_path):
         sample=SampleConfig(levels=LEVELS),
         optim=OptimConfig(lpips_weight=0.0),
     )
-    nothing = Weights(params=Params(unet=None, lgm=None), frozen=Frozen(vae=None))
+    something = {"params": {}}
+    params = Params(unet=something, lgm=something, clip=something)
+    nothing = Weights(params=params, frozen=Frozen(vae=something))
     monkeypatch.setattr(module, "load_model", lambda path: Model(config=config, weights=nothing))
     monkeypatch.setattr(module, "sample_prepare", prepare)
     monkeypatch.setattr(module, "sample_step", step)
@@ -68,16 +72,16 @@ def gaussians():
 
 def prepare(networks, config, params, frozen, image, key):
     assert image.shape == (1, SIZE, SIZE, 3)
-    return None, LoopState(
-        x=jnp.zeros((1, VIEWS, 8, 8, 4)), maps=Maps.nothing(1, VIEWS, SIZE, SIZE)
-    )
+    x = jax.random.normal(key, (1, VIEWS, 8, 8, 4))
+    return None, LoopState(x=x, maps=Maps.nothing(1, VIEWS, SIZE, SIZE))
 
 
 def step(networks, config, params, frozen, condition, cameras, state, sigma, sigma_next):
     rendering = compiled_render(gaussians(), cameras, (SIZE, SIZE), jnp.ones(3))
     made = Reconstruction(gaussians=gaussians(), rendering=rendering)
     maps = Maps(rgb=rendering.rgb, ccm=rendering.rgb)
-    return LoopState(x=state.x, maps=maps), Estimate(views=rendering.rgb, reconstruction=made)
+    views = rendering.rgb.at[:, :, 0, 0, 0].set(jax.nn.sigmoid(state.x.mean(axis=(2, 3, 4))))
+    return LoopState(x=state.x, maps=maps), Estimate(views=views, reconstruction=made)
 
 
 @pytest.fixture
@@ -140,9 +144,14 @@ def test_the_pictures_show_the_object_from_the_input_s_side_first(
     assert abs(np.ptp(rows) + 1 - 0.75 * SIZE) <= 3  # 1 - border; blurred by enlargement.
 
 
-def test_the_same_seed_gives_the_same_bytes(script, monkeypatch, picture, tmp_path):
-    for name in ("a", "b"):
-        run(script, monkeypatch, picture, "--out", tmp_path / name, "--orbit-size", 48)
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    script, monkeypatch, picture, tmp_path
+):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        out = tmp_path / name
+        run(script, monkeypatch, picture, "--out", out, "--orbit-size", 48, "--seed", seed)
+    a, c = ((tmp_path / x / "brick" / "views.png").read_bytes() for x in "ac")
+    assert a != c
     for name in FILES - {"manifest.json"}:  # It has the time each stage took.
         a, b = ((tmp_path / x / "brick" / name).read_bytes() for x in "ab")
         assert a == b, name
@@ -178,14 +187,18 @@ def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
         (["{tmp}/none.png"], "none.png does not exist"),
         (["{tmp}"], "is a folder"),
         (["{tmp}/brick.png", "--levels", "1"], "--levels 1"),
-        (["{tmp}/brick.png", "--levels", "few"], "--levels: invalid literal for int"),
+        (["{tmp}/brick.png", "--levels", "few"], "parsing --levels:"),
         (["{tmp}/brick.png", "--sed", "1"], "Unrecognized options: --sed"),
-        (["{tmp}/brick.png", "--border", "1"], "--border 1"),
+        (["{tmp}/brick.png", "--border", "0.99"], "--border 0.99"),
+        (["{tmp}/none.png", "--out", "{tmp}/new/deep"], "none.png does not exist"),
         (["{tmp}/brick.png", "--seed", "-1"], "--seed -1"),
         (["{tmp}/brick.png", "--elevation", "90"], "--elevation 90"),
         (["{tmp}/brick.png", "--orbit-size", "0"], "--orbit-size 0"),
         (["{tmp}/brick.png", "--out", "{tmp}/brick.png"], "cannot write to"),
-        (["{tmp}/brick.png", "--out", "{tmp}/mine"], "brick exists and is no earlier result"),
+        (
+            ["{tmp}/brick.png", "--out", "{tmp}/mine"],
+            "brick exists and is no earlier result: it is or holds letter.txt",
+        ),
     ],
 )
 def test_a_refusal_is_one_line_and_status_2_and_writes_nothing(
@@ -203,6 +216,30 @@ def test_a_refusal_is_one_line_and_status_2_and_writes_nothing(
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert said in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_network_trained_alone_is_no_model_to_sample(
+    script, monkeypatch, picture, tmp_path, capsys
+):
+    model = script.load_model(None)
+    lgm = dataclasses.replace(model.weights.params, unet=None, clip=None)
+    alone = dataclasses.replace(model, weights=Weights(params=lgm, frozen=Frozen(vae=None)))
+    monkeypatch.setattr(script, "load_model", lambda path: alone)
+    with pytest.raises(SystemExit) as stop:
+        run(script, monkeypatch, picture, "--out", tmp_path / "new")
+    assert stop.value.code == 2 and not (tmp_path / "new").exists()
+    assert "holds no unet, no vae, no image tower; give RUN/model" in capsys.readouterr().err
+
+
+def test_the_bundled_model_is_whole_and_fits_its_config():
+    model = load_model(BUNDLED / "nano")
+    networks = build_networks(model.config.model, lpips=False)
+    shapes = jax.eval_shape(
+        lambda key: init_networks(networks, model.config.model, key, True), jax.random.key(0)
+    )
+    check_fits(model.weights, Weights(params=shapes[0], frozen=shapes[1]), "the bundled model")
+    files = [path for path in BUNDLED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25e6
 
 
 def test_the_bundled_example_can_be_read(script):

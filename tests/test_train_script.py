@@ -8,12 +8,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import train
 from o3d_jax.errors import InputError
-from o3d_jax.io.checkpoint import Weights, load_model, save_model
-from o3d_jax.nn.networks import init_networks
+from o3d_jax.io.checkpoint import RunCheckpoints, Weights, load_model, save_model
+from o3d_jax.nn.networks import build_networks, init_networks
+from o3d_jax.steps.train import init_state
 from o3d_jax.tools.cli import read_config
 from o3d_jax.tools.start import start_weights
 from o3d_jax.types import Frozen, Params
@@ -29,14 +31,18 @@ def shared_compilation(quick_compilation, tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", None)
 
 
+def toy_networks(config):
+    from toy_networks import toy_system
+
+    return dataclasses.replace(toy_system(config).networks, lpips=None)
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """The tiny configuration with toy networks: what the script does is the same with any."""
-    from toy_networks import toy_system
-
     folder = tmp_path_factory.mktemp("runs")
     config = read_config(ROOT / "configs" / "tiny.py", ["--run-dir", str(folder)])
-    networks = dataclasses.replace(toy_system(config).networks, lpips=None)
+    networks = toy_networks(config)
     _, frozen = init_networks(networks, config.model, jax.random.key(1), True)
     vae = Weights(params=Params(unet=None, lgm=None), frozen=Frozen(vae=frozen.vae))
     save_model(folder / "vae", config, vae)
@@ -70,6 +76,48 @@ def test_a_resumed_run_ends_in_the_same_state_bit_for_bit(in_one_go):
     train.train(two)
     one, resumed = (load_model(two.run_dir / name / "model").weights for name in ("one", "two"))
     jax.tree.map(np.testing.assert_array_equal, one, resumed)
+    lines = (two.run_dir / "two" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]  # None was done again.
+
+
+def test_a_run_broken_off_after_its_checkpoint_logs_each_step_once(config, monkeypatch):
+    three = dataclasses.replace(config, name="three")
+    real, seen = train.train_step, []
+
+    def stops_at_the_fourth(state, *arguments, **options):
+        seen.append(int(state.step))
+        if seen == [0, 1, 2, 3]:
+            raise KeyboardInterrupt
+        return real(state, *arguments, **options)
+
+    monkeypatch.setattr(train, "train_step", stops_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(three)
+    train.train(three)
+    assert seen == [0, 1, 2, 3, 2, 3]  # Checkpoints are of every second step.
+    lines = (three.run_dir / "three" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_run_with_another_vae_is_refused(in_one_go):
+    _, frozen = init_networks(
+        build_networks(in_one_go.model, lpips=False), in_one_go.model, jax.random.key(5), True
+    )
+    with pytest.raises(InputError, match="is a run of another config .*frozen networks"):
+        RunCheckpoints(in_one_go.run_dir / "one" / "checkpoints", in_one_go, frozen).restore(None)
+
+
+def test_the_cosine_schedule_fixes_the_number_of_steps(config, monkeypatch):
+    optim = dataclasses.replace(config.optim, schedule="cosine")
+    cosine = dataclasses.replace(config, name="cosine", optim=optim)
+    nothing = Frozen(vae=None)
+    state = init_state(Params(unet={"w": np.ones(3)}, lgm=None), optax.sgd(1.0))
+    saved = RunCheckpoints(cosine.run_dir / "cosine", cosine, nothing)
+    saved.save(state, {})
+    saved.close()
+    longer = dataclasses.replace(cosine, train=dataclasses.replace(config.train, steps=9))
+    with pytest.raises(InputError, match="train.steps 4 there, 9 here"):
+        RunCheckpoints(cosine.run_dir / "cosine", longer, nothing).restore(state)
 
 
 def test_a_run_of_another_config_is_refused(in_one_go):
@@ -80,8 +128,6 @@ def test_a_run_of_another_config_is_refused(in_one_go):
 
 
 def test_weights_of_another_config_are_refused(config):
-    from o3d_jax.nn.networks import build_networks
-
     with pytest.MonkeyPatch.context() as patch:  # The real VAE has other parameters than the toy.
         patch.setattr(train, "build_networks", build_networks)
         with pytest.raises(InputError, match=r"is of another config: \d+ parameters differ"):
@@ -90,9 +136,7 @@ def test_weights_of_another_config_are_refused(config):
 
 
 def test_a_run_starts_from_the_networks_that_were_trained_alone_beside_it(config):
-    from toy_networks import toy_system
-
-    networks = dataclasses.replace(toy_system(config).networks, lpips=None)
+    networks = toy_networks(config)
     beside = dataclasses.replace(config, name="beside", weights=None)
     folder = config.run_dir / "beside"
     vae = load_model(config.weights).weights.frozen
@@ -105,13 +149,26 @@ def test_a_run_starts_from_the_networks_that_were_trained_alone_beside_it(config
     )
     found = start_weights(beside, networks)
     jax.tree.map(np.testing.assert_array_equal, found.params.lgm, one.lgm)
-    fresh, _ = init_networks(networks, config.model, jax.random.key(config.seed), True)
+    key, _ = jax.random.split(jax.random.key(config.seed))
+    fresh, _ = init_networks(networks, config.model, key, True)
     jax.tree.map(np.testing.assert_array_equal, found.params.unet, fresh.unet)
     unet = Weights(params=Params(unet=two.unet, lgm=None, clip=two.clip), frozen=nothing)
     save_model(folder / "unet", beside, unet)
     found = start_weights(beside, networks)
     expected = Weights(params=Params(unet=two.unet, lgm=one.lgm, clip=two.clip), frozen=vae)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_weights_of_another_meaning_are_refused_though_their_shapes_agree(config):
+    networks = toy_networks(config)
+    lgm = dataclasses.replace(config.model.lgm, positions="ray")
+    model = dataclasses.replace(config.model, lgm=lgm)
+    other = dataclasses.replace(config, name="other", model=model)
+    params, frozen = init_networks(networks, config.model, jax.random.key(3), True)
+    folder = config.run_dir / "whole"
+    save_model(folder, other, Weights(params=params, frozen=Frozen(vae=frozen.vae)))
+    with pytest.raises(InputError, match="another config: model.lgm.positions 'ray' there, 'free'"):
+        start_weights(dataclasses.replace(config, weights=folder), networks)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +179,12 @@ def test_a_run_starts_from_the_networks_that_were_trained_alone_beside_it(config
         (["configs/tiny.py", "--train.steps", "many"], "invalid literal for int"),
         (["configs/tiny.py", "--model.image-size", "20"], "image_size 20 is not a multiple of 16"),
         (["configs/tiny.py", "--weights", "nowhere"], "no checkpoint at"),
-        (["configs/ouroboros3d.py"], "no VAE for ouroboros3d"),
+        (["configs/tiny.py", "--train.fsdp", "3"], "train.batch_size 8 is not a multiple of"),
+        (["configs/tiny.py", "--train.save-every", "0"], "train.save_every 0 must be at least 1"),
+        (["configs/tiny.py", "--model.lgm.num-heads", "7"], "num_heads 7 does not divide 16"),
+        (["configs/tiny.py", "--run-dir", "train.py"], "train.py"),
+        (["configs/tiny.py", "--name", "a/../b"], "name 'a/../b'"),
+        (["--name", "x"], "no config file"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message):

@@ -6,6 +6,7 @@ Batches have numpy leaves: nothing here touches a device.
 
 import functools
 import hashlib
+import inspect
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.data.synthetic import check_orbit, orbit_azimuths, orbit_elevation, render_orbit
+from o3d_jax.errors import InputError
 from o3d_jax.geometry.orbits import frame_indices, orbit_poses, pinhole, relative_poses
 from o3d_jax.types import Batch, Cameras
 
@@ -55,7 +57,7 @@ class SyntheticOrbits:
     they are there already. Without it, an orbit is rendered when first drawn, and stays in memory.
 
     Raises:
-        ValueError: the config asks for what cannot be rendered or kept, or for held-out seeds.
+        InputError: the config asks for what cannot be rendered or kept, or for held-out seeds.
     """
 
     def __init__(self, config: Config):
@@ -87,12 +89,12 @@ def training_batches(
     Its `get_state` gives a position, as plain JSON values; `set_state` goes there exactly.
 
     Raises:
-        ValueError: as `SyntheticOrbits`, or the batch cannot be shared among the processes.
+        InputError: as `SyntheticOrbits`, or the batch cannot be shared among the processes.
     """
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} is not below {process_count} processes")
+        raise InputError(f"process_index {process_index} is not below {process_count} processes")
     if config.train.batch_size % process_count or config.data.objects < process_count:
-        raise ValueError(
+        raise InputError(
             f"train.batch_size {config.train.batch_size} must be a multiple of the {process_count} "
             f"processes, and data.objects {config.data.objects} at least as many"
         )
@@ -116,11 +118,11 @@ def heldout_batch(config: Config, count: int) -> Batch:
     """`count` objects that are never trained on, always the same; the seed fixes the first frame.
 
     Raises:
-        ValueError: as `SyntheticOrbits`, or `count` is not positive.
+        InputError: as `SyntheticOrbits`, or `count` is not positive.
     """
     _check(config)
     if count < 1:
-        raise ValueError(f"a held-out batch needs at least one object, not {count}")
+        raise InputError(f"a held-out batch needs at least one object, not {count}")
     seeds = range(HELDOUT_SEED, HELDOUT_SEED + count)
     with ThreadPoolExecutor(config.data.workers) as pool:
         orbits = pool.map(lambda seed: SeededOrbit(seed, _render(config, seed)), seeds)
@@ -184,22 +186,25 @@ def _render(config: Config, seed: int) -> UInt8[np.ndarray, "frames h w 4"]:
 
 
 def _check(config: Config) -> None:
-    """Raises a ValueError for a training set that cannot be."""
+    """Raises an InputError for a training set that cannot be."""
     data, size = config.data, config.model.image_size
-    check_orbit(size, data.orbit_frames, config.camera, data.elevation)
+    try:
+        check_orbit(size, data.orbit_frames, config.camera, data.elevation)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if data.objects < 1 or data.workers < 1:
-        raise ValueError(
+        raise InputError(
             f"data.objects {data.objects} and data.workers {data.workers} must be >= 1"
         )
     if data.seed < 0 or data.seed + data.objects > HELDOUT_SEED:
-        raise ValueError(
+        raise InputError(
             f"data.seed {data.seed} and data.objects {data.objects} leave [0, 2^30); seeds from "
             "2^30 on are held out"
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     needed = data.objects * _orbit_bytes(config)
     if data.cache is None and needed > memory / 2:
-        raise ValueError(
+        raise InputError(
             f"data.objects {data.objects} of {size} px take {needed / 1e9:.0f} GB, over half of "
             f"this machine's {memory / 1e9:.0f} GB of memory; give data.cache, a folder to keep "
             "them in, or lower data.objects"
@@ -223,7 +228,7 @@ def _cached(config: Config) -> list[Path]:
     objects = sum(len(seeds) for _, seeds in missing)
     free = shutil.disk_usage(folder).free
     if objects * _orbit_bytes(config) > free:
-        raise ValueError(
+        raise InputError(
             f"data.cache {folder} has {free / 1e9:.0f} GB left, but {objects} orbits take "
             f"{objects * _orbit_bytes(config) / 1e9:.0f} GB; lower data.objects"
         )
@@ -258,7 +263,7 @@ def _fingerprint(config: Config) -> str:
         repr((data.orbit_frames, tuple(data.elevation), camera.radius, camera.fov)).encode()
     )
     here = Path(__file__)
-    for source in sorted(here.parent.glob("*.py")):
+    for source in (*sorted(here.parent.glob("*.py")), Path(inspect.getfile(orbit_poses))):
         if source != here:
             digest.update(source.read_bytes())
     return digest.hexdigest()[:12]

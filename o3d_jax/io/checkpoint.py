@@ -8,13 +8,14 @@ the training state and the data iterator's position, several steps of it, and th
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,15 @@ class Model:
     weights: Weights
 
 
-def config_from_dict(values: dict[str, Any], kind: type = Config, where: str = "config") -> Any:
+def config_from_dict(values: Any, kind: type = Config, where: str = "config") -> Any:
     """The config of `to_dict`'s plain values.
 
     Raises:
-        InputError: an unknown field (names the nearest known one), or a contradiction.
+        InputError: an unknown field (names the nearest known one), a value that is no choice, or a
+            contradiction.
     """
+    if not isinstance(values, dict):
+        raise InputError(f"{where} {values!r} must be a group of fields")
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
     made = {}
@@ -69,6 +73,8 @@ def config_from_dict(values: dict[str, Any], kind: type = Config, where: str = "
 def _from_plain(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return config_from_dict(value, typing.cast(type, hint), where)
+    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+        raise InputError(f"{where} {value!r} is none of {', '.join(typing.get_args(hint))}")
     if value is not None and Path in (hint, *typing.get_args(hint)):
         return Path(value)
     if isinstance(value, list):
@@ -84,18 +90,26 @@ def _read_config(folder: Path) -> Config:
         raise InputError(f"{folder} is not a checkpoint: it has no config.json")
     try:
         values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged: {error}; restore it from a copy") from error
     return config_from_dict(values, where=str(path))
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that appears under its name only if the block ends well.
+def whole_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
+    """A folder to write `names` into that appears under its own name only if the block ends well.
+
+    An earlier one is replaced if it holds nothing else.
 
     Raises:
-        InputError: the parent folder cannot be made or written to.
+        InputError: the parent folder cannot be made or written to, or what is there is not ours.
     """
+    others = [p.name for p in folder.iterdir() if p.name not in names] if folder.is_dir() else []
+    if others or (folder.exists() and not folder.is_dir()):
+        raise InputError(
+            f"{folder} exists and is no earlier result: it is or holds {(others or ['a file'])[0]}"
+            "; choose another place"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -106,20 +120,41 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         scratch.chmod(0o755)
         yield scratch
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
+        if folder.exists():  # Moved aside, not deleted, until the new one is in its place.
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            os.replace(folder, old / folder.name)
+            os.replace(scratch, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+MODEL_FILES = ("config.json", "weights", "checksum")
 
 
 def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None = None) -> None:
     """Writes a model, whole or not at all; `dtype` ("float16") makes it smaller."""
     host = jax.tree.map(lambda a: np.asarray(a, dtype or a.dtype), weights)
-    with whole_folder(folder.absolute()) as scratch:
+    with whole_folder(folder.absolute(), MODEL_FILES) as scratch:
         (scratch / "config.json").write_text(json.dumps(to_dict(config), indent=1))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(scratch / "weights", _as_dict(host))
+        # Orbax notes there where it wrote, which is not where the folder will be.
+        (scratch / "weights" / "commit_success.txt").unlink(missing_ok=True)
+        (scratch / "checksum").write_text(_checksum(scratch / "weights"))
+
+
+def _checksum(folder: Path) -> str:
+    """Of names and contents of all files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _as_dict(weights: Weights) -> dict[str, Any]:
@@ -135,7 +170,7 @@ def _as_dict(weights: Weights) -> dict[str, Any]:
 
 
 def load_model(folder: Path) -> Model:
-    """Reads a model, or the newest step of a run, in float32.
+    """Reads a model, in float32.
 
     Raises:
         InputError: no checkpoint there, or a damaged one.
@@ -148,12 +183,11 @@ def load_model(folder: Path) -> Model:
             f"{folder} holds no model: it has no folder 'weights' (a run's is in RUN/model)"
         )
     config = _read_config(folder)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.restore(folder / "weights", _host_target(checkpointer, folder))
-    except (ValueError, FileNotFoundError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"{folder} is damaged: {reason}; restore it from a copy") from error
+    checksum = folder / "checksum"
+    if not checksum.is_file() or checksum.read_text() != _checksum(folder / "weights"):
+        raise InputError(f"{folder} is damaged or not whole; restore it from a copy")
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(folder / "weights", _host_target(checkpointer, folder))
     found = jax.tree.map(lambda a: np.asarray(a, np.float32), found)
     params = Params(unet=found.get("unet"), lgm=found.get("lgm"), clip=found.get("clip"))
     frozen = Frozen(
@@ -201,9 +235,9 @@ def check_fits(found: Any, wanted: Any, what: str) -> None:
 class RunCheckpoints:
     """The checkpoints of a training run in `folder`: state, data position, and the config."""
 
-    def __init__(self, folder: Path, config: Config):
+    def __init__(self, folder: Path, config: Config, frozen: Frozen):
         self.folder = folder.absolute()
-        self.config = config
+        self.saved_with = to_dict(config) | {"frozen networks": _digest(frozen)}
         self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=config.train.keep)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
@@ -215,7 +249,7 @@ class RunCheckpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
                 data=ocp.args.JsonSave(data_state),  # pyright: ignore[reportCallIssue]
-                config=ocp.args.JsonSave(to_dict(self.config)),  # pyright: ignore[reportCallIssue]
+                config=ocp.args.JsonSave(self.saved_with),  # pyright: ignore[reportCallIssue]
             ),
         )
 
@@ -229,7 +263,7 @@ class RunCheckpoints:
         if step is None:
             return None
         saved = self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        _check_same_run(saved["config"], to_dict(self.config), self.folder)
+        _check_same_run(saved["config"], self.saved_with, self.folder)
         found = self.manager.restore(
             step,
             args=ocp.args.Composite(
@@ -245,8 +279,19 @@ class RunCheckpoints:
         self.manager.close()
 
 
+def _digest(frozen: Frozen) -> str:
+    """Of all values: a run that goes on with another VAE would train on other latents."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in jax.tree.leaves(frozen):
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+    return digest.hexdigest()
+
+
 def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
-    """Only how long and how often may change between the parts of a run."""
+    """Only how long and how often may change between the parts of a run.
+
+    How long not with the cosine schedule: each step's rate depends on the last.
+    """
 
     def flat(values: dict, prefix: str = "") -> dict[str, Any]:
         rows = {}
@@ -255,8 +300,9 @@ def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
             rows.update(flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
         return rows
 
-    free = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.keep")
+    free = ("train.log_every", "train.eval_every", "train.save_every", "train.keep")
     free += ("train.eval_objects", "train.fsdp", "data.workers", "data.cache", "run_dir", "weights")
+    free += () if wanted["optim"]["schedule"] == "cosine" else ("train.steps",)
     have, want = flat(saved), flat(wanted)
     wrong = [
         f"{name} {have.get(name)!r} there, {want.get(name)!r} here"

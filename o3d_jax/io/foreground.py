@@ -151,7 +151,7 @@ def _remove_by_network(rgba: Rgba, model: Path | None) -> Rgba:
         model = Path(home).expanduser() / "u2net.onnx"
     if not model.is_file():
         raise InputError(
-            f"{busy}, or put rembg's weights at {model} (rembg d u2net fetches them): "
+            f"{busy}, or put rembg's weights at {model} (`rembg d u2net` fetches them): "
             "they are not downloaded on their own"
         )
     import rembg  # pyright: ignore[reportMissingImports]  # optional and slow to import

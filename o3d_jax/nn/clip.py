@@ -3,10 +3,12 @@
 Parameter names are those of transformers' CLIPVisionModelWithProjection.
 """
 
+import functools
 import math
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -151,8 +153,8 @@ def resize_antialiased(
         return images
     rows = jnp.asarray(resize_matrix(h, size), images.dtype)
     columns = jnp.asarray(resize_matrix(w, size), images.dtype)
-    x = jnp.einsum("ih,...hwc->...iwc", rows, images)
-    return jnp.einsum("jw,...iwc->...ijc", columns, x)
+    exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)  # As images are.
+    return exact("jw,...iwc->...ijc", columns, exact("ih,...hwc->...iwc", rows, images))
 
 
 def resize_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "{size_out} {size_in}"]:

@@ -33,7 +33,7 @@ class FeedbackBlock(nn.Module):
 class FeedbackEncoder(nn.Module):
     """One of the two encoders of Table 3: a rendered map -> one feature map per U-Net scale.
 
-    The network has biases, so a map of zeros (G = 0) still gives features (see PAPER.md, Eq. 14).
+    The network has biases, so a map of zeros (G = 0) still gives features (PAPER.md, "G = 0").
     """
 
     channels: tuple[int, ...]

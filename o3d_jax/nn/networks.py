@@ -45,7 +45,7 @@ def build_networks(model: ModelConfig, lpips: bool) -> Networks:
         lgm=Lgm(config=model.lgm, dtype=dtype, remat=model.remat),
         clip=ClipVision(config=model.clip, dtype=dtype),
         vae=Vae(config=model.vae, dtype=dtype),
-        lpips=Lpips(dtype=dtype) if lpips else None,
+        lpips=Lpips(dtype=jnp.float32) if lpips else None,
     )
 
 

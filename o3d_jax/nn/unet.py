@@ -113,7 +113,7 @@ class SpatioTemporalUnet(nn.Module):
         frames = x.reshape(-1, *x.shape[2:])
         norm = GroupNorm(config.norm_num_groups, 1e-5, self.dtype, name="conv_norm_out")
         x = nn.silu(norm(frames)).reshape(x.shape)
-        # In float32, because Eq. 1 scales it by up to sigma and subtracts.
+        # In float32: the estimate is a difference, and its error is what the next level sees.
         return nn.Conv(self.out_channels, (3, 3), padding=1, dtype=jnp.float32, name="conv_out")(x)
 
 

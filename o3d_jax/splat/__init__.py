@@ -31,7 +31,8 @@ def render(
     centres, ties by index; those nearer than 0.2 are not drawn. `normalize_quats=False` takes
     quaternions as they are, as LGM's rasterizer does. `culling="inria"` confines each Gaussian to
     the 16 px tiles within 3 standard deviations, as the CUDA original does; "exact" draws every
-    pixel with alpha >= 1/255. `tiling` changes speed and memory, never the result.
+    pixel with alpha >= 1/255. `tiling` changes speed and
+    memory, and the result by no more than rounding. Skew in the intrinsics is not drawn.
 
     Views are drawn one after the other: memory is linear in pixels, Gaussians and one round of
     intersections. On a mesh call it inside `shard_map` over objects or views; the automatic

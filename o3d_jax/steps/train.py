@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
@@ -75,14 +76,15 @@ def draw(config: Config, batch: int, key: Key[Array, ""]) -> Draws:
     )
 
 
-def draw_coin(config: Config, key: Key[Array, ""], step: int) -> bool:
+def draw_coin(config: Config, step: int) -> bool:
     """Whether a step uses feedback: one coin a step, not an object, the same on every process.
 
-    It is drawn on the host and chooses between two compiled programs. A `lax.cond` inside one
-    would do, but on CPUs XLA runs the gradients of convolutions in a conditional many times slower.
+    It is drawn on the host, without waiting for a device, and chooses between two compiled
+    programs. A `lax.cond` inside one would do, but on CPUs XLA runs the gradients of convolutions
+    in a conditional many times slower.
     """
-    coin_key = jax.random.fold_in(jax.random.fold_in(key, step), 1)
-    return bool(jax.random.bernoulli(coin_key, config.diffusion.feedback_probability))
+    uniform = np.random.default_rng((config.seed, step)).random()
+    return bool(uniform < config.diffusion.feedback_probability)
 
 
 def train_loss(

@@ -6,6 +6,7 @@ import difflib
 import io
 import itertools
 import os
+import re
 import runpy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,12 +31,26 @@ def read_config(path: Path, overrides: list[str]) -> Config:
         raise InputError(f"no config file {path}; the bundled ones are in configs/")
     try:
         config = runpy.run_path(str(path)).get("config")
-    except (ValueError, TypeError, SyntaxError, NameError) as error:
-        raise InputError(f"{path}: {error}") from error
+    except _FAULTS as error:
+        raise InputError(f"{path}: {_with_nearest(str(error))}") from error
     if not isinstance(config, Config):
         raise InputError(f"{path} defines no `config = Config(...)`")
     _check_names(overrides)
     return parse(Config, overrides, default=config, prog=f"train.py {path}")
+
+
+_FAULTS = (ValueError, TypeError, SyntaxError, NameError, ImportError, AttributeError)
+"""What a config file with a mistake in it raises."""
+
+
+def _with_nearest(message: str) -> str:
+    """Python's complaint, and the field that its unknown one is nearest to."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if unknown is None:
+        return message
+    fields = {name.split(".")[-1].replace("-", "_") for name in field_names()}
+    near = difflib.get_close_matches(unknown[1], sorted(fields), 1, 0.0)[0]
+    return f"{message}; the nearest field is {near!r}"
 
 
 def parse(kind: type[Kind], arguments: list[str], **options: Any) -> Kind:
@@ -55,10 +70,11 @@ def parse(kind: type[Kind], arguments: list[str], **options: Any) -> Kind:
 
 
 def _one_line(box: str) -> str:
-    """The message inside the frame that tyro draws around it."""
+    """The message inside the frame that tyro draws, of hyphens where there is no UTF-8."""
     inside = [line.strip(" \u2502") for line in box.splitlines()[1:]]
-    message = itertools.takewhile(lambda line: not line.startswith(("\u2500", "\u2570")), inside)
-    return " ".join(message)
+    rules = "-\u2500\u2570\u256f"
+    bare = itertools.dropwhile(lambda line: not line.strip(rules), inside)
+    return " ".join(itertools.takewhile(lambda line: line.strip(rules), bare))
 
 
 def field_names(kind: type = Config, prefix: str = "") -> list[str]:

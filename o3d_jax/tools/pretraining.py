@@ -1,5 +1,6 @@
 """What the tools that train a single network share: their command line and their loop."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,9 +33,16 @@ def read_command(usage: str, steps: int) -> tuple[Config, int]:
             raise InputError(f"--steps {text}: give a positive number of steps")
         steps = int(text)
         del arguments[at : at + 2]
-    if not arguments:
-        sys.exit(usage)
+    if arguments in (["-h"], ["--help"]):
+        sys.stdout.write(usage)
+        sys.exit()
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("no config file; give one first, as configs/nano.py")
     config = read_config(Path(arguments[0]), arguments[1:])
+    folder = config.run_dir / config.name
+    folder.mkdir(parents=True, exist_ok=True)  # Better refused now than after hours.
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to {folder}; choose another --run-dir")
     use_compilation_cache()
     return config, steps
 
@@ -64,5 +72,5 @@ def fit(
         batch = jax.tree.map(jnp.asarray, next(batches))
         state, error = pretrain_step(state, frozen, batch, key, loss=loss, optimizer=optimizer)
         if step % 50 == 0 or step + 1 == steps:
-            progress.set_postfix_str(f"error {-10 * float(jnp.log10(error)):.2f} dB")
+            progress.set_postfix_str(f"error {float(error):.5f}")
     return state.ema

@@ -1,5 +1,6 @@
 """The weights a training run starts from."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
-from o3d_jax.io.checkpoint import BUNDLED, Weights, check_fits, load_model
+from o3d_jax.io.checkpoint import BUNDLED, Model, Weights, check_fits, load_model
 from o3d_jax.nn.networks import Networks, init_networks
 from o3d_jax.types import Frozen, Params
 
@@ -23,38 +24,40 @@ def start_weights(config: Config, networks: Networks) -> Weights:
             don't fit the config.
     """
     folder = _checkpoint(config)
-    found = load_model(folder).weights
-    key = jax.random.key(config.seed)
+    base = load_model(folder)
+    key, _ = jax.random.split(jax.random.key(config.seed))  # The second is the training's.
     trained = config.train.train_image_encoder
     shapes, frozen_shapes = jax.eval_shape(
         lambda key: init_networks(networks, config.model, key, trained), key
     )
-    frozen = _frozen(config, found, frozen_shapes, folder)
-    loaded = found.params if config.weights is not None else _beside(config)
-    source = config.weights or config.run_dir / config.name
-    for name in ("unet", "lgm", "clip"):
-        if getattr(loaded, name) is not None and getattr(shapes, name) is not None:
-            check_fits(getattr(loaded, name), getattr(shapes, name), f"{name} in {source}")
+    frozen = _frozen(config, base, frozen_shapes, folder)
     fresh, _ = init_networks(networks, config.model, key, trained)
+    beside = config.run_dir / config.name
+    parts = {}
+    for name, source in {"unet": "unet", "lgm": "lgm", "clip": "unet"}.items():
+        where = folder if config.weights is not None else beside / source
+        model = base if config.weights is not None else _read(where)
+        parts[name] = None if model is None else getattr(model.weights.params, name)
+        if getattr(shapes, name) is None or model is None or parts[name] is None:
+            parts[name] = getattr(fresh, name)
+        else:
+            _check(model, parts[name], config, getattr(shapes, name), name, where)
+    return Weights(params=Params(**parts), frozen=frozen)
 
-    def choose(name: str) -> Any:
-        unused = getattr(shapes, name) is None or getattr(loaded, name) is None
-        return getattr(fresh if unused else loaded, name)
 
-    params = Params(unet=choose("unet"), lgm=choose("lgm"), clip=choose("clip"))
-    return Weights(params=params, frozen=frozen)
+def _read(folder: Path) -> Model | None:
+    return load_model(folder) if folder.is_dir() else None
 
 
-def _beside(config: Config) -> Params:
-    """What tools/train_unet.py and tools/train_lgm.py left beside the run."""
-    folder = config.run_dir / config.name
-    found = Params(unet=None, lgm=None)
-    if (folder / "unet").is_dir():
-        found = load_model(folder / "unet").weights.params
-    if (folder / "lgm").is_dir():
-        lgm = load_model(folder / "lgm").weights.params.lgm
-        found = Params(unet=found.unet, lgm=lgm, clip=found.clip)
-    return found
+def _check(model: Model, part: Any, config: Config, shapes: Any, name: str, folder: Path) -> None:
+    """Raises an InputError unless the network's shapes and its configuration are those wanted."""
+    check_fits(part, shapes, f"{name} in {folder}")
+    if name == "lpips":
+        return
+    there, here = (dataclasses.asdict(getattr(c.model, name)) for c in (model.config, config))
+    wrong = [f"{k} {there[k]!r} there, {here[k]!r} here" for k in here if there[k] != here[k]]
+    if wrong:
+        raise InputError(f"{name} in {folder} is of another config: model.{name}.{wrong[0]}")
 
 
 def _checkpoint(config: Config) -> Path:
@@ -70,7 +73,7 @@ def _checkpoint(config: Config) -> Path:
     return folder
 
 
-def _frozen(config: Config, found: Weights, shapes: Frozen, folder: Path) -> Frozen:
+def _frozen(config: Config, base: Model, shapes: Frozen, folder: Path) -> Frozen:
     """The checkpoint's frozen networks, those that the config needs."""
     remedies = {
         "vae": "give another checkpoint as --weights",
@@ -81,8 +84,8 @@ def _frozen(config: Config, found: Weights, shapes: Frozen, folder: Path) -> Fro
     for name, remedy in remedies.items():
         if getattr(shapes, name) is None:
             continue
-        parts[name] = getattr(found.frozen, name)
+        parts[name] = getattr(base.weights.frozen, name)
         if parts[name] is None:
             raise InputError(f"{folder} holds no frozen {name}; {remedy}")
-        check_fits(parts[name], getattr(shapes, name), f"{name} in {folder}")
+        _check(base, parts[name], config, getattr(shapes, name), name, folder)
     return Frozen(**parts)

@@ -39,12 +39,12 @@ def train_vae(config: Config, steps: int) -> str:
     trained = fit(
         functools.partial(vae_loss, vae), params, None, batches, key, steps, LEARNING_RATE
     )
-    heldout = heldout_batch(config, 16)
-    scaled = scale_latents(vae, trained, jnp.asarray(heldout.images))
+    sample = [next(batches).images for _ in range(-(-64 // config.train.batch_size))]
+    scaled = scale_latents(vae, trained, jnp.concatenate(sample))
     folder = config.run_dir / config.name
     weights = Weights(params=Params(unet=None, lgm=None), frozen=Frozen(vae=scaled))
     save_model(folder / "vae", config, weights)
-    return _report(vae, scaled, heldout, folder)
+    return _report(vae, scaled, heldout_batch(config, 16), folder)
 
 
 def _report(vae: Vae, params: Any, heldout: Batch, folder: Path) -> str:

@@ -114,8 +114,10 @@ def test_alg2_each_level_is_the_one_written_by_hand(loop, by_hand):
         close(found[i].views, views, 1e-4)
         close(found[i].reconstruction.rendering.rgb, drawn.rgb, 1e-4)
         # A pixel may change sides of alpha = 1/2, or of 1/255 in the rasterizer.
-        away = np.abs(np.asarray(states[i + 1].maps.ccm - maps.ccm)) > 1e-3
-        assert away.mean() < 0.005
+        away = (np.abs(np.asarray(states[i + 1].maps.ccm - maps.ccm)) > 1e-3).any(axis=-1)
+        solid = np.asarray(drawn.alpha) > 0.5
+        assert solid.mean() > 0.005
+        assert away.mean() < 0.1 * solid.mean()
     moves = [
         np.abs(np.asarray(a[1].rgb - b[1].rgb)).max()
         for a, b in zip(by_hand[:-1], by_hand[1:], strict=True)

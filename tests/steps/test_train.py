@@ -84,11 +84,10 @@ def test_another_seed_and_another_step_draw_other_numbers(toy, run, optimizer, b
     assert abs(later[0][0].diffusion / first[0][0].diffusion - 1) > 1e-3
 
 
-def test_training_compiles_once_for_each_side_of_the_coin(run, batch8, alone):
-    run(batch8, [True, False])
-    before = train_step._cache_size()
-    run(batch8, [True, False, False, True])
-    assert train_step._cache_size() == before
+def test_training_compiles_once_for_each_side_of_the_coin(run, batch8):
+    train_step.clear_cache()
+    run(batch8, [True, False, False, True])  # From a fresh state, and from what a step returned.
+    assert train_step._cache_size() == 2
 
 
 def test_step_clips_the_gradient_applies_adamw_and_averages(toy, alone, run, batch8):
@@ -150,7 +149,7 @@ def test_alg1_step_is_the_same_on_one_device_and_on_eight(
     toy, run, optimizer, batch8, alone, fsdp, monkeypatch
 ):
     monkeypatch.setattr(parallel, "SMALLEST_SHARDED", 90)  # Toys are small.
-    mesh = parallel.make_mesh(fsdp)
+    mesh = parallel.make_mesh(fsdp, 8)
     assert mesh.size == 8
     state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
     state = parallel.place_state(mesh, state)
@@ -171,46 +170,55 @@ def test_alg1_step_is_the_same_on_one_device_and_on_eight(
         )
         np.testing.assert_allclose(norm, norm_alone, rtol=1e-3)
 
-    def check(found, expected, sharding):
+    def check_place(found, sharding):
         assert found.sharding.is_equivalent_to(sharding, found.ndim)
+
+    jax.tree.map(check_place, many, before)
+
+    def check(found, expected):
         # See above: rounding is a whole step for Adam where the gradient is nothing else.
         assert np.mean(np.abs(found - expected) > 0.05 * RATE) < 0.01
 
-    jax.tree.map(check, many, alone[0], before)
+    jax.tree.map(check, (many.params, many.ema), (alone[0].params, alone[0].ema))
+
+    def check_moments(found, expected):
+        # Gradients are sums in another order, the last two of them at slightly other parameters.
+        assert np.mean(np.abs(found - expected) > 0.01 * np.abs(expected).max()) < 0.01
+
+    jax.tree.map(check_moments, many.opt_state, alone[0].opt_state)
 
 
 def test_small_arrays_are_replicated_and_large_ones_split_along_their_largest_even_axis():
-    mesh = parallel.make_mesh(2)
+    mesh = parallel.make_mesh(2, 8)
     shapes = {"large": (600, 700, 3), "odd": (601, 602), "flat": (2**18 + 1,), "small": (500, 500)}
     arrays = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     found = {k: tuple(s.spec) for k, s in parallel.state_sharding(mesh, arrays).items()}
     assert found == {"large": (None, "fsdp"), "odd": (None, "fsdp"), "flat": (), "small": ()}
 
 
-def test_impossible_splits_are_refused(batch8):
+def test_impossible_splits_are_refused():
     with pytest.raises(ValueError, match="train.fsdp 3 does not divide the 8 devices"):
-        parallel.make_mesh(3)
-    three = jax.tree.map(lambda a: a[:3], batch8)
+        parallel.make_mesh(3, 24)
     with pytest.raises(ValueError, match="train.batch_size 3 is not a multiple of the 8 devices"):
-        parallel.place_batch(parallel.make_mesh(1), three)
+        parallel.make_mesh(1, 3)
 
 
 def test_coin_is_fair_and_the_same_whenever_it_is_thrown_for_a_step(toy):
-    key = jax.random.key(0)
-    coins = [draw_coin(toy.config, key, step) for step in range(400)]
+    coins = [draw_coin(toy.config, step) for step in range(400)]
     assert abs(np.mean(coins) - 0.5) < 0.1  # Four standard deviations.
-    assert coins[:20] == [draw_coin(toy.config, key, step) for step in range(20)]
+    assert coins[:20] == [draw_coin(toy.config, step) for step in range(20)]
     for probability in (0.0, 1.0):
         diffusion = replace(toy.config.diffusion, feedback_probability=probability)
         config = replace(toy.config, diffusion=diffusion)
-        assert {draw_coin(config, key, step) for step in range(20)} == {probability == 1}
+        assert {draw_coin(config, step) for step in range(20)} == {probability == 1}
 
 
 def test_draws_are_of_their_distributions_and_independent(toy):
     draws = jax.jit(lambda key: draw(toy.config, 1000, key))(jax.random.key(1))
     logs = np.log([draws.sigma, draws.condition_sigma])
     # 1000 draws: four standard deviations of mean and deviation.
-    np.testing.assert_allclose(logs.mean(axis=1), [1.0, -3.0], atol=4 * 1.6 / np.sqrt(1000))
+    error = np.abs(logs.mean(axis=1) - [1.0, -3.0])
+    assert (error < 4 * np.array([1.6, 0.5]) / np.sqrt(1000)).all()
     np.testing.assert_allclose(logs.std(axis=1), [1.6, 0.5], rtol=4 / np.sqrt(2000))
     assert draws.noise.shape == (1000, 4, 8, 8, 4)
     for noise in (draws.noise, draws.condition_noise):
