@@ -68,7 +68,7 @@ config = Config(
         batch_size=4,
         log_every=20,
         eval_every=250,
-        save_every=250,
+        save_every=100,
         train_image_encoder=True,
     ),
 )

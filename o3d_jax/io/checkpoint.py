@@ -283,7 +283,7 @@ def _digest(frozen: Frozen) -> str:
     """Of all values: a run that goes on with another VAE would train on other latents."""
     digest = hashlib.blake2b(digest_size=16)
     for array in jax.tree.leaves(frozen):
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
+        digest.update(np.asarray(array).tobytes())
     return digest.hexdigest()
 
 

@@ -26,10 +26,9 @@ KL_WEIGHT = 1e-5
 EMA_DECAY = 0.995
 """Per step: runs are of a few thousand steps."""
 
-Loss = Callable[
-    [Any, Frozen | None, Batch, Key[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]
-]
-"""What is minimised, and the mean square error in it."""
+Loss = Callable[[Any, Any, Batch, Key[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]]
+"""Of parameters, frozen networks (None where there are none), a batch and a key: what is minimised,
+and the mean square error in it."""
 
 
 @pytree

@@ -24,8 +24,8 @@ def read_config(path: Path, overrides: list[str]) -> Config:
     """The `config` of a Python file, with fields replaced by `--optim.learning-rate 3e-5`.
 
     Raises:
-        InputError: no such file, no config in it, an unknown field, a value of another type, or
-            values that contradict each other.
+        InputError: no such file, no config in it, an unknown field, a value of another type,
+            values that contradict each other, or a run folder that cannot be written to.
     """
     if not path.is_file():
         raise InputError(f"no config file {path}; the bundled ones are in configs/")
@@ -36,7 +36,16 @@ def read_config(path: Path, overrides: list[str]) -> Config:
     if not isinstance(config, Config):
         raise InputError(f"{path} defines no `config = Config(...)`")
     _check_names(overrides)
-    return parse(Config, overrides, default=config, prog=f"train.py {path}")
+    config = parse(Config, overrides, default=config, prog=f"train.py {path}")
+    _check_writable(config.run_dir / config.name)
+    return config
+
+
+def _check_writable(folder: Path) -> None:
+    """Better refused now than after hours of training."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"cannot write to {existing}; choose another --run-dir or --name")
 
 
 _FAULTS = (ValueError, TypeError, SyntaxError, NameError, ImportError, AttributeError)

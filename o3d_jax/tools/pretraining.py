@@ -1,6 +1,5 @@
 """What the tools that train a single network share: their command line and their loop."""
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,10 +38,6 @@ def read_command(usage: str, steps: int) -> tuple[Config, int]:
     if not arguments or arguments[0].startswith("-"):
         raise InputError("no config file; give one first, as configs/nano.py")
     config = read_config(Path(arguments[0]), arguments[1:])
-    folder = config.run_dir / config.name
-    folder.mkdir(parents=True, exist_ok=True)  # Better refused now than after hours.
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write to {folder}; choose another --run-dir")
     use_compilation_cache()
     return config, steps
 
