@@ -61,7 +61,7 @@ config = Config(
         ),
     ),
     data=DataConfig(objects=4_000, cache=Path(".cache/orbits"), workers=2),
-    sample=SampleConfig(levels=16, sigma_max=80.0),
+    sample=SampleConfig(levels=16, sigma_max=80.0, max_guidance=2.0),
     optim=OptimConfig(learning_rate=3e-4, schedule="cosine", warmup_steps=50, lpips_weight=0.0),
     train=TrainConfig(
         steps=500,
