@@ -142,6 +142,7 @@ def test_a_config_that_contradicts_itself_names_the_field():
         (lambda: dataclasses.replace(good.data, objects=0), "data.objects 0"),
         (lambda: dataclasses.replace(good.data, elevation=(30.0, -5.0)), "data.elevation"),
         (lambda: dataclasses.replace(good.camera, radius=-1.0), "camera.radius -1"),
+        (lambda: dataclasses.replace(good.camera, fov=180.0), "camera.fov 180"),
         (lambda: dataclasses.replace(good.train, steps=-1), "train.steps -1"),
         (lambda: dataclasses.replace(good.train, batch_size=-8), "train.batch_size -8"),
         (lambda: dataclasses.replace(good.train, fsdp=0), "train.fsdp 0"),

@@ -267,4 +267,4 @@ def test_euler_step_by_hand():
 
 
 def test_defaults_are_the_papers_sampler():
-    assert isinstance(sample.SOLVERS[Config(name="").sample.solver], diffrax.Euler)
+    assert isinstance(sample.SOLVERS[Config(name="paper").sample.solver], diffrax.Euler)
