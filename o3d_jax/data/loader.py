@@ -192,14 +192,10 @@ def _check(config: Config) -> None:
         check_orbit(size, data.orbit_frames, config.camera, data.elevation)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if data.objects < 1 or data.workers < 1:
+    if data.seed + data.objects > HELDOUT_SEED:
         raise InputError(
-            f"data.objects {data.objects} and data.workers {data.workers} must be >= 1"
-        )
-    if data.seed < 0 or data.seed + data.objects > HELDOUT_SEED:
-        raise InputError(
-            f"data.seed {data.seed} and data.objects {data.objects} leave [0, 2^30); seeds from "
-            "2^30 on are held out"
+            f"data.seed {data.seed} and data.objects {data.objects} go beyond 2^30; seeds from "
+            "there on are held out"
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     needed = data.objects * _orbit_bytes(config)

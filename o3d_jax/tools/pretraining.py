@@ -1,4 +1,4 @@
-"""What the tools that train a single network share: their command line and their loop."""
+"""What the tools that train a single network share: command line, loop and picture."""
 
 import sys
 from collections.abc import Iterator
@@ -7,12 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
+from o3d_jax.io.images import save_png
+from o3d_jax.io.sheets import grid
+from o3d_jax.metrics import psnr
 from o3d_jax.steps.pretrain import Loss, PretrainState, pretrain_step
 from o3d_jax.tools.cli import read_config, use_compilation_cache
 from o3d_jax.types import Batch, Frozen
@@ -69,3 +73,14 @@ def fit(
         if step % 50 == 0 or step + 1 == steps:
             progress.set_postfix_str(f"error {float(error):.5f}")
     return state.ema
+
+
+def compare(
+    truth: Float[Array, "b v h w 3"], found: Float[Array, "b v h w 3"], label: str, path: Path
+) -> float:
+    """Mean PSNR in dB; draws the first four objects at `path`, truth above what was found."""
+    found = jnp.clip(found, 0, 1)
+    few = range(min(4, len(truth)))
+    rows = [list(np.asarray(images[i])) for i in few for images in (truth, found)]
+    save_png(path, grid(rows, ["truth", label] * len(few)))
+    return float(psnr(found, truth).mean())

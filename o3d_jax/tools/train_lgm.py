@@ -12,19 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import exit_on_input_error
 from o3d_jax.io.checkpoint import Weights, save_model
-from o3d_jax.io.images import save_png
-from o3d_jax.io.sheets import grid
-from o3d_jax.metrics import psnr
 from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.steps.pretrain import lgm_loss
 from o3d_jax.steps.reconstruct import reconstruct
-from o3d_jax.tools.pretraining import fit, read_command
+from o3d_jax.tools.pretraining import compare, fit, read_command
 from o3d_jax.types import Batch, Frozen, Params
 
 STEPS = 4_500
@@ -51,10 +47,8 @@ def _report(networks: Networks, params: Any, heldout: Batch, folder: Path) -> st
     batch = jax.tree.map(jnp.asarray, heldout)
     run = jax.jit(functools.partial(reconstruct, networks))
     clean = jnp.zeros(batch.images.shape[0])
-    renders = jnp.clip(run(params, batch.images, batch.cameras, clean).rendering.rgb, 0, 1)
-    rows = [list(np.asarray(a[i])) for i in range(4) for a in (batch.images, renders)]
-    save_png(folder / "lgm.png", grid(rows, ["truth", "render"] * 4))
-    mean = float(psnr(renders, batch.images).mean())
+    renders = run(params, batch.images, batch.cameras, clean).rendering.rgb
+    mean = compare(batch.images, renders, "render", folder / "lgm.png")
     return f"held-out PSNR of renders {mean:.2f} dB; wrote {folder / 'lgm'}\n"
 
 

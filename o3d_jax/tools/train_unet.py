@@ -12,20 +12,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import exit_on_input_error
 from o3d_jax.io.checkpoint import Weights, save_model
-from o3d_jax.io.images import save_png
-from o3d_jax.io.sheets import grid
-from o3d_jax.metrics import psnr
 from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.steps.pretrain import unet_loss
 from o3d_jax.steps.reconstruct import decode_views
 from o3d_jax.steps.train import draw, noised
-from o3d_jax.tools.pretraining import fit, read_command
+from o3d_jax.tools.pretraining import compare, fit, read_command
 from o3d_jax.tools.start import start_weights
 from o3d_jax.types import Batch, Frozen, Maps, Params
 
@@ -52,16 +48,14 @@ def _report(
 ) -> str:
     heldout = jax.tree.map(jnp.asarray, heldout_batch(config, 16))
     views = jax.jit(functools.partial(_first_estimate, networks, config))(params, frozen, heldout)
-    rows = [list(np.asarray(a[i])) for i in range(4) for a in (heldout.images, views)]
-    save_png(folder / "unet.png", grid(rows, ["truth", "estimate"] * 4))
-    mean = float(psnr(views, heldout.images).mean())
+    mean = compare(heldout.images, views, "estimate", folder / "unet.png")
     return f"held-out PSNR of the first estimate {mean:.2f} dB; wrote {folder / 'unet'}\n"
 
 
 def _first_estimate(
     networks: Networks, config: Config, params: Params, frozen: Frozen, batch: Batch
 ) -> jax.Array:
-    """Views seen in noise of the highest level of sampling, in [0, 1]."""
+    """Views seen in noise of the highest level of sampling."""
     count = batch.images.shape[0]
     draws = draw(config, count, jax.random.key(0))
     draws = dataclasses.replace(
@@ -71,8 +65,7 @@ def _first_estimate(
         dropout=jnp.ones((count,)),
     )
     _, estimate = noised(networks, config, params, frozen, batch, draws)
-    views = decode_views(networks, frozen.vae, estimate(Maps.nothing(*batch.images.shape[:4])))
-    return jnp.clip(views, 0, 1)
+    return decode_views(networks, frozen.vae, estimate(Maps.nothing(*batch.images.shape[:4])))
 
 
 @exit_on_input_error()

@@ -11,19 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import exit_on_input_error
 from o3d_jax.io.checkpoint import Weights, save_model
-from o3d_jax.io.images import save_png
-from o3d_jax.io.sheets import grid
-from o3d_jax.metrics import psnr
 from o3d_jax.nn.networks import apply, build_networks
 from o3d_jax.nn.vae import Vae
 from o3d_jax.steps.pretrain import scale_latents, vae_loss
-from o3d_jax.tools.pretraining import fit, read_command
+from o3d_jax.tools.pretraining import compare, fit, read_command
 from o3d_jax.types import Batch, Frozen, Params
 
 STEPS = 4_000
@@ -52,9 +48,7 @@ def _report(vae: Vae, params: Any, heldout: Batch, folder: Path) -> str:
     b, v = images.shape[:2]
     latents = apply(vae, params, images.reshape(b * v, *images.shape[2:]), method="encode").mean
     decoded = apply(vae, params, latents.reshape(b, v, *latents.shape[1:]), method="decode")
-    rows = [list(np.asarray(a[i])) for i in range(4) for a in (images, decoded)]
-    save_png(folder / "vae.png", grid(rows, ["truth", "decoded"] * 4))
-    mean = float(psnr(jnp.clip(decoded, 0, 1), images).mean())
+    mean = compare(images, decoded, "decoded", folder / "vae.png")
     std = float((latents * vae.config.scaling_factor).std())
     return f"held-out PSNR {mean:.2f} dB, scaled latents' std {std:.3f}; wrote {folder / 'vae'}\n"
 
