@@ -27,6 +27,7 @@ from tqdm import tqdm
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.geometry.orbits import orbit, relative_to_first
+from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
 from o3d_jax.io.checkpoint import BUNDLED, Model, load_model, whole_folder
 from o3d_jax.io.foreground import read_foreground, recentre_on_white
 from o3d_jax.io.images import save_png
@@ -34,8 +35,7 @@ from o3d_jax.io.ply import write_ply
 from o3d_jax.io.sheets import grid
 from o3d_jax.io.video import write_gif, write_mp4
 from o3d_jax.nn.networks import build_networks
-from o3d_jax.splat import render
-from o3d_jax.steps.reconstruct import WHITE
+from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
 from o3d_jax.tools.cli import parse, use_compilation_cache
 from o3d_jax.types import Cameras, Gaussians, Maps
@@ -100,9 +100,9 @@ def sample(arguments: Arguments) -> Path:
         with _stage("sampling", seconds):
             estimate, levels = _sample(model, config, image, arguments)
         with _stage("pictures", seconds):
-            _write_pictures(scratch, estimate, levels)
+            _write_pictures(scratch, config, estimate, levels)
             gaussians = jax.tree.map(lambda a: a[0], estimate.reconstruction.gaussians)
-            write_ply(scratch / "gaussians.ply", gaussians)
+            write_ply(scratch / "gaussians.ply", _as_drawn(config, gaussians))
         with _stage("turntable", seconds):
             _write_turntable(scratch, gaussians, config, arguments)
         _write_manifest(scratch, config, arguments, digest, seconds)
@@ -155,9 +155,15 @@ def _with_arguments(config: Config, arguments: Arguments) -> Config:
     return dataclasses.replace(config, sample=chosen)
 
 
-def _cameras_around(config: Config, elevation: float, count: int) -> Cameras:
-    """Cameras evenly around the object at the input's elevation, the input's first."""
-    azimuths = np.arange(count) * (360 / count)
+def _view_azimuths(config: Config) -> Float[np.ndarray, " v"]:
+    """Degrees from the input to each generated view: those of training."""
+    frames = config.data.frames_per_orbit
+    chosen = FRAME_CHOICES[config.data.orbit_frames](0, config.model.num_views, frames)
+    return chosen * (360 / frames)
+
+
+def _cameras(config: Config, elevation: float, azimuths: Float[np.ndarray, " v"]) -> Cameras:
+    """Cameras around the object at the input's elevation, the input's first."""
     cameras = orbit(elevation, azimuths, config.camera.radius, config.camera.fov)
     return jax.tree.map(lambda a: a[None], relative_to_first(cameras))
 
@@ -169,7 +175,7 @@ def _sample(
     networks = build_networks(config.model, lpips=False)
     weights = jax.device_put(model.weights)
     given = (networks, config, weights.params, weights.frozen)
-    cameras = _cameras_around(config, arguments.elevation, config.model.num_views)
+    cameras = _cameras(config, arguments.elevation, _view_azimuths(config))
     key = jax.random.key(arguments.seed)
     condition, state = sample_prepare(*given, jnp.asarray(image)[None], key)
     sigmas = noise_levels(config.sample)
@@ -182,10 +188,10 @@ def _sample(
     return estimate, levels
 
 
-def _write_pictures(folder: Path, estimate: Estimate, levels: list[Level]) -> None:
+def _write_pictures(folder: Path, config: Config, estimate: Estimate, levels: list[Level]) -> None:
     views = np.asarray(estimate.views[0])
     renders = np.asarray(estimate.reconstruction.rendering.rgb[0])
-    azimuths = [f"{360 * i / len(views):g} deg" for i in range(len(views))]
+    azimuths = [f"{azimuth:g} deg" for azimuth in _view_azimuths(config)]
     save_png(folder / "views.png", grid([list(views)], column_labels=azimuths))
     save_png(folder / "renders.png", grid([list(renders)], column_labels=azimuths))
     shown = range(0, len(views), max(1, len(views) // 4))
@@ -195,13 +201,22 @@ def _write_pictures(folder: Path, estimate: Estimate, levels: list[Level]) -> No
     save_png(folder / "loop.png", grid(rows, names, columns, LOOP_TILE, LOOP_TILE))
 
 
+def _as_drawn(config: Config, gaussians: Gaussians) -> Gaussians:
+    """With rotations that viewers, which normalise quaternions, draw as we do."""
+    if config.model.lgm.rotation_norm == "per_gaussian":
+        return gaussians
+    quats = drawn_quaternions(np.asarray(gaussians.quats))
+    return dataclasses.replace(gaussians, quats=jnp.asarray(quats, jnp.float32))
+
+
 def _write_turntable(
     folder: Path, gaussians: Gaussians, config: Config, arguments: Arguments
 ) -> None:
-    cameras = _cameras_around(config, arguments.elevation, ORBIT_FRAMES)
+    azimuths = np.arange(ORBIT_FRAMES) * (360 / ORBIT_FRAMES)
+    cameras = _cameras(config, arguments.elevation, azimuths)
     cameras = jax.tree.map(lambda a: a[0], cameras)
     size = (arguments.orbit_size, arguments.orbit_size)
-    turn = jax.jit(render, static_argnums=2)(gaussians, cameras, size, jnp.array(WHITE))
+    turn = jax.jit(draw_object, static_argnums=(0, 3))(config.model.lgm, gaussians, cameras, size)
     frames = np.asarray(turn.rgb)
     write_gif(folder / "orbit.gif", frames)
     if not write_mp4(folder / "orbit.mp4", frames):

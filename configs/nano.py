@@ -29,7 +29,12 @@ config = Config(
         image_size=64,
         dtype="float32",
         remat=False,
-        vae=VaeConfig(block_out_channels=(12, 24, 48), layers_per_block=1, norm_num_groups=4),
+        vae=VaeConfig(
+            block_out_channels=(12, 24, 48),
+            layers_per_block=1,
+            norm_num_groups=4,
+            mid_attention="always",
+        ),
         unet=UnetConfig(
             block_out_channels=(32, 64, 112, 112),
             layers_per_block=1,

@@ -52,7 +52,7 @@ config = Config(
             time_features=8,
         ),
     ),
-    data=DataConfig(objects=12, orbit_frames=8),
+    data=DataConfig(objects=12, frames_per_orbit=8),
     sample=SampleConfig(levels=3),
     optim=OptimConfig(learning_rate=1e-3, lpips_weight=0.0),
     train=TrainConfig(

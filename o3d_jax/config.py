@@ -41,6 +41,9 @@ class VaeConfig:
     layers_per_block: int = 2
     latent_channels: int = 4
     norm_num_groups: int = 32
+    mid_attention: Literal["between", "always"] = "between"
+    """Where the decoder's middle attends: between its first two blocks, so with one layer a block
+    never, as in diffusers, or after the first, however many there are."""
     scaling_factor: float = 0.18215
     """Makes the standard deviation of latents about 1 (SVD's config)."""
 
@@ -76,6 +79,13 @@ class UnetConfig:
     """Residual blocks per scale in a feedback encoder (Table 3)."""
     ray_octaves: int = 6
     """Frequencies 2^0 .. 2^(n-1) in the harmonic embedding of the Pluecker rays."""
+    ray_convention: Literal["geometric", "released"] = "geometric"
+    """Whether cameras are given by their true rays or by those of the release's formula."""
+    ccm_convention: Literal["paper", "released"] = "paper"
+    """Coordinates that are fed back: the world's (App. A.2), or those of the release's formula."""
+    temporal_context: Literal["per_video", "interleaved"] = "per_video"
+    """Whose image embedding the tokens across frames attend to: that of their own video, or, as in
+    diffusers 0.25, which the release pins, that of video i modulo batch for token i."""
 
     def __post_init__(self) -> None:
         _at_least(1, "model.unet", self, "block_out_channels", "layers_per_block")
@@ -141,6 +151,13 @@ class LgmConfig:
     norm_num_groups: int = 32
     time_features: int = 128
     """Sinusoid features of c_noise; the embedding is four times as wide."""
+    rotation_norm: Literal["per_gaussian", "over_gaussians"] = "per_gaussian"
+    """Over what quaternions are normalised: each by itself, as in LGM's "fixrot" weights, or, as in
+    its first weights and the release, each component over all Gaussians of an object. The latter
+    are drawn as they are, so nearly unrotated."""
+    culling: Literal["exact", "inria"] = "exact"
+    """Which pixels one of its Gaussians is drawn in: all with alpha >= 1/255, or, as in the CUDA
+    original, those in the tiles within 3 standard deviations."""
     positions: Literal["free", "ray"] = "free"
     """What raw positions are relative to: "free" is the world's origin, as in LGM; "ray" the point
     of the pixel's ray that is nearest to it, from which a fresh network learns faster."""
@@ -235,8 +252,11 @@ class DataConfig:
     """Distinct objects in the training set (Sec. 4.1: around 80K)."""
     seed: int = 0
     """First object seed; object i has seed + i. Seeds from 2^30 on are held out."""
-    orbit_frames: int = 16
-    """Frames per rendered orbit (Sec. 4.1)."""
+    frames_per_orbit: int = 16
+    """Frames of a rendered orbit (Sec. 4.1)."""
+    orbit_frames: Literal["every_second", "linspace"] = "every_second"
+    """Which of them make a sample: every 2nd from the first (Sec. 4.1), or, as in the release, as
+    many as views from the first to the last, evenly spaced and rounded down."""
     elevation: tuple[float, float] = (-5.0, 30.0)
     """Range of orbit elevations, degrees (Sec. 4.1)."""
     cache: Path | None = None
@@ -245,7 +265,7 @@ class DataConfig:
     """Threads that render ahead of training."""
 
     def __post_init__(self) -> None:
-        _at_least(1, "data", self, "objects", "orbit_frames", "workers")
+        _at_least(1, "data", self, "objects", "frames_per_orbit", "workers")
         _at_least(0, "data", self, "seed")
         low, high = self.elevation
         require(
@@ -270,6 +290,13 @@ class DiffusionConfig:
     """Probability of each of: no embedding, no latents, neither (release)."""
     feedback_probability: float = 0.5
     """Probability that a training step uses feedback (Algorithm 1)."""
+    feedback_gradient: Literal["stopped", "flows"] = "stopped"
+    """Whether the diffusion loss reaches LGM through the feedback: not in Algorithm 1, which
+    detaches it, but in the release."""
+    clip_sees_noise_in_training: bool = False
+    """Whether the noise on the condition image is on the image tower's input, too (release)."""
+    training_latents: Literal["mode", "sampled"] = "mode"
+    """What latents are in training: the mode of the VAE's posterior, or (release) drawn from it."""
     fps: int = 7
     """SVD's frames per second; the network is given fps - 1."""
     motion_bucket: int = 127
@@ -329,14 +356,20 @@ class OptimConfig:
     """Maximum norm of the gradient (Sec. 4.1)."""
     ema_decay: float = 0.999
     """Per step; ramps up as (1 + step) / (10 + step) at the start."""
+    reconstruction_loss: Literal["mse", "l1"] = "mse"
+    """Distance of colors: mean square (Eq. 2), or mean absolute error (release)."""
     lpips_weight: float = 1.0
     """Lambda in Eq. 2; 0 switches the perceptual loss off."""
+    lpips_network: Literal["vgg", "alex"] = "vgg"
+    """Whose features LPIPS compares: VGG16's (paper), or AlexNet's (release)."""
+    noisy_weight: float = 1.0
+    """Weight of the reconstruction loss on noisy views (release: 0.5)."""
     clean_weight: float = 1.0
-    """Weight of the reconstruction loss on clean views against noisy ones (Sec. 3.2: equal)."""
+    """Weight of the reconstruction loss on clean views (Sec. 3.2: equal; release: 0.5)."""
 
     def __post_init__(self) -> None:
         _at_least(0, "optim", self, "learning_rate", "warmup_steps", "weight_decay")
-        _at_least(0, "optim", self, "lpips_weight", "clean_weight")
+        _at_least(0, "optim", self, "lpips_weight", "noisy_weight", "clean_weight")
         require(self.clip_norm > 0, f"optim.clip_norm {self.clip_norm} must be above 0")
         require(0 <= self.ema_decay < 1, f"optim.ema_decay {self.ema_decay} is not in 0 .. 1")
 
@@ -395,9 +428,9 @@ class Config:
         )
         require(0 <= self.seed < 2**32, f"seed {self.seed} is not in 0 .. 2^32 - 1")
         require(
-            self.data.orbit_frames >= 2 * self.model.num_views,
-            f"data.orbit_frames {self.data.orbit_frames} is less than twice model.num_views "
-            f"{self.model.num_views}: training takes every 2nd frame (Sec. 4.1)",
+            self.data.frames_per_orbit >= 2 * self.model.num_views,
+            f"data.frames_per_orbit {self.data.frames_per_orbit} is less than twice "
+            f"model.num_views {self.model.num_views}: training takes every 2nd frame (Sec. 4.1)",
         )
         require(
             self.optim.schedule != "cosine" or self.optim.warmup_steps < self.train.steps,

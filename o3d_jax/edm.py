@@ -4,6 +4,8 @@ No network here. `sigma` is the standard deviation of the noise on scaled latent
 have a standard deviation of about 1.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -47,8 +49,23 @@ def sigma_schedule(
     return jnp.concatenate([sigmas, jnp.zeros(1, jnp.float32)])
 
 
+def initial_deviation(sigma_max: float) -> float:
+    """What pure noise is scaled by: the deviation of data of unit variance in noise of sigma_max.
+
+    As SVD's scheduler does. A.1 has sigma_max, which differs by 1e-6 at 700.
+    """
+    return math.sqrt(sigma_max**2 + 1)
+
+
 def draw_sigma(
     key: Key[Array, ""], shape: tuple[int, ...], mean: float, std: float
 ) -> Float[Array, "..."]:
     """Draws sigma with log sigma ~ N(mean, std^2) (App. A.1: 1.0 and 1.6)."""
-    return jnp.exp(mean + std * jax.random.normal(key, shape, jnp.float32))
+    return sigma_quantile(jax.random.uniform(key, shape, jnp.float32), mean, std)
+
+
+def sigma_quantile(uniform: Float[Array, "*s"], mean: float, std: float) -> Float[Array, "*s"]:
+    """The sigma that a share `uniform` of draws is below; finite also at 0 and 1 (SVD's recipe)."""
+    inside = uniform * (1 - 2e-7) + 1e-7
+    normal = math.sqrt(2) * jax.lax.erf_inv(2 * inside - 1)
+    return jnp.exp(mean + std * normal)

@@ -17,12 +17,12 @@ def column(values, like):
 
 def condition_of(networks, params, frozen, image, draws):
     """SVD's conditioning; below 0.2 the embedding is dropped, from 0.1 to 0.3 the latents."""
-    std = column(draws.condition_sigma, image)
-    noisy = 0.5 * ((2 * image - 1) + std * draws.condition_noise) + 0.5
+    std = column(draws.condition.sigma, image)
+    noisy = 0.5 * ((2 * image - 1) + std * draws.condition.noise) + 0.5
     clip = networks.clip.apply(params.clip, image)
     latents = networks.vae.apply(frozen.vae, noisy, method="encode").mean
-    r = draws.dropout
-    ids = [jnp.full_like(r, 6), jnp.full_like(r, 127), draws.condition_sigma]
+    r = draws.condition.dropout
+    ids = [jnp.full_like(r, 6), jnp.full_like(r, 127), draws.condition.sigma]
     return Condition(
         clip=jnp.where(column(r < 0.2, clip), 0, clip),
         latents=jnp.where(column((r >= 0.1) & (r < 0.3), latents), 0, latents),
@@ -44,8 +44,8 @@ def coordinates(rendering, cameras):
     return jnp.where(solid, jnp.clip(world / 2 + 0.5, 0, 1), 0.5)
 
 
-def train_loss(networks, optim, params, frozen, batch, draws, use_feedback):
-    """The terms of the loss."""
+def train_loss(networks, optim, params, frozen, batch, draws, use_feedback, detach=stop_gradient):
+    """The terms of the loss; `detach` is what Algorithm 1 does to the feedback."""
     b, _, h, w, _ = batch.images.shape
     x = SCALING_FACTOR * networks.vae.apply(frozen.vae, batch.images, method="encode").mean
     condition = condition_of(networks, params, frozen, batch.images[:, 0], draws)
@@ -72,7 +72,7 @@ def train_loss(networks, optim, params, frozen, batch, draws, use_feedback):
     noisy = recon_model(stop_gradient(decoded), c_noise)
     clean = recon_model(batch.images, jnp.zeros(b))
     maps = Maps(rgb=jnp.clip(noisy.rgb, 0, 1), ccm=coordinates(noisy, batch.cameras))
-    pred_x = jnp.where(use_feedback, pred(stop_gradient(maps)), pred_x)
+    pred_x = jnp.where(use_feedback, pred(detach(maps)), pred_x)
     diffusion = ((1 + sigma**2) / sigma**2 * (pred_x - x) ** 2).mean()
     (rgb_noisy, lpips_noisy), (rgb_clean, lpips_clean) = recon_loss(noisy), recon_loss(clean)
     recon = rgb_noisy + optim.lpips_weight * lpips_noisy

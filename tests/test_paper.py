@@ -190,7 +190,8 @@ def test_sec31_pluecker_rays_hold_the_points_that_their_pixels_show():
 def draws(toy):
     """One object without embedding, one with all, one without both."""
     drawn = train.draw(toy.config, 3, jax.random.key(7))
-    return replace(drawn, dropout=jnp.array([0.05, 0.5, 0.15]))
+    dropout = jnp.array([0.05, 0.5, 0.15])
+    return replace(drawn, condition=replace(drawn.condition, dropout=dropout))
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +333,7 @@ def test_sec41_configuration_of_the_paper():
     elsewhere = replace(config, data=replace(config.data, cache=None))
     assert elsewhere == Config(name="ouroboros3d")  # So the defaults are the paper's, too.
     assert (config.model.image_size, config.model.num_views) == (512, 8)
-    assert (config.data.orbit_frames, config.data.elevation) == (16, (-5.0, 30.0))
+    assert (config.data.frames_per_orbit, config.data.elevation) == (16, (-5.0, 30.0))
     assert config.data.objects == 80_000
     assert (config.train.steps, config.train.batch_size) == (30_000, 32)
     assert (config.optim.learning_rate, config.optim.clip_norm) == (1e-5, 1.0)

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from o3d_jax.config import Config
 from o3d_jax.data.synthetic import check_orbit, orbit_azimuths, orbit_elevation, render_orbit
 from o3d_jax.errors import InputError
-from o3d_jax.geometry.orbits import frame_indices, orbit_poses, pinhole, relative_poses
+from o3d_jax.geometry.orbits import orbit_poses, pinhole, relative_poses
+from o3d_jax.geometry.released import FRAME_CHOICES
 from o3d_jax.types import Batch, Cameras
 
 HELDOUT_SEED = 2**30
@@ -100,7 +101,7 @@ def training_batches(
         )
 
     def views(orbit: SeededOrbit, rng: np.random.Generator) -> Views:
-        return choose_views(config, orbit, int(rng.integers(config.data.orbit_frames)))
+        return choose_views(config, orbit, int(rng.integers(config.data.frames_per_orbit)))
 
     def stack(samples: Sequence[Views]) -> Batch:
         return _batch(config, samples)
@@ -133,9 +134,9 @@ def heldout_batch(config: Config, count: int) -> Batch:
 
 
 def choose_views(config: Config, orbit: SeededOrbit, first: int) -> Views:
-    """Every 2nd frame from `first` on, the cameras relative to that one's (Sec. 4.1)."""
+    """The frames of a sample that starts with `first`, the cameras relative to that one's."""
     data, frames = config.data, len(orbit.rgba)
-    chosen = frame_indices(first, config.model.num_views, frames)
+    chosen = FRAME_CHOICES[data.orbit_frames](first, config.model.num_views, frames)
     elevation = orbit_elevation(orbit.seed, data.elevation)
     azimuths = orbit_azimuths(orbit.seed, frames)[chosen]
     poses = relative_poses(orbit_poses(elevation, azimuths, config.camera.radius))
@@ -150,7 +151,7 @@ def on_white(rgba: UInt8[np.ndarray, "*b h w 4"]) -> Float[np.ndarray, "*b h w 3
 
 
 def _fixed_first(config: Config, seed: int) -> int:
-    return int(np.random.default_rng((seed, 3)).integers(config.data.orbit_frames))
+    return int(np.random.default_rng((seed, 3)).integers(config.data.frames_per_orbit))
 
 
 def _batch(config: Config, samples: Sequence[Views]) -> Batch:
@@ -179,7 +180,7 @@ def _render(config: Config, seed: int) -> UInt8[np.ndarray, "frames h w 4"]:
     return render_orbit(
         seed,
         config.model.image_size,
-        frames=config.data.orbit_frames,
+        frames=config.data.frames_per_orbit,
         camera=config.camera,
         elevation_range=config.data.elevation,
     ).rgba
@@ -189,7 +190,7 @@ def _check(config: Config) -> None:
     """Raises an InputError for a training set that cannot be."""
     data, size = config.data, config.model.image_size
     try:
-        check_orbit(size, data.orbit_frames, config.camera, data.elevation)
+        check_orbit(size, data.frames_per_orbit, config.camera, data.elevation)
     except ValueError as error:
         raise InputError(str(error)) from error
     if data.seed + data.objects > HELDOUT_SEED:
@@ -208,7 +209,7 @@ def _check(config: Config) -> None:
 
 
 def _orbit_bytes(config: Config) -> int:
-    return config.data.orbit_frames * config.model.image_size**2 * 4
+    return config.data.frames_per_orbit * config.model.image_size**2 * 4
 
 
 def _cached(config: Config) -> list[Path]:
@@ -236,7 +237,7 @@ def _cached(config: Config) -> list[Path]:
 
 def _write(config: Config, path: Path, seeds: Sequence[int], bar: tqdm) -> None:
     """Renders one cache file; it appears under its name only when complete."""
-    size, frames = config.model.image_size, config.data.orbit_frames
+    size, frames = config.model.image_size, config.data.frames_per_orbit
     partial = path.with_suffix(f".{os.getpid()}.part")
     shape = (len(seeds), frames, size, size, 4)
     try:
@@ -256,7 +257,7 @@ def _fingerprint(config: Config) -> str:
     """Names what rendered bytes depend on besides size and seed: settings, and the generator."""
     data, camera = config.data, config.camera
     digest = hashlib.sha256(
-        repr((data.orbit_frames, tuple(data.elevation), camera.radius, camera.fov)).encode()
+        repr((data.frames_per_orbit, tuple(data.elevation), camera.radius, camera.fov)).encode()
     )
     here = Path(__file__)
     for source in (*sorted(here.parent.glob("*.py")), Path(inspect.getfile(orbit_poses))):

@@ -5,6 +5,7 @@ feature map is a grid of Gaussians per view. Parameter names are those of the or
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -221,8 +222,7 @@ class Lgm(nn.Module):
 
     Positions are clamped to the cube [-1, 1]^3 and not bound to rays, though `config.positions`
     can make rays their starting points. Differs from the release in that the time embedding is
-    per object (so any batch works) and that each quaternion is normalised by itself (see
-    PAPER.md).
+    per object, so any batch works.
     """
 
     config: LgmConfig
@@ -249,7 +249,8 @@ class Lgm(nn.Module):
         if self.config.positions == "ray":
             nearest = nearest_to_origin(pluecker_rays(cameras, (x.shape[1], x.shape[2])))
             x = x.at[..., :3].add(nearest.reshape(*x.shape[:3], 3))
-        return activate(x.reshape(images.shape[0], -1, x.shape[-1]))
+        rotations = ROTATIONS[self.config.rotation_norm]
+        return activate(x.reshape(images.shape[0], -1, x.shape[-1]), rotations)
 
 
 def view_features(
@@ -270,15 +271,34 @@ def view_features(
     return jnp.concatenate([x, pluecker_rays(cameras, (size, size))], axis=-1)
 
 
-def activate(features: Float[Array, "b n 14"]) -> Gaussians:
+def per_gaussian(quats: Float[Array, "b n 4"]) -> Float[Array, "b n 4"]:
+    """Each quaternion at length 1 (LGM since its "fixrot" weights)."""
+    return quats / jnp.sqrt(jnp.sum(quats**2, axis=-1, keepdims=True) + 1e-12)
+
+
+def over_gaussians(quats: Float[Array, "b n 4"]) -> Float[Array, "b n 4"]:
+    """Each component at length 1 over an object's Gaussians (LGM's first weights, and the release).
+
+    They are of length sqrt(4 / n) and drawn as they are, hence nearly unrotated.
+    """
+    return quats / jnp.sqrt(jnp.sum(quats**2, axis=-2, keepdims=True) + 1e-12)
+
+
+ROTATIONS = {"per_gaussian": per_gaussian, "over_gaussians": over_gaussians}
+"""By `LgmConfig.rotation_norm`."""
+
+
+def activate(
+    features: Float[Array, "b n 14"],
+    rotations: Callable[[Float[Array, "b n 4"]], Float[Array, "b n 4"]] = per_gaussian,
+) -> Gaussians:
     """Gaussians from LGM's raw features: its activations, quaternions (w, x, y, z)."""
     ends = [sum(GAUSSIAN_CHANNELS[: i + 1]) for i in range(len(GAUSSIAN_CHANNELS) - 1)]
     means, opacity, scales, quats, colors = jnp.split(features, ends, axis=-1)
-    length = jnp.sqrt(jnp.sum(quats**2, axis=-1, keepdims=True) + 1e-12)
     return Gaussians(
         means=jnp.clip(means, -1.0, 1.0),
         opacities=jax.nn.sigmoid(opacity[..., 0]),
         scales=0.1 * jax.nn.softplus(scales),
-        quats=quats / length,
+        quats=rotations(quats),
         colors=0.5 * jnp.tanh(colors) + 0.5,
     )

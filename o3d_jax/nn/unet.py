@@ -10,11 +10,15 @@ from jaxtyping import Array, Float
 
 from o3d_jax.config import UnetConfig
 from o3d_jax.geometry.rays import harmonic_embedding, pluecker_rays
+from o3d_jax.geometry.released import released_rays
 from o3d_jax.nn.feedback import FeedbackEncoder
 from o3d_jax.nn.layers import GroupNorm, TimestepMlp, sinusoid
 from o3d_jax.nn.rays import RayEmbedding
 from o3d_jax.nn.unet_blocks import DownBlock, MidBlock, UpBlock
 from o3d_jax.types import Cameras, Condition, Maps, pytree
+
+RAYS = {"geometric": pluecker_rays, "released": released_rays}
+"""By `UnetConfig.ray_convention`."""
 
 
 @pytree
@@ -136,10 +140,9 @@ class MultiViewUnet(nn.Module):
         """Ray embeddings at every place of the U-Net; their width follows what they add to."""
         channels = self.config.block_out_channels
         last = len(channels) - 1
+        rays = RAYS[self.config.ray_convention]
         grids = [
-            harmonic_embedding(
-                pluecker_rays(cameras, (size[0] >> i, size[1] >> i)), self.config.ray_octaves
-            )
+            harmonic_embedding(rays(cameras, (size[0] >> i, size[1] >> i)), self.config.ray_octaves)
             for i in range(last + 1)
         ]
 

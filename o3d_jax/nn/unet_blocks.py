@@ -139,6 +139,26 @@ class TokenAttention(nn.Module):
         return out[:, None]
 
 
+def per_video(x: Float[Array, "b 1 1 d"], tokens: int) -> Float[Array, "b 1 1 d"]:
+    """What each of a video's tokens reads: its own video's context."""
+    del tokens  # All read the same.
+    return x
+
+
+def interleaved(x: Float[Array, "b 1 1 d"], tokens: int) -> Float[Array, "b 1 {tokens} d"]:
+    """What tokens read in diffusers 0.25: token i of the whole batch, that of video i modulo b.
+
+    A bug there: contexts are ordered (token, video), tokens (video, token). With one video both
+    are the same; under guidance half of each video reads the other half of the batch.
+    """
+    b = x.shape[0]
+    return x[jnp.arange(b * tokens).reshape(b, 1, tokens) % b, 0, 0]
+
+
+CONTEXTS = {"per_video": per_video, "interleaved": interleaved}
+"""By `UnetConfig.temporal_context`."""
+
+
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to the image embedding, feed-forward.
 
@@ -148,6 +168,8 @@ class TransformerBlock(nn.Module):
 
     heads: int
     across_frames: bool = False
+    context: str = "per_video"
+    """Whose image embedding tokens read: a key of CONTEXTS."""
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -164,7 +186,8 @@ class TransformerBlock(nn.Module):
         attention = SelfAttention(self.heads, self.dtype, name="attn1")
         y = attention(y.reshape(-1, *y.shape[2:])).reshape(y.shape)
         x = x + (jnp.swapaxes(y, 1, 2) if self.across_frames else y)
-        x = x + TokenAttention(self.dtype, name="attn2")(norm("norm2")(x), context)
+        read = TokenAttention(self.dtype, name="attn2")(norm("norm2")(x), context)
+        x = x + CONTEXTS[self.context](read, x.shape[2])
         return x + FeedForward(x.shape[-1], self.dtype, name="ff")(norm("norm3")(x))
 
 
@@ -173,6 +196,7 @@ class SpatioTemporalTransformer(nn.Module):
 
     heads: int
     num_groups: int = 32
+    temporal_context: str = "per_video"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -187,11 +211,15 @@ class SpatioTemporalTransformer(nn.Module):
         frame_emb = TimestepMlp(4 * c, c, self.dtype, name="time_pos_embed")(
             sinusoid(jnp.arange(v, dtype=jnp.float32), c)
         )[None, :, None]
-        spatial = TransformerBlock(self.heads, False, self.dtype, name="transformer_blocks_0")(
+        spatial = TransformerBlock(self.heads, dtype=self.dtype, name="transformer_blocks_0")(
             tokens, context
         )
         temporal = TransformerBlock(
-            self.heads, True, self.dtype, name="temporal_transformer_blocks_0"
+            self.heads,
+            across_frames=True,
+            context=self.temporal_context,
+            dtype=self.dtype,
+            name="temporal_transformer_blocks_0",
         )(spatial + frame_emb, context)
         mixed = AlphaBlender(name="time_mixer")(spatial, temporal)
         return x + nn.Dense(c, dtype=self.dtype, name="proj_out")(mixed).reshape(x.shape)
@@ -250,8 +278,14 @@ class Scale(nn.Module):
     def attention(self, i: int) -> nn.Module:
         """Transformer number i, a child of this block."""
         block = nn.remat(SpatioTemporalTransformer) if self.remat else SpatioTemporalTransformer
-        heads = self.config.num_attention_heads[self.index]
-        return block(heads, self.config.norm_num_groups, self.dtype, name=f"attentions_{i}")
+        config = self.config
+        return block(
+            config.num_attention_heads[self.index],
+            config.norm_num_groups,
+            config.temporal_context,
+            self.dtype,
+            name=f"attentions_{i}",
+        )
 
 
 class DownBlock(Scale):

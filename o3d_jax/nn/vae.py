@@ -137,21 +137,35 @@ class Encoder(nn.Module):
 
 
 class DecoderMidBlock(nn.Module):
-    """Residual blocks at latent resolution, with attention in each frame after the first."""
+    """Residual blocks at latent resolution, with attention in each frame after the first.
 
-    layers: int
-    num_groups: int = 32
+    As diffusers runs it: what would come after the second block never does, nor does attention
+    where there is no second; its parameters are there all the same.
+    """
+
+    config: VaeConfig
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b v h w c"]) -> Float[Array, "b v h w c"]:
-        for i in range(self.layers):
-            block = DecoderResBlock(x.shape[-1], self.num_groups, self.dtype, name=f"resnets_{i}")
-            x = block(x)
-            if i == 0:
-                attention = PixelAttention(self.num_groups, self.dtype, name="attentions_0")
-                x = attention(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
-        return x
+        layers, groups = self.config.layers_per_block, self.config.norm_num_groups
+        first, *others = (
+            DecoderResBlock(x.shape[-1], groups, self.dtype, name=f"resnets_{i}")
+            for i in range(layers)
+        )
+        attention = PixelAttention(groups, self.dtype, name="attentions_0")
+
+        def attend(x: Float[Array, "b v h w c"]) -> Float[Array, "b v h w c"]:
+            return attention(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
+
+        x = first(x)
+        if self.is_initializing():
+            attend(x)
+            for block in others:
+                block(x)
+        if others or self.config.mid_attention == "always":
+            x = attend(x)
+        return others[0](x) if others else x
 
 
 class DecoderBlock(nn.Module):
@@ -182,7 +196,7 @@ class Decoder(nn.Module):
         channels, groups = self.config.block_out_channels[::-1], self.config.norm_num_groups
         layers = self.config.layers_per_block
         x = nn.Conv(channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
-        x = DecoderMidBlock(layers, groups, self.dtype, name="mid_block")(x)
+        x = DecoderMidBlock(self.config, self.dtype, name="mid_block")(x)
         for i, features in enumerate(channels):
             block = DecoderBlock(
                 features,

@@ -61,5 +61,13 @@ def denoise_guided(
         added_ids=twice(condition.added_ids),
     )
     x0 = denoise(network, twice(x), twice(sigma), both, jax.tree.map(twice, maps))
-    without, with_condition = jnp.split(x0, 2)
+    return guide(*jnp.split(x0, 2), guidance)
+
+
+def guide(
+    without: Float[Array, "b v h w c"],
+    with_condition: Float[Array, "b v h w c"],
+    guidance: Float[Array, " v"],
+) -> Float[Array, "b v h w c"]:
+    """The point `guidance` of the way from one estimate to the other; beyond it above 1."""
     return without + guidance[None, :, None, None, None] * (with_condition - without)

@@ -1,13 +1,17 @@
 """From latents to a 3D object and back to maps: VAE decoder, LGM, renderer (Secs. 3.2, 3.3)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from o3d_jax.config import LgmConfig
 from o3d_jax.geometry.ccm import coordinate_map, surface_depth
+from o3d_jax.geometry.released import released_coordinate_map
 from o3d_jax.nn.networks import Networks, apply
+from o3d_jax.nn.vae import LatentMoments
 from o3d_jax.splat import render
 from o3d_jax.types import Cameras, Gaussians, Maps, Rendering, pytree
 
@@ -22,14 +26,35 @@ class Reconstruction:
     rendering: Rendering
 
 
+def mode(
+    moments: LatentMoments, noise: Float[Array, "*n h w c"] | None = None
+) -> Float[Array, "*n h w c"]:
+    """The latents where the VAE's posterior is highest; takes noise only as `sampled` does."""
+    del noise
+    return moments.mean.astype(jnp.float32)
+
+
+def sampled(moments: LatentMoments, noise: Float[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:
+    """Latents drawn from the VAE's posterior, given standard normal noise (release, training)."""
+    deviation = jnp.exp(0.5 * moments.logvar.astype(jnp.float32))
+    return moments.mean.astype(jnp.float32) + deviation * noise
+
+
+LATENTS = {"mode": mode, "sampled": sampled}
+"""By `DiffusionConfig.training_latents`."""
+
+
 def encode_views(
-    networks: Networks, vae_params: Any, images: Float[Array, "b v H W 3"]
+    networks: Networks,
+    vae_params: Any,
+    images: Float[Array, "b v H W 3"],
+    latents_of: Callable[[LatentMoments], Float[Array, "n h w c"]] = mode,
 ) -> Float[Array, "b v h w c"]:
-    """Scaled latents of images, the mode of the VAE's posterior."""
+    """Scaled latents of images, chosen from the VAE's posterior by `latents_of`."""
     b, v = images.shape[:2]
     flat = images.reshape(b * v, *images.shape[2:])
-    mean = apply(networks.vae, vae_params, flat, method="encode").mean.astype(jnp.float32)
-    return networks.vae.config.scaling_factor * mean.reshape(b, v, *mean.shape[1:])
+    latents = latents_of(apply(networks.vae, vae_params, flat, method="encode"))
+    return networks.vae.config.scaling_factor * latents.reshape(b, v, *latents.shape[1:])
 
 
 def decode_views(
@@ -50,12 +75,40 @@ def reconstruct(
 ) -> Reconstruction:
     """G(x0, c_noise): LGM on four of the views, rendered on white from all of them."""
     gaussians = apply(networks.lgm, lgm_params, images, cameras, c_noise)
-    rendering = render(gaussians, cameras, (images.shape[2], images.shape[3]), jnp.array(WHITE))
+    size = (images.shape[2], images.shape[3])
+    rendering = draw_object(networks.lgm.config, gaussians, cameras, size)
     return Reconstruction(gaussians=gaussians, rendering=rendering)
 
 
-def feedback_maps(rendering: Rendering, cameras: Cameras) -> Maps:
-    """The maps that condition the next estimate, without gradient (Algorithm 1: detach)."""
-    depth = surface_depth(rendering.depth, rendering.alpha)
-    maps = Maps(rgb=jnp.clip(rendering.rgb, 0, 1), ccm=coordinate_map(depth, cameras))
-    return jax.lax.stop_gradient(maps)
+def draw_object(
+    lgm: LgmConfig, gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]
+) -> Rendering:
+    """LGM's Gaussians on white, as it learned to be drawn; `size` is (height, width) in px."""
+    return render(
+        gaussians,
+        cameras,
+        size,
+        jnp.array(WHITE),
+        normalize_quats=lgm.rotation_norm == "per_gaussian",
+        culling=lgm.culling,
+    )
+
+
+def surface_map(rendering: Rendering, cameras: Cameras) -> Float[Array, "b v h w 3"]:
+    """Canonical coordinates of the mean surface (App. A.2)."""
+    return coordinate_map(surface_depth(rendering.depth, rendering.alpha), cameras)
+
+
+def released_map(rendering: Rendering, cameras: Cameras) -> Float[Array, "b v h w 3"]:
+    """The release's coordinates, of the depth as it is rendered."""
+    return released_coordinate_map(rendering.depth, cameras)
+
+
+COORDINATE_MAPS = {"paper": surface_map, "released": released_map}
+"""By `UnetConfig.ccm_convention`."""
+
+
+def feedback_maps(networks: Networks, rendering: Rendering, cameras: Cameras) -> Maps:
+    """The maps that condition the next estimate, G of Sec. 3.3."""
+    coordinates = COORDINATE_MAPS[networks.unet.config.ccm_convention]
+    return Maps(rgb=jnp.clip(rendering.rgb, 0, 1), ccm=coordinates(rendering, cameras))

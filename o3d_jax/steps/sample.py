@@ -95,11 +95,14 @@ def prepare(
     noise_key, condition_key = jax.random.split(key)
     model, b = config.model, image.shape[0]
     noise = jax.random.normal(condition_key, image.shape, jnp.float32)
-    std = jnp.full((b,), config.sample.condition_noise, jnp.float32)
-    condition = encode_condition(networks, config.diffusion, params, frozen, image, noise, std)
+    noise_std = jnp.full((b,), config.sample.condition_noise, jnp.float32)
+    condition = encode_condition(
+        networks, config.diffusion, params, frozen, image, noise, noise_std
+    )
     shape = (b, model.num_views, model.latent_size, model.latent_size, model.vae.latent_channels)
-    # SVD scales by sqrt(sigma_max^2 + 1); the two agree to 1e-6 at 700.
-    x = config.sample.sigma_max * jax.random.normal(noise_key, shape, jnp.float32)
+    x = edm.initial_deviation(config.sample.sigma_max) * jax.random.normal(
+        noise_key, shape, jnp.float32
+    )
     return condition, LoopState(x=x, maps=Maps.nothing(b, model.num_views, *image.shape[1:3]))
 
 
@@ -132,16 +135,10 @@ def level(
     c_noise = edm.scalings(sigmas).c_noise
     reconstruction = reconstruct(networks, params.lgm, views, cameras, c_noise)
     x = ode_step(denoiser, state.x, x0, state.maps, sigma, sigma_next, SOLVERS[sample.solver])
-    maps = _next_maps(sample, reconstruction, cameras, state.maps)
+    maps = state.maps
+    if sample.feedback:
+        maps = feedback_maps(networks, reconstruction.rendering, cameras)
     return LoopState(x=x, maps=maps), Estimate(views=views, reconstruction=reconstruction)
-
-
-def _next_maps(
-    sample: SampleConfig, reconstruction: Reconstruction, cameras: Cameras, maps: Maps
-) -> Maps:
-    if not sample.feedback:
-        return maps
-    return feedback_maps(reconstruction.rendering, cameras)
 
 
 def noise_levels(sample: SampleConfig) -> Float[Array, " {sample.levels}+1"]:

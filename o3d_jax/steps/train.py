@@ -15,9 +15,10 @@ from o3d_jax import edm
 from o3d_jax.config import Config, OptimConfig
 from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.parallel import keep_state
-from o3d_jax.steps.condition import drop_condition, encode_condition
+from o3d_jax.steps.condition import ConditionDraws, drop_condition, encode_training_condition
 from o3d_jax.steps.denoise import denoise, per_object
 from o3d_jax.steps.reconstruct import (
+    LATENTS,
     Reconstruction,
     decode_views,
     encode_views,
@@ -38,10 +39,9 @@ class Draws:
 
     sigma: Float[Array, " b"]
     noise: Float[Array, "b v h w c"]
-    condition_sigma: Float[Array, " b"]
-    condition_noise: Float[Array, "b H W 3"]
-    dropout: Float[Array, " b"]
-    """Uniform in [0, 1): which part of the condition is dropped."""
+    posterior: Float[Array, "b v h w c"]
+    """Standard normal, on the views' latents; used where these are sampled (release)."""
+    condition: ConditionDraws
 
 
 @pytree
@@ -52,27 +52,55 @@ class LossTerms:
     diffusion: Float[Array, ""]
     """Eq. 5 with the weight of Eq. 11."""
     rgb_noisy: Float[Array, ""]
-    """Mean square error of renders of the object made from noisy estimates (Eq. 2)."""
+    """Color error of renders of the object made from noisy estimates (Eq. 2: mean square)."""
     rgb_clean: Float[Array, ""]
     """The same for the object made from true views, c_noise = 0 (Sec. 3.2)."""
     lpips_noisy: Float[Array, ""]
     lpips_clean: Float[Array, ""]
 
 
+FEEDBACK_GRADIENTS: dict[str, Callable[[Maps], Maps]] = {
+    "stopped": jax.lax.stop_gradient,  # Algorithm 1: self_cond.detach().
+    "flows": lambda maps: maps,
+}
+"""By `DiffusionConfig.feedback_gradient`."""
+
+
+def mean_square(a: Float[Array, "*s"], b: Float[Array, "*s"]) -> Float[Array, ""]:
+    """The distance of colors in Eq. 2."""
+    return jnp.mean((a - b) ** 2)
+
+
+def mean_absolute(a: Float[Array, "*s"], b: Float[Array, "*s"]) -> Float[Array, ""]:
+    """The distance of colors in the release."""
+    return jnp.mean(jnp.abs(a - b))
+
+
+COLOR_DISTANCES = {"mse": mean_square, "l1": mean_absolute}
+"""By `OptimConfig.reconstruction_loss`."""
+
+
 def draw(config: Config, batch: int, key: Key[Array, ""]) -> Draws:
     """Draws a step's random numbers."""
     model, diffusion = config.model, config.diffusion
-    sigma_key, noise_key, condition_key, image_key, drop_key = jax.random.split(key, 5)
-    latents = (batch, model.num_views, model.latent_size, model.latent_size)
+    sigma_key, noise_key, views_key, condition_key = jax.random.split(key, 4)
+    level_key, image_key, latents_key, drop_key = jax.random.split(condition_key, 4)
     image = (batch, model.image_size, model.image_size, 3)
+    latents = (model.latent_size, model.latent_size, model.vae.latent_channels)
+    views = (batch, model.num_views, *latents)
+    condition = ConditionDraws(
+        sigma=edm.draw_sigma(
+            level_key, (batch,), diffusion.condition_p_mean, diffusion.condition_p_std
+        ),
+        noise=jax.random.normal(image_key, image, jnp.float32),
+        posterior=jax.random.normal(latents_key, (batch, *latents), jnp.float32),
+        dropout=jax.random.uniform(drop_key, (batch,), jnp.float32),
+    )
     return Draws(
         sigma=edm.draw_sigma(sigma_key, (batch,), diffusion.p_mean, diffusion.p_std),
-        noise=jax.random.normal(noise_key, (*latents, model.vae.latent_channels), jnp.float32),
-        condition_sigma=edm.draw_sigma(
-            condition_key, (batch,), diffusion.condition_p_mean, diffusion.condition_p_std
-        ),
-        condition_noise=jax.random.normal(image_key, image, jnp.float32),
-        dropout=jax.random.uniform(drop_key, (batch,), jnp.float32),
+        noise=jax.random.normal(noise_key, views, jnp.float32),
+        posterior=jax.random.normal(views_key, views, jnp.float32),
+        condition=condition,
     )
 
 
@@ -106,7 +134,8 @@ def train_loss(
     if use_feedback:
         first = jax.lax.stop_gradient(first)
     noisy, clean = _reconstruct_both(networks, params, frozen, batch, first, draws.sigma)
-    maps = feedback_maps(noisy.rendering, batch.cameras)
+    maps = feedback_maps(networks, noisy.rendering, batch.cameras)
+    maps = FEEDBACK_GRADIENTS[config.diffusion.feedback_gradient](maps)
     pred_x = estimate(maps) if use_feedback else first
     diffusion = diffusion_loss(pred_x, x, draws.sigma)
     return _total(networks, config.optim, frozen, batch, diffusion, noisy, clean)
@@ -121,17 +150,14 @@ def noised(
     draws: Draws,
 ) -> tuple[Video, Callable[[Maps], Video]]:
     """Clean latents, and the estimate of them from noisy ones as a function of the feedback."""
-    x = encode_views(networks, frozen.vae, batch.images)
-    condition = encode_condition(
-        networks,
-        config.diffusion,
-        params,
-        frozen,
-        batch.images[:, 0],
-        draws.condition_noise,
-        draws.condition_sigma,
+    diffusion = config.diffusion
+    posterior = draws.posterior.reshape(-1, *draws.posterior.shape[2:])
+    latents_of = functools.partial(LATENTS[diffusion.training_latents], noise=posterior)
+    x = encode_views(networks, frozen.vae, batch.images, latents_of)
+    condition = encode_training_condition(
+        networks, diffusion, params, frozen, batch.images[:, 0], draws.condition
     )
-    condition = drop_condition(condition, draws.dropout, config.diffusion.condition_dropout)
+    condition = drop_condition(condition, draws.condition.dropout, diffusion.condition_dropout)
     noisy_x = x + per_object(draws.sigma, x) * draws.noise
 
     def estimate(maps: Maps) -> Video:
@@ -184,12 +210,13 @@ def _total(
     noisy: Reconstruction,
     clean: Reconstruction,
 ) -> tuple[Float[Array, ""], LossTerms]:
-    rgb = [jnp.mean((r.rendering.rgb - batch.images) ** 2) for r in (noisy, clean)]  # Eq. 2.
+    distance = COLOR_DISTANCES[optim.reconstruction_loss]
+    rgb = [distance(r.rendering.rgb, batch.images) for r in (noisy, clean)]
     lpips = [jnp.zeros(()), jnp.zeros(())]
     if optim.lpips_weight > 0:
         lpips = [_lpips(networks, frozen, r.rendering.rgb, batch.images) for r in (noisy, clean)]
     loss_noisy, loss_clean = (m + optim.lpips_weight * p for m, p in zip(rgb, lpips, strict=True))
-    total = diffusion + loss_noisy + optim.clean_weight * loss_clean
+    total = diffusion + optim.noisy_weight * loss_noisy + optim.clean_weight * loss_clean
     terms = LossTerms(
         total=total,
         diffusion=diffusion,

@@ -61,8 +61,11 @@ def _first_estimate(
     draws = dataclasses.replace(
         draws,
         sigma=jnp.full((count,), config.sample.sigma_max),
-        condition_sigma=jnp.full((count,), config.sample.condition_noise),
-        dropout=jnp.ones((count,)),
+        condition=dataclasses.replace(
+            draws.condition,
+            sigma=jnp.full((count,), config.sample.condition_noise),
+            dropout=jnp.ones((count,)),
+        ),
     )
     _, estimate = noised(networks, config, params, frozen, batch, draws)
     return decode_views(networks, frozen.vae, estimate(Maps.nothing(*batch.images.shape[:4])))

@@ -35,7 +35,7 @@ def small_config(batch_size: int = 3, **data) -> Config:
             ),
             lgm=LgmConfig(num_views=3),
         ),
-        data=DataConfig(**{"objects": OBJECTS, "orbit_frames": FRAMES, "seed": 5} | data),
+        data=DataConfig(**{"objects": OBJECTS, "frames_per_orbit": FRAMES, "seed": 5} | data),
         optim=OptimConfig(lpips_weight=0.0),
         train=TrainConfig(batch_size=batch_size),
     )

@@ -1,174 +1,77 @@
 """Compares this package with golden files: `python tests/golden/check.py FILE.npz [...]`.
 
+Two kinds of file. Those of the rasterizer tell themselves by their arrays. Others have `in.*` and
+`out.*` arrays, and a FILE.json beside them with `kind`, `config`, `params` (the seed of each
+model's weights, which are made from their names) and `noise_max_abs` (the original's own float32
+noise).
+
 Prints a line for every output: kind, name, largest absolute error, relative L2 error, what it is
 held to and why, PASS or FAIL. Exits with 0 if all pass, 1 if one fails, 2 for a file it cannot
 check.
 
-A new kind is a function from the file's arrays to `Row`s, an entry in KINDS, and, where files
-carry no array `kind`, the arrays that tell it in `kind_of`.
+A new kind is a function from a `Golden` to our outputs under the file's names, and an entry in
+KINDS.
 """
 
 import argparse
-import dataclasses
+import json
 import pathlib
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # Runs without an installed package.
+sys.path[:0] = [str(pathlib.Path(__file__).parents[i]) for i in (0, 2)]  # Runs from anywhere.
 
-from o3d_jax.splat import Culling, render  # noqa: E402
-from o3d_jax.splat.project import NEAR  # noqa: E402
-from o3d_jax.types import Cameras, Gaussians, Rendering  # noqa: E402
+from formulas import (  # noqa: E402
+    ccm_limits,
+    check_ccm,
+    check_cond,
+    check_dataset,
+    check_plucker,
+    check_scheduler,
+    plucker_limits,
+)
+from loops import check_loop, check_train_loss, train_loss_limits  # noqa: E402
+from networks import (  # noqa: E402
+    check_adapter,
+    check_clip,
+    check_lgm_gaussians,
+    check_lgm_unet,
+    check_mvmodel,
+    check_unet,
+    check_vae,
+    clip_limits,
+)
+from rows import Arrays, Golden, Limit, Row, UnknownFileError  # noqa: E402
+from splatting import SPLAT_ARRAYS, check_splat  # noqa: E402
 
-Arrays = Mapping[str, np.ndarray]
+KINDS: dict[str, Callable[[Golden], Mapping[str, Any]]] = {
+    "adapter": check_adapter,
+    "ccm": check_ccm,
+    "clip": check_clip,
+    "cond": check_cond,
+    "dataset": check_dataset,
+    "lgm_gaussians": check_lgm_gaussians,
+    "lgm_unet": check_lgm_unet,
+    "loop": check_loop,
+    "mvmodel": check_mvmodel,
+    "plucker": check_plucker,
+    "scheduler": check_scheduler,
+    "train_loss": check_train_loss,
+    "unet": check_unet,
+    "vae": check_vae,
+}
 
-
-class UnknownFileError(ValueError):
-    """The file is not a golden of a known kind."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    value: float
-    relative: bool
-    """Whether it bounds the relative L2 error rather than the largest absolute one."""
-
-    source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    kind: str
-    name: str
-    largest: float
-    relative: float
-    limit: Limit
-
-    @property
-    def passed(self) -> bool:
-        error = self.relative if self.limit.relative else self.largest
-        return bool(error <= self.limit.value)  # False for NaN.
-
-    def __str__(self) -> str:
-        what = "rel L2" if self.limit.relative else "max abs"
-        return (
-            f"{self.kind:6} {self.name:40} max abs {self.largest:8.1e}  rel L2 {self.relative:8.1e}"
-            f"  {what} <= {self.limit.value:.0e} ({self.limit.source})"
-            f"  {'PASS' if self.passed else 'FAIL'}"
-        )
-
-
-def compare(kind: str, name: str, ours: np.ndarray, golden: np.ndarray, limit: Limit) -> Row:
-    """The errors of one output; relative to 1 where the golden is zero."""
-    ours, golden = np.asarray(ours, np.float64), np.asarray(golden, np.float64)
-    if ours.shape != golden.shape:
-        raise UnknownFileError(f"{name} has shape {golden.shape}, ours has {ours.shape}")
-    error = ours - golden
-    norm = float(np.linalg.norm(golden)) or 1.0
-    largest = float(np.max(np.abs(error), initial=0.0))
-    return Row(kind, name, largest, float(np.linalg.norm(error)) / norm, limit)
-
-
-# Gaussian splatting: images and gradients of a slow float64 rasterizer.
-
-PARAMETERS = ("means", "scales", "quats", "opacities", "colors")
-OUTPUTS = {"color": "rgb", "alpha": "alpha", "depth": "depth"}
-SPLAT_ARRAYS = {"viewmats", "Ks", "quat_mode", "safe", "exact_color", *PARAMETERS}
-
-SAFE32 = Limit(5e-5, False, "issue; float32 rounding, prototype 3e-5")
-OTHER32 = Limit(0.02, False, "issue; a threshold may flip in float32")
-GRADIENT32 = Limit(3e-5, True, "issue; float32 rounding, prototype 1e-5")
-THIN32 = Limit(2e-4, True, "issue; thin splats in float32, prototype 7e-5")
-OUTPUT64 = Limit(1e-10, False, "float64 against float64, prototype 1e-13")
-STORED32 = Limit(3e-7, False, "float64, but the file stores float32 in [0, 4]")
-GRADIENT64 = Limit(1e-9, True, "float64 against float64, prototype 7e-14")
-
-
-def check_splat(file: pathlib.Path, arrays: Arrays) -> Iterator[Row]:
-    """Both culling modes, in float32 and in float64."""
-    if not np.isclose(arrays.get("near", NEAR), NEAR):
-        raise UnknownFileError(f"near plane at {arrays['near']}; the package's is at {NEAR}")
-    x64 = jax.config.jax_enable_x64
-    try:
-        for dtype in (np.float32, np.float64):
-            jax.config.update("jax_enable_x64", dtype is np.float64)
-            for culling in ("exact", "inria"):
-                yield from splat_rows(file, arrays, culling, dtype)
-    finally:
-        jax.config.update("jax_enable_x64", x64)
-
-
-def splat_rows(file: pathlib.Path, arrays: Arrays, culling: Culling, dtype: type) -> Iterator[Row]:
-    """One culling mode in one precision; float64 needs JAX in 64-bit mode."""
-    rendering, gradients = _splat_ours(arrays, culling, dtype)
-    prefix = f"{file.stem} {np.dtype(dtype).name} {culling}"
-    safe = arrays["safe"]
-    for name, field in OUTPUTS.items():
-        golden = arrays[f"{culling}_{name}"]
-        ours = getattr(rendering, field).reshape(golden.shape)
-        if dtype is np.float64:
-            limit = OUTPUT64 if golden.dtype == np.float64 else STORED32
-            yield compare("splat", f"{prefix} {name}", ours, golden, limit)
-        else:
-            yield compare("splat", f"{prefix} {name} safe", ours[safe], golden[safe], SAFE32)
-            yield compare("splat", f"{prefix} {name} other", ours[~safe], golden[~safe], OTHER32)
-    thin = file.stem.startswith("aniso")
-    limit = GRADIENT64 if dtype is np.float64 else THIN32 if thin else GRADIENT32
-    for name in PARAMETERS:
-        ours, golden = getattr(gradients, name), arrays[f"{culling}_g_{name}"]
-        yield compare("splat", f"{prefix} d/d {name}", ours, golden, limit)
-
-
-def _splat_ours(arrays: Arrays, culling: Culling, dtype: type) -> tuple[Rendering, Gaussians]:
-    """Our images, and the gradients of the file's linear functional of them."""
-    size = (int(arrays["height"]), int(arrays["width"]))
-    normalize_quats = str(arrays["quat_mode"]) == "normalize"
-    background = jnp.asarray(arrays["background"], dtype)
-    cameras = _splat_cameras(arrays, dtype)
-
-    def functional(gaussians):
-        rendering = render(
-            gaussians, cameras, size, background, normalize_quats=normalize_quats, culling=culling
-        )
-        total = jnp.sum(jnp.asarray(arrays["w_color"], dtype) * rendering.rgb)
-        total += jnp.sum(jnp.asarray(arrays["w_alpha"], dtype)[..., None] * rendering.alpha)
-        total += jnp.sum(jnp.asarray(arrays["w_depth"], dtype)[..., None] * rendering.depth)
-        return total, rendering
-
-    gaussians = Gaussians(**{name: jnp.asarray(arrays[name], dtype) for name in PARAMETERS})
-    gradients, rendering = jax.jit(jax.grad(functional, has_aux=True))(gaussians)
-    return jax.tree.map(np.asarray, (rendering, gradients))
-
-
-def _splat_cameras(arrays: Arrays, dtype: type) -> Cameras:
-    """From world-to-camera matrices and (fx, fy, cx, cy) or 3x3 matrices in px."""
-    intrinsics = np.asarray(arrays["Ks"], np.float64)
-    if intrinsics.shape[-1] == 4:
-        fx, fy, cx, cy = intrinsics.T
-        zero, one = np.zeros_like(fx), np.ones_like(fx)
-        rows = [[fx, zero, cx], [zero, fy, cy], [zero, zero, one]]
-        intrinsics = np.moveaxis(np.array(rows), -1, 0)
-    extent = np.array([arrays["width"], arrays["height"], 1], np.float64)
-    camera_to_world = np.linalg.inv(np.asarray(arrays["viewmats"], np.float64))
-    return Cameras(
-        camera_to_world=jnp.asarray(camera_to_world, dtype),
-        intrinsics=jnp.asarray(intrinsics / extent[None, :, None], dtype),
-    )
-
-
-KINDS: dict[str, Callable[[pathlib.Path, Arrays], Iterable[Row]]] = {"splat": check_splat}
-
-
-def kind_of(arrays: Arrays) -> str:
-    """The array `kind` if there is one, else what the other arrays tell."""
-    if "kind" in arrays:
-        return str(arrays["kind"])
-    return "splat" if SPLAT_ARRAYS <= set(arrays) else "unnamed"
+LIMITS: dict[str, Callable[[Golden], Mapping[str, Limit]]] = {
+    "ccm": ccm_limits,
+    "clip": clip_limits,
+    "plucker": plucker_limits,
+    "train_loss": train_loss_limits,
+}
+"""Of the outputs whose limit is not the usual one, with its reason."""
 
 
 def check(file: pathlib.Path) -> Iterable[Row]:
@@ -182,10 +85,28 @@ def check(file: pathlib.Path) -> Iterable[Row]:
             arrays = dict(archive)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UnknownFileError(f"cannot be read as .npz: {error}") from error
-    kind = kind_of(arrays)
-    if kind not in KINDS:
-        raise UnknownFileError(f"unknown kind '{kind}'; known: {', '.join(sorted(KINDS))}")
-    return KINDS[kind](file, arrays)
+    if SPLAT_ARRAYS <= set(arrays):
+        return check_splat(file, arrays)
+    golden = Golden(file, arrays, _about(file, arrays))
+    if golden.kind not in KINDS:
+        raise UnknownFileError(f"unknown kind '{golden.kind}'; known: {', '.join(sorted(KINDS))}")
+    limits = LIMITS[golden.kind](golden) if golden.kind in LIMITS else {}
+    return golden.rows(KINDS[golden.kind](golden), limits)
+
+
+def _about(file: pathlib.Path, arrays: Arrays) -> Mapping[str, Any]:
+    path = file.with_suffix(".json")
+    if not path.is_file():
+        kind = f"kind '{arrays['kind']}'" if "kind" in arrays else "kind"
+        raise UnknownFileError(f"unknown {kind}: there is no {path.name} beside it that tells it")
+    try:
+        about = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UnknownFileError(f"{path.name} cannot be read: {error}") from error
+    missing = {"kind", "config", "params", "noise_max_abs"} - set(about)
+    if missing:
+        raise UnknownFileError(f"{path.name} lacks {', '.join(sorted(missing))}")
+    return about
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,7 +9,15 @@ import pytest
 from synthetic import synthetic_variables
 
 from o3d_jax.config import LgmConfig
-from o3d_jax.nn.lgm import IMAGENET_MEAN, IMAGENET_STD, Lgm, LgmResnet, activate, view_features
+from o3d_jax.nn.lgm import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ROTATIONS,
+    Lgm,
+    LgmResnet,
+    activate,
+    view_features,
+)
 from o3d_jax.types import Cameras
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lgm_gaussians_b1v8.npz"
@@ -223,3 +231,15 @@ def test_bfloat16_gives_float32_gaussians_near_those_of_float32(inputs, variable
     for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
         assert a.dtype == jnp.float32
         assert float(jnp.sqrt(jnp.mean((a - b) ** 2))) < 0.03  # 2^-9 per rounding, ten layers.
+
+
+def test_rotations_over_gaussians_share_one_length_among_all():
+    raw = jax.random.normal(jax.random.key(0), (2, 6, 14))
+    per_gaussian, over_gaussians = (
+        activate(raw, ROTATIONS[name]).quats for name in ("per_gaussian", "over_gaussians")
+    )
+    np.testing.assert_allclose((per_gaussian**2).sum(-1), np.ones((2, 6)), rtol=1e-5)
+    np.testing.assert_allclose((over_gaussians**2).sum(-2), np.ones((2, 4)), rtol=1e-5)
+    # Both have the signs and the order of components of what the network says.
+    for found in (per_gaussian, over_gaussians):
+        np.testing.assert_array_equal(np.sign(found), np.sign(raw[..., 7:11]))

@@ -9,6 +9,7 @@ from synthetic import synthetic_variables
 
 from o3d_jax.config import UnetConfig
 from o3d_jax.nn.unet_blocks import (
+    CONTEXTS,
     AlphaBlender,
     DownBlock,
     Downsample,
@@ -140,3 +141,29 @@ def test_attention_to_one_token_is_softmax_attention_with_the_same_parameters():
     out = TokenAttention().apply(variables, x, context)
     # Two small products in float32.
     np.testing.assert_allclose(np.broadcast_to(out, x.shape), expected, rtol=0, atol=1e-5)
+
+
+def test_interleaved_tokens_read_the_video_of_their_number_modulo_batch():
+    """diffusers 0.25; written as it does it: contexts in order (token, video), tokens (video,
+    token)."""
+    x = normal(0, 2, 1, 1, 3)
+    tokens = 5
+    repeated = np.broadcast_to(np.asarray(x)[None, :, 0, 0], (tokens, 2, 3))
+    expected = repeated.reshape(2 * tokens, 3).reshape(2, 1, tokens, 3)
+    np.testing.assert_array_equal(CONTEXTS["interleaved"](x, tokens), expected)
+    assert not np.array_equal(expected, np.broadcast_to(x, expected.shape))
+    one = np.broadcast_to(np.asarray(x[:1]), (1, 1, tokens, 3))
+    np.testing.assert_array_equal(CONTEXTS["interleaved"](x[:1], tokens), one)
+    np.testing.assert_array_equal(CONTEXTS["per_video"](x, tokens), x)
+
+
+@pytest.mark.parametrize("context", ["per_video", "interleaved"])
+def test_only_interleaved_contexts_cross_between_videos_and_only_across_frames(context):
+    module = SpatioTemporalTransformer(2, 2, context)
+    x, clip = normal(0, 2, 3, 2, 5, 4), normal(1, 2, 1, 6)
+    variables = synthetic_variables(module, x, clip)
+    apply = jit(module.apply)
+    moved = apply(variables, x, clip.at[1].add(1.0)) - apply(variables, x, clip)
+    seen = np.abs(moved[0]).max(axis=(0, -1)).ravel() > 1e-6  # Of the first video, each token.
+    # Tokens 1, 3, ... of ten are odd, so of the second video under interleaving.
+    assert seen.tolist() == [context == "interleaved" and i % 2 == 1 for i in range(10)]

@@ -215,19 +215,22 @@ def test_coin_is_fair_and_the_same_whenever_it_is_thrown_for_a_step(toy):
 
 def test_draws_are_of_their_distributions_and_independent(toy):
     draws = jax.jit(lambda key: draw(toy.config, 1000, key))(jax.random.key(1))
-    logs = np.log([draws.sigma, draws.condition_sigma])
+    logs = np.log([draws.sigma, draws.condition.sigma])
     # 1000 draws: four standard deviations of mean and deviation.
     error = np.abs(logs.mean(axis=1) - [1.0, -3.0])
     assert (error < 4 * np.array([1.6, 0.5]) / np.sqrt(1000)).all()
     np.testing.assert_allclose(logs.std(axis=1), [1.6, 0.5], rtol=4 / np.sqrt(2000))
     assert draws.noise.shape == (1000, 4, 8, 8, 4)
-    for noise in (draws.noise, draws.condition_noise):
+    for noise in (draws.noise, draws.posterior, draws.condition.noise, draws.condition.posterior):
         noise = np.asarray(noise)
         assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
         assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
-    np.testing.assert_allclose(np.sort(draws.dropout), (np.arange(1000) + 0.5) / 1000, atol=0.06)
-    columns = np.stack([*logs, draws.dropout, draws.noise[:, 0, 0, 0, 0]])
-    correlations = np.corrcoef(columns) - np.eye(4)
+    dropout = draws.condition.dropout
+    np.testing.assert_allclose(np.sort(dropout), (np.arange(1000) + 0.5) / 1000, atol=0.06)
+    noises = [a[:, 0, 0, 0, 0] for a in (draws.noise, draws.posterior)]
+    noises += [a[:, 0, 0, 0] for a in (draws.condition.noise, draws.condition.posterior)]
+    columns = np.stack([*logs, dropout, *noises])
+    correlations = np.corrcoef(columns) - np.eye(7)
     assert np.abs(correlations).max() < 4 / np.sqrt(1000)
 
 
