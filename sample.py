@@ -172,7 +172,7 @@ def _sample(
     model: Model, config: Config, image: Float[np.ndarray, "h w 3"], arguments: Arguments
 ) -> tuple[Estimate, list[Level]]:
     """Algorithm 2, a compiled step a level, so that one sees it move."""
-    networks = build_networks(config.model, lpips=False)
+    networks = build_networks(config.model)
     weights = jax.device_put(model.weights)
     given = (networks, config, weights.params, weights.frozen)
     cameras = _cameras(config, arguments.elevation, _view_azimuths(config))

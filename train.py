@@ -28,7 +28,7 @@ def train(config: Config) -> None:
     mesh = make_mesh(config.train.fsdp, config.train.batch_size)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = iter(training_batches(config, **process))
-    networks = build_networks(config.model, lpips=config.optim.lpips_weight > 0)
+    networks = build_networks(config.model, lpips=config.optim.lpips_loss)
     weights = start_weights(config, networks)
     optimizer = make_optimizer(config.optim, config.train.steps)
     state = place_state(mesh, init_state(weights.params, optimizer))

@@ -120,7 +120,7 @@ def main() -> None:
         raise InputError(f"--objects {arguments.objects}: an interval needs at least 2")
     use_compilation_cache()
     model = load_model(arguments.checkpoint)
-    networks = build_networks(model.config.model, lpips=False)
+    networks = build_networks(model.config.model)
     batch = heldout_batch(model.config, arguments.objects)
     truth = np.asarray(batch.images)
     started = time.perf_counter()

@@ -373,6 +373,11 @@ class OptimConfig:
         require(self.clip_norm > 0, f"optim.clip_norm {self.clip_norm} must be above 0")
         require(0 <= self.ema_decay < 1, f"optim.ema_decay {self.ema_decay} is not in 0 .. 1")
 
+    @property
+    def lpips_loss(self) -> Literal["vgg", "alex"] | None:
+        """The network of the perceptual loss, if there is one."""
+        return self.lpips_network if self.lpips_weight > 0 else None
+
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -78,7 +78,7 @@ def batch(config):
 @pytest.mark.slow  # Trains for ten minutes: renders reach 17 dB in 50 steps, 28 in 350, 30 in 800.
 @pytest.mark.usefixtures("quick_compilation")
 def test_one_object_learned_from_scratch_is_sampled_and_rendered_above_28_db(config, batch):
-    networks = build_networks(config.model, lpips=False)
+    networks = build_networks(config.model)
     params, frozen = init_networks(networks, config.model, jax.random.key(0), True)
     loss = functools.partial(vae_loss, networks.vae)
     again = itertools.repeat(batch)

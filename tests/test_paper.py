@@ -297,7 +297,7 @@ def test_eq2_total_is_the_weighted_sum_of_its_terms(toy, ours):
 def test_alg1_holds_for_the_real_networks(tiny, batch):
     unet = replace(tiny.model.unet, block_out_channels=(8, 16), num_attention_heads=(1, 2))
     model = replace(tiny.model, unet=unet)
-    real = filled_system(replace(tiny, model=model), build_networks(model, lpips=False))
+    real = filled_system(replace(tiny, model=model), build_networks(model))
     draws = train.draw(real.config, 3, jax.random.key(7))
 
     def loss(params, frozen, batch, draws):

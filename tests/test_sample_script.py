@@ -233,7 +233,7 @@ def test_a_network_trained_alone_is_no_model_to_sample(
 
 def test_the_bundled_model_is_whole_and_fits_its_config():
     model = load_model(BUNDLED / "nano")
-    networks = build_networks(model.config.model, lpips=False)
+    networks = build_networks(model.config.model)
     shapes = jax.eval_shape(
         lambda key: init_networks(networks, model.config.model, key, True), jax.random.key(0)
     )

@@ -101,7 +101,7 @@ def test_a_run_broken_off_after_its_checkpoint_logs_each_step_once(config, monke
 
 def test_a_run_with_another_vae_is_refused(in_one_go):
     _, frozen = init_networks(
-        build_networks(in_one_go.model, lpips=False), in_one_go.model, jax.random.key(5), True
+        build_networks(in_one_go.model), in_one_go.model, jax.random.key(5), True
     )
     like = init_state(Params(unet={"w": np.ones(3)}, lgm=None), optax.sgd(1.0))
     checkpoints = RunCheckpoints(in_one_go.run_dir / "one" / "checkpoints", in_one_go, frozen)

@@ -137,7 +137,7 @@ class System:
 def toy_system(config: Config) -> System:
     """Toys in place of the networks of a configuration, and every term of the loss in use."""
     optim = replace(config.optim, lpips_weight=0.7, clean_weight=0.6)
-    real = build_networks(config.model, lpips=False)
+    real = build_networks(config.model)
     toys = Networks(
         unet=ToyUnet(
             config=config.model.unet,

@@ -137,13 +137,20 @@ MODEL_FILES = ("config.json", "weights", "checksum")
 def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None = None) -> None:
     """Writes a model, whole or not at all; `dtype` ("float16") makes it smaller."""
     host = jax.tree.map(lambda a: np.asarray(a, dtype or a.dtype), weights)
+    with model_folder(folder, config) as arrays, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(arrays, named_parts(host))
+
+
+@contextlib.contextmanager
+def model_folder(folder: Path, config: Config) -> Iterator[Path]:
+    """Where orbax is to put a model's arrays; `folder` appears, whole, when the block ends."""
     with whole_folder(folder.absolute(), MODEL_FILES) as scratch:
         (scratch / "config.json").write_text(json.dumps(to_dict(config), indent=1))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(scratch / "weights", _as_dict(host))
+        arrays = scratch / "weights"
+        yield arrays
         # Orbax notes there where it wrote, which is not where the folder will be.
-        (scratch / "weights" / "commit_success.txt").unlink(missing_ok=True)
-        (scratch / "checksum").write_text(_checksum(scratch / "weights"))
+        (arrays / "commit_success.txt").unlink(missing_ok=True)
+        (scratch / "checksum").write_text(_checksum(arrays))
 
 
 def _checksum(folder: Path) -> str:
@@ -157,7 +164,8 @@ def _checksum(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _as_dict(weights: Weights) -> dict[str, Any]:
+def named_parts(weights: Weights) -> dict[str, Any]:
+    """The networks that are there, by their names in a checkpoint."""
     parts = {
         "unet": weights.params.unet,
         "lgm": weights.params.lgm,
@@ -176,16 +184,7 @@ def load_model(folder: Path) -> Model:
         InputError: no checkpoint there, or a damaged one.
     """
     folder = folder.absolute()
-    if not folder.is_dir():
-        raise InputError(f"no checkpoint at {folder}; give a folder written by train.py")
-    if not (folder / "weights").is_dir():
-        raise InputError(
-            f"{folder} holds no model: it has no folder 'weights' (a run's is in RUN/model)"
-        )
-    config = _read_config(folder)
-    checksum = folder / "checksum"
-    if not checksum.is_file() or checksum.read_text() != _checksum(folder / "weights"):
-        raise InputError(f"{folder} is damaged or not whole; restore it from a copy")
+    config = whole_config(folder)
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(folder / "weights", _host_target(checkpointer, folder))
     found = jax.tree.map(lambda a: np.asarray(a, np.float32), found)
@@ -196,6 +195,25 @@ def load_model(folder: Path) -> Model:
         lpips=found.get("frozen_lpips"),
     )
     return Model(config=config, weights=Weights(params=params, frozen=frozen))
+
+
+def whole_config(folder: Path) -> Config:
+    """The config of a model; its arrays are there, as they were written.
+
+    Raises:
+        InputError: no checkpoint there, or a damaged one.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no checkpoint at {folder}; give a folder written by train.py")
+    if not (folder / "weights").is_dir():
+        raise InputError(
+            f"{folder} holds no model: it has no folder 'weights' (a run's is in RUN/model)"
+        )
+    config = _read_config(folder)
+    checksum = folder / "checksum"
+    if not checksum.is_file() or checksum.read_text() != _checksum(folder / "weights"):
+        raise InputError(f"{folder} is damaged or not whole; restore it from a copy")
+    return config
 
 
 def _host_target(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:

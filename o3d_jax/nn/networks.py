@@ -1,7 +1,7 @@
 """All networks of a model: their definitions, and fresh parameters."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -31,8 +31,8 @@ class Networks:
     lpips: Lpips | None
 
 
-def build_networks(model: ModelConfig, lpips: bool) -> Networks:
-    """The networks of a configuration; `lpips` says whether a loss or a metric needs it."""
+def build_networks(model: ModelConfig, lpips: Literal["vgg", "alex"] | None = None) -> Networks:
+    """The networks of a configuration; `lpips` is that of the loss or metric that needs it."""
     dtype = jnp.dtype(model.dtype)
     return Networks(
         unet=MultiViewUnet(
@@ -45,7 +45,7 @@ def build_networks(model: ModelConfig, lpips: bool) -> Networks:
         lgm=Lgm(config=model.lgm, dtype=dtype, remat=model.remat),
         clip=ClipVision(config=model.clip, dtype=dtype),
         vae=Vae(config=model.vae, dtype=dtype),
-        lpips=Lpips(dtype=jnp.float32) if lpips else None,
+        lpips=Lpips(network=lpips, dtype=jnp.float32) if lpips else None,
     )
 
 

@@ -61,7 +61,8 @@ def denoise_guided(
         added_ids=twice(condition.added_ids),
     )
     x0 = denoise(network, twice(x), twice(sigma), both, jax.tree.map(twice, maps))
-    return guide(*jnp.split(x0, 2), guidance)
+    without, with_condition = jnp.split(x0, 2)
+    return guide(without, with_condition, guidance)
 
 
 def guide(

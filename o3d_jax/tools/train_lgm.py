@@ -1,7 +1,7 @@
 """Trains a small LGM alone: `python -m o3d_jax.tools.train_lgm configs/nano.py [--steps N]`.
 
 On true views, for models with no LGM weights to load: the release too starts from an LGM that can
-reconstruct. Writes RUN/lgm, which train.py starts from, and RUN/lgm.png, renders of
+reconstruct. `--weights MODEL` goes on from one. Writes RUN/lgm, which train.py starts from, and RUN/lgm.png, renders of
 held-out objects to look at.
 """
 
@@ -21,6 +21,7 @@ from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.steps.pretrain import lgm_loss
 from o3d_jax.steps.reconstruct import reconstruct
 from o3d_jax.tools.pretraining import compare, fit, read_command
+from o3d_jax.tools.start import start_weights
 from o3d_jax.types import Batch, Frozen, Params
 
 STEPS = 4_500
@@ -29,12 +30,15 @@ LEARNING_RATE = 1e-3
 
 def train_lgm(config: Config, steps: int) -> str:
     """Trains, writes, and says how good it is on held-out objects."""
-    networks = build_networks(config.model, lpips=False)
+    networks = build_networks(config.model)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     batches = iter(training_batches(config))
     first = jax.tree.map(jnp.asarray, next(batches))
     c_noise = jnp.zeros(first.images.shape[0])
-    params = networks.lgm.init(init_key, first.images, first.cameras, c_noise)
+    if config.weights is not None:
+        params = start_weights(config, networks).params.lgm
+    else:
+        params = networks.lgm.init(init_key, first.images, first.cameras, c_noise)
     loss = functools.partial(lgm_loss, networks)
     trained = fit(loss, params, None, batches, key, steps, LEARNING_RATE)
     folder = config.run_dir / config.name

@@ -1,8 +1,9 @@
 """Trains a small denoiser alone: `python -m o3d_jax.tools.train_unet configs/nano.py [--steps N]`.
 
-For models with no SVD weights to load, after the VAE. Without feedback: that is learned when
-train.py trains all together, starting from RUN/unet, which this writes. RUN/unet.png shows what it
-sees in pure noise, given held-out inputs: the mean of what they may be.
+For models with no SVD weights to load, after the VAE; `--weights MODEL` goes on from one. Without
+feedback: that is learned when train.py trains all together, starting from RUN/unet, which this
+writes. RUN/unet.png shows what it sees in pure noise, given held-out inputs: the mean of what they
+may be.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ LEARNING_RATE = 1e-3
 
 def train_unet(config: Config, steps: int) -> str:
     """Trains, writes, and says how good it is on held-out objects."""
-    networks = build_networks(config.model, lpips=False)
+    networks = build_networks(config.model)
     start = start_weights(config, networks)
     params = dataclasses.replace(start.params, lgm=None)
     batches = iter(training_batches(config))

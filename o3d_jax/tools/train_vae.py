@@ -28,7 +28,7 @@ LEARNING_RATE = 2e-3
 
 def train_vae(config: Config, steps: int) -> str:
     """Trains, writes, and says how good it is on held-out objects."""
-    vae = build_networks(config.model, lpips=False).vae
+    vae = build_networks(config.model).vae
     init_key, key = jax.random.split(jax.random.key(config.seed))
     batches = iter(training_batches(config))
     params = vae.init(init_key, jnp.asarray(next(batches).images))

@@ -23,7 +23,7 @@ from o3d_jax.geometry.rays import (
 from o3d_jax.geometry.released import linspace_frames, released_coordinate_map, released_rays
 from o3d_jax.nn.layers import sinusoid
 from o3d_jax.steps.condition import added_ids, drop_condition
-from o3d_jax.steps.denoise import denoise, guidance_scale, guide
+from o3d_jax.steps.denoise import denoise, guidance_scale, guide, per_object
 from o3d_jax.steps.sample import SOLVERS, ode_step
 from o3d_jax.types import Cameras, Condition, Maps
 
@@ -171,7 +171,7 @@ def check_scheduler(golden: Golden) -> dict[str, Any]:
     nothing = _no_condition(x)
 
     def network(x_in, c_noise, condition, maps):
-        return -0.5 * x_in + 0.3 * jnp.tanh(c_noise + offset) + 0.1 * offset
+        return -0.5 * x_in + 0.3 * jnp.tanh(per_object(c_noise, x_in) + offset) + 0.1 * offset
 
     xs, x0s, inputs = [x], [], []
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):

@@ -139,7 +139,7 @@ def released_config(model: ModelConfig, sample_config: SampleConfig | None = Non
         ),
         sample=sample_config or SampleConfig(),
         optim=OptimConfig(
-            reconstruction_loss="l1", lpips_weight=0, noisy_weight=0.5, clean_weight=0.5
+            reconstruction_loss="l1", lpips_weight=0.0, noisy_weight=0.5, clean_weight=0.5
         ),
     )
 
@@ -194,7 +194,7 @@ def check_train_loss(golden: Golden) -> dict[str, Any]:
     batch = _views(golden)
     model = model_config(golden, batch.images.shape[2], batch.images.shape[1], "per_video")
     config = released_config(model)
-    networks = build_networks(model, lpips=False)
+    networks = build_networks(model)
     unet, vae = weights(golden, networks, batch)
     use_feedback = bool(golden.given("rng7_second_pass_u")[0] > 0.5)
     embedding = jnp.asarray(golden.given("encoder_hidden_states"))
@@ -279,7 +279,7 @@ def _run_loop(golden: Golden, temporal: str) -> dict[str, Any]:
     )
     model = model_config(golden, image.shape[1], views, temporal)
     config = released_config(model, sample_config)
-    networks, cameras = build_networks(model, lpips=False), _cameras(golden)
+    networks, cameras = build_networks(model), _cameras(golden)
     images = jnp.broadcast_to(image[:, None], (len(image), views, *image.shape[1:]))
     unet, vae = weights(golden, networks, Batch(images=images, cameras=cameras))
     clip = filled(golden, "image_encoder", networks.clip, image)

@@ -46,7 +46,7 @@ def original(name):
 @pytest.fixture(scope="module")
 def ours():
     model = ModelConfig()
-    networks = build_networks(model, lpips=False)
+    networks = build_networks(model)
     params, frozen = jax.eval_shape(
         lambda key: init_networks(networks, model, key, train_image_encoder=True),
         jax.random.key(0),
@@ -118,7 +118,7 @@ def test_two_parameters_with_one_torch_name_are_an_error():
 
 @pytest.mark.parametrize("trains", [True, False])
 def test_image_tower_is_either_trainable_or_frozen(trains):
-    networks = build_networks(TINY, lpips=False)
+    networks = build_networks(TINY)
     params, frozen = jax.eval_shape(
         lambda key: init_networks(networks, TINY, key, trains), jax.random.key(0)
     )
@@ -127,15 +127,15 @@ def test_image_tower_is_either_trainable_or_frozen(trains):
 
 
 def test_networks_of_equal_configurations_are_one_static_argument_of_jit():
-    first, second = (build_networks(TINY, lpips=True) for _ in range(2))
+    first, second = (build_networks(TINY, lpips="vgg") for _ in range(2))
     assert first == second
     assert hash(first) == hash(second)
-    assert first != build_networks(TINY, lpips=False)
+    assert first != build_networks(TINY)
 
 
 @pytest.mark.slow  # Compiles one draw per shape.
 def test_networks_start_from_independent_float32_parameters():
-    networks = build_networks(TINY, lpips=False)
+    networks = build_networks(TINY)
     params, frozen = init_networks(networks, TINY, jax.random.key(0), True)
     other, _ = init_networks(networks, TINY, jax.random.key(1), True)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves((params, frozen)))

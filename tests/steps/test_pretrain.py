@@ -31,7 +31,7 @@ def real(tiny):
     """The tiny VAE, because `scale_latents` knows its layers, with no weight at zero."""
     from toy_networks import filled
 
-    vae = build_networks(tiny.model, lpips=False).vae
+    vae = build_networks(tiny.model).vae
     shapes = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))
     return vae, filled(shapes)
 

@@ -1,0 +1,237 @@
+"""Safetensors files, read and written one tensor at a time: sharded or not, in diffusers' layout.
+
+The format is eight bytes of length, a JSON header, then the bytes of all tensors. Its own library
+maps files into memory, where what was read stays counted; here one tensor is in memory at a time.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Shaped
+
+from o3d_jax.errors import InputError
+
+FLOATS = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(jnp.bfloat16),
+}
+"""What parameters may be stored as."""
+
+CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The format's names of these; those of other types stay as they are."""
+
+SHARD_BYTES = 5_000_000_000
+"""Files above this size are split, as diffusers and transformers did first."""
+
+OWN = "o3d_jax"
+"""Our entry in a file's metadata."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor without its values."""
+
+    name: str
+    dtype: str
+    """"float32" and so on; one that is not in `FLOATS` is in the words of its file."""
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values; only for the types in `FLOATS`."""
+        return math.prod(self.shape) * FLOATS[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor whose values are read when they are needed; only for the types in `FLOATS`."""
+
+    spec: Spec
+    read: Callable[[], Shaped[np.ndarray, "..."]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """All tensors of one file, or of the shards of one network."""
+
+    where: Path
+    tensors: tuple[Tensor, ...]
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Fields of the config that the tensors were written for, if the file tells."""
+
+
+def read_safetensors(path: Path) -> Source:
+    """The tensors of a file; only its header is read.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}; give one that was downloaded whole")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == b"version ":
+            raise InputError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull`")
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or 8 + length > size:
+            raise InputError(f"{path} is cut off or no safetensors file; download it again")
+        header = _json(file.read(length), path)
+    metadata = header.pop("__metadata__", None) or {}
+    notes = _json(metadata[OWN].encode(), path) if OWN in metadata else {}
+    tensors = tuple(_tensor(path, 8 + length, name, row) for name, row in header.items())
+    end = max((row["data_offsets"][1] for row in header.values()), default=0)
+    if 8 + length + end != size:
+        raise InputError(
+            f"{path} is damaged: {size} bytes where its header asks for {8 + length + end}; "
+            "download it again"
+        )
+    return Source(where=path, tensors=tensors, notes=notes)
+
+
+def _json(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}; download it again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged: no table of names; download it again")
+    return values
+
+
+def _tensor(path: Path, base: int, name: str, row: Any) -> Tensor:
+    try:
+        code, shape = str(row["dtype"]), tuple(int(n) for n in row["shape"])
+        first, last = (int(n) for n in row["data_offsets"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {name} has no place; download it again") from error
+    spec = Spec(name, CODES.get(code, code), shape)
+    if not 0 <= first <= last or (spec.dtype in FLOATS and spec.nbytes != last - first):
+        raise InputError(
+            f"{path} is damaged: {name} {shape} {code} at {first} to {last}; download it again"
+        )
+    return Tensor(spec, partial(_read, path, base + first, spec))
+
+
+def _read(path: Path, offset: int, spec: Spec) -> Shaped[np.ndarray, "..."]:
+    found = np.fromfile(path, np.uint8, count=spec.nbytes, offset=offset)
+    return found.view(FLOATS[spec.dtype]).reshape(spec.shape)
+
+
+def read_network(folder: Path, stem: str, variant: str | None = None) -> Source:
+    """A network's tensors in any layout of diffusers: STEM[.fp16].safetensors, or shards and index.
+
+    Where there is a choice, `variant` ("fp16", "fp32") makes it, else float32 is taken.
+
+    Raises:
+        InputError: no such file, a damaged one, or an index and shards that disagree.
+    """
+    half = [f"{stem}.safetensors.index.fp16.json", f"{stem}.fp16.safetensors.index.json"]
+    names = {
+        "fp32": [f"{stem}.safetensors", f"{stem}.safetensors.index.json"],
+        "fp16": [f"{stem}.fp16.safetensors", *half],
+    }
+    wanted = [n for v in ([variant] if variant else ["fp32", "fp16"]) for n in names[v]]
+    path = next((folder / name for name in wanted if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(f"{folder} holds none of {', '.join(wanted)}; give the downloaded folder")
+    return read_index(path) if path.suffix == ".json" else read_safetensors(path)
+
+
+def read_index(path: Path) -> Source:
+    """The tensors of all shards that an index lists.
+
+    Raises:
+        InputError: a shard that is missing or damaged, or tensors that are elsewhere or nowhere.
+    """
+    where = _json(path.read_bytes(), path).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise InputError(f"{path} is no index: it has no weight_map; download it again")
+    files = sorted({str(name) for name in where.values()})
+    lost = [n for n in files if Path(n).name != n or not (path.parent / n).is_file()]
+    if lost:
+        raise InputError(f"{path} lists {', '.join(lost)}, not beside it; download the rest")
+    shards = {name: read_safetensors(path.parent / name) for name in files}
+    found = {(t.spec.name, name) for name, shard in shards.items() for t in shard.tensors}
+    wrong = sorted({name for name, _ in found ^ set(where.items())})
+    if wrong:
+        raise InputError(
+            f"{path} and its shards disagree on {', '.join(wrong)}; download them together"
+        )
+    return Source(
+        where=path,
+        tensors=tuple(tensor for name in files for tensor in shards[name].tensors),
+        notes=shards[files[0]].notes,
+    )
+
+
+def in_file_order(specs: Iterable[Spec]) -> list[Spec]:
+    """Wide types first, so that every tensor is aligned; then by name."""
+    return sorted(specs, key=lambda s: (-FLOATS[s.dtype].itemsize, s.name))
+
+
+def file_names(stem: str, specs: Sequence[Spec]) -> list[str]:
+    """What `write_network` will write."""
+    count = len(_shards(specs))
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    shards = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    return [*shards, f"{stem}.safetensors.index.json"]
+
+
+def write_network(
+    folder: Path,
+    stem: str,
+    specs: Sequence[Spec],
+    arrays: Iterator[Shaped[np.ndarray, "..."]],
+    notes: dict[str, Any],
+) -> None:
+    """Writes a network in diffusers' layout; `arrays` come in the order of `specs`."""
+    names = file_names(stem, specs)
+    shards = _shards(specs)
+    metadata = {"format": "pt", OWN: json.dumps(notes)}  # transformers asks for this format.
+    for name, shard in zip(names, shards, strict=False):
+        with (folder / name).open("wb") as file:
+            file.write(_header(shard, metadata))
+            for spec, array in zip(shard, arrays, strict=False):
+                assert (array.shape, array.dtype) == (spec.shape, FLOATS[spec.dtype]), spec
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    if len(names) > 1:
+        total = sum(spec.nbytes for spec in specs)
+        where = {s.name: name for name, shard in zip(names, shards, strict=False) for s in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        (folder / names[-1]).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(specs: Sequence[Spec]) -> list[list[Spec]]:
+    shards: list[list[Spec]] = [[]]
+    used = 0
+    for spec in specs:
+        if shards[-1] and used + spec.nbytes > SHARD_BYTES:
+            shards.append([])
+            used = 0
+        shards[-1].append(spec)
+        used += spec.nbytes
+    return shards
+
+
+def _header(specs: Sequence[Spec], metadata: dict[str, str]) -> bytes:
+    codes = {dtype: code for code, dtype in CODES.items()}
+    table: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for spec in specs:
+        place = [at, at + spec.nbytes]
+        row = {"dtype": codes[spec.dtype], "shape": list(spec.shape), "data_offsets": place}
+        table[spec.name] = row
+        at += spec.nbytes
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # The tensors start aligned.
+    return len(text).to_bytes(8, "little") + text
