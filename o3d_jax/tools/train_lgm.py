@@ -1,8 +1,8 @@
 """Trains a small LGM alone: `python -m o3d_jax.tools.train_lgm configs/nano.py [--steps N]`.
 
 On true views, for models with no LGM weights to load: the release too starts from an LGM that can
-reconstruct. `--weights MODEL` goes on from one. Writes RUN/lgm, which train.py starts from, and RUN/lgm.png, renders of
-held-out objects to look at.
+reconstruct. `--weights MODEL` goes on from one. Writes RUN/lgm, which train.py starts from, and
+RUN/lgm.png, renders of held-out objects to look at.
 """
 
 import functools
