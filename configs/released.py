@@ -40,6 +40,7 @@ config = Config(
     optim=OptimConfig(
         reconstruction_loss="l1",
         lpips_network="alex",
+        lpips_size=512,
         noisy_weight=0.5,
         clean_weight=0.5,
         ema_decay=0.0,

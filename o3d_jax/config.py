@@ -42,8 +42,8 @@ class VaeConfig:
     latent_channels: int = 4
     norm_num_groups: int = 32
     mid_attention: Literal["between", "always"] = "between"
-    """Where the decoder's middle attends: between its first two blocks, so with one layer a block
-    never, as in diffusers, or after the first, however many there are."""
+    """Where the decoder's middle attends: between its first two blocks, its last, so with one layer
+    a block never, as in diffusers; or after the first of as many as there are layers."""
     scaling_factor: float = 0.18215
     """Makes the standard deviation of latents about 1 (SVD's config)."""
 
@@ -84,8 +84,12 @@ class UnetConfig:
     ccm_convention: Literal["paper", "released"] = "paper"
     """Coordinates that are fed back: the world's (App. A.2), or those of the release's formula."""
     temporal_context: Literal["per_video", "interleaved"] = "per_video"
-    """Whose image embedding the tokens across frames attend to: that of their own video, or, as in
-    diffusers 0.25, which the release pins, that of video i modulo batch for token i."""
+    """Whose image embedding tokens across frames attend to in sampling: that of their own video,
+    or, as in diffusers 0.25, which the release pins, every second one that of the other half of the
+    guided batch. In training, of one object at a time there, always their own."""
+    feedback_scale4: Literal["after_mid", "encoder"] = "after_mid"
+    """Where the features of the fourth scale enter: behind the middle block, as in the release, or
+    at the end of the encoder, as the words of Sec. 3.3 have it; both are of one resolution."""
 
     def __post_init__(self) -> None:
         _at_least(1, "model.unet", self, "block_out_channels", "layers_per_block")
@@ -360,6 +364,8 @@ class OptimConfig:
     """Distance of colors: mean square (Eq. 2), or mean absolute error (release)."""
     lpips_weight: float = 1.0
     """Lambda in Eq. 2; 0 switches the perceptual loss off."""
+    lpips_size: int = 256
+    """Pixels to which larger views are reduced for LPIPS, to save memory (release: not at all)."""
     lpips_network: Literal["vgg", "alex"] = "vgg"
     """Whose features LPIPS compares: VGG16's (paper), or AlexNet's (release)."""
     noisy_weight: float = 1.0
@@ -370,6 +376,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _at_least(0, "optim", self, "learning_rate", "warmup_steps", "weight_decay")
         _at_least(0, "optim", self, "lpips_weight", "noisy_weight", "clean_weight")
+        _at_least(31, "optim", self, "lpips_size")  # Of fewer, AlexNet's last layer sees nothing.
         require(self.clip_norm > 0, f"optim.clip_norm {self.clip_norm} must be above 0")
         require(0 <= self.ema_decay < 1, f"optim.ema_decay {self.ema_decay} is not in 0 .. 1")
 

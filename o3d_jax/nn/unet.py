@@ -70,18 +70,20 @@ class SpatioTemporalUnet(nn.Module):
     ) -> tuple[Float[Array, "b v _ _ _"], list[Float[Array, "b v _ _ _"]]]:
         """All down blocks: the middle block's input, and the skips in order."""
         scales = len(self.config.block_out_channels)
+        in_encoder = scales if self.config.feedback_scale4 == "encoder" else scales - 1
         skips = []
         for i in range(scales):
             if rays is not None:
                 x = x + rays.down[i].astype(x.dtype)
             skips.append(x)  # With the rays, which the release adds to the recorded tensor.
             block = DownBlock(self.config, i, self.dtype, self.remat, name=f"down_blocks_{i}")
-            injected = feedback[i] if feedback is not None and i < scales - 1 else None
+            injected = feedback[i] if feedback is not None and i < in_encoder else None
             x, block_skips = block(x, emb, clip, injected)
             skips.extend(block_skips)
         if rays is not None:
             x = x + rays.mid.astype(x.dtype)
-            skips[-1] = x  # The same tensor, so it has the rays, too.
+            # The release adds them to the tensor that is this skip, too.
+            skips[-1] = skips[-1] + rays.mid.astype(x.dtype)
         return x, skips
 
     @nn.compact
@@ -96,8 +98,8 @@ class SpatioTemporalUnet(nn.Module):
     ) -> Float[Array, "b v h w {self.out_channels}"]:
         """What F predicts, float32; `x` is scaled noisy latents, then condition latents.
 
-        `feedback` has one feature a scale. The last is added to the output of the middle block,
-        the others in their down block (the release's reading of Eq. 14).
+        `feedback` has one feature a scale. The last is added to the output of the middle block
+        (`config.feedback_scale4`), the others in their down block.
         """
         config, last = self.config, len(self.config.block_out_channels) - 1
         emb = self._embed(c_noise, added_ids)
@@ -105,7 +107,7 @@ class SpatioTemporalUnet(nn.Module):
         x = nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
         x, skips = self._encode(x, emb, clip, rays, feedback)
         x = MidBlock(config, last, self.dtype, self.remat, name="mid_block")(x, emb, clip)
-        if feedback is not None:
+        if feedback is not None and config.feedback_scale4 == "after_mid":
             x = x + feedback[last].astype(x.dtype)
         for i in range(last + 1):
             if rays is not None:
@@ -176,7 +178,6 @@ class MultiViewUnet(nn.Module):
         ]
         return tuple(reduce(operator.add, scale) for scale in zip(*features, strict=True))
 
-    @nn.compact
     def __call__(
         self,
         x: Float[Array, "b v h w c"],
@@ -190,6 +191,23 @@ class MultiViewUnet(nn.Module):
         Raises:
             ValueError: if the parameters of feedback encoders are to be made without maps.
         """
+        given = jnp.broadcast_to(
+            condition.latents[:, None], (*x.shape[:-1], condition.latents.shape[-1])
+        )
+        both = jnp.concatenate([x, given.astype(x.dtype)], axis=-1)
+        return self.of_latents(both, c_noise, condition.clip, condition.added_ids, cameras, maps)
+
+    @nn.compact
+    def of_latents(
+        self,
+        x: Float[Array, "b v h w c2"],
+        c_noise: Float[Array, " b"],
+        clip: Float[Array, "b 1 {self.cross_attention_dim}"],
+        added_ids: Float[Array, "b 3"],
+        cameras: Cameras,
+        maps: Maps | None,
+    ) -> Float[Array, "b v h w {self.latent_channels}"]:
+        """The same of latents as the U-Net reads them: noisy, then those of the condition."""
         feedback = None
         if maps is not None and self.config.feedback != "none":
             feedback = self._encode_maps(maps, maps.rgb.shape[-3] // x.shape[-3])
@@ -198,9 +216,6 @@ class MultiViewUnet(nn.Module):
                 f"feedback {self.config.feedback!r} needs maps when parameters are made; "
                 "give Maps.nothing(b, v, h, w)"
             )
-        given = jnp.broadcast_to(
-            condition.latents[:, None], (*x.shape[:-1], condition.latents.shape[-1])
-        )
         unet = SpatioTemporalUnet(
             self.config,
             self.latent_channels,
@@ -209,11 +224,5 @@ class MultiViewUnet(nn.Module):
             self.remat,
             name="unet",
         )
-        return unet(
-            jnp.concatenate([x, given.astype(x.dtype)], axis=-1),
-            c_noise,
-            condition.clip,
-            condition.added_ids,
-            self._embed_rays(cameras, (x.shape[-3], x.shape[-2])),
-            feedback,
-        )
+        rays = self._embed_rays(cameras, (x.shape[-3], x.shape[-2]))
+        return unet(x, c_noise, clip, added_ids, rays, feedback)

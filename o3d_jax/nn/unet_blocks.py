@@ -145,14 +145,25 @@ def per_video(x: Float[Array, "b 1 1 d"], tokens: int) -> Float[Array, "b 1 1 d"
     return x
 
 
-def interleaved(x: Float[Array, "b 1 1 d"], tokens: int) -> Float[Array, "b 1 {tokens} d"]:
-    """What tokens read in diffusers 0.25: token i of the whole batch, that of video i modulo b.
+def interleaved(x: Float[Array, "b 1 1 d"], tokens: int) -> Float[Array, "b 1 _ d"]:
+    """What tokens read in diffusers 0.25, given a guided batch: unconditional, then conditional.
 
-    A bug there: contexts are ordered (token, video), tokens (video, token). With one video both
-    are the same; under guidance half of each video reads the other half of the batch.
+    A bug there: contexts are ordered (token, video), tokens (video, token). So token i of an
+    object's two videos together reads the context of number i modulo 2, and half of each video
+    reads the other's. It ran one object at a time; of several, each pair is by itself here.
+
+    Raises:
+        ValueError: an odd number of videos, which are not a guided batch.
     """
-    b = x.shape[0]
-    return x[jnp.arange(b * tokens).reshape(b, 1, tokens) % b, 0, 0]
+    if x.shape[0] == 1:  # Both are the same.
+        return x
+    if x.shape[0] % 2:
+        raise ValueError(
+            f"{x.shape[0]} videos are no guided batch: interleaved contexts need pairs of them"
+        )
+    pairs = x[:, 0, 0].reshape(2, -1, x.shape[-1])
+    read = jnp.arange(2 * tokens).reshape(2, tokens) % 2
+    return jnp.swapaxes(pairs[read], 1, 2).reshape(x.shape[0], 1, tokens, x.shape[-1])
 
 
 CONTEXTS = {"per_video": per_video, "interleaved": interleaved}

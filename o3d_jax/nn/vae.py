@@ -165,7 +165,10 @@ class DecoderMidBlock(nn.Module):
                 block(x)
         if others or self.config.mid_attention == "always":
             x = attend(x)
-        return others[0](x) if others else x
+        used = others if self.config.mid_attention == "always" else others[:1]
+        for block in used:
+            x = block(x)
+        return x
 
 
 class DecoderBlock(nn.Module):

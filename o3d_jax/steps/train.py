@@ -1,5 +1,6 @@
 """Algorithm 1: joint training of the denoiser and the reconstruction model."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Key
 from o3d_jax import edm
 from o3d_jax.config import Config, OptimConfig
 from o3d_jax.nn.networks import Networks, apply
+from o3d_jax.nn.unet import MultiViewUnet
 from o3d_jax.parallel import keep_state
 from o3d_jax.steps.condition import ConditionDraws, drop_condition, encode_training_condition
 from o3d_jax.steps.denoise import denoise, per_object
@@ -28,9 +30,6 @@ from o3d_jax.steps.reconstruct import (
 from o3d_jax.types import Batch, Frozen, Maps, Params, TrainState, pytree
 
 Video = Float[Array, "b v h w c"]
-
-LPIPS_SIZE = 256
-"""Pixels at which LPIPS compares (DESIGN: memory)."""
 
 
 @pytree
@@ -160,14 +159,21 @@ def noised(
     condition = drop_condition(condition, draws.condition.dropout, diffusion.condition_dropout)
     noisy_x = x + per_object(draws.sigma, x) * draws.noise
 
+    unet = one_at_a_time(networks.unet)
+
     def estimate(maps: Maps) -> Video:
         def network(*inputs):
             x_in, c_noise, given, feedback = inputs
-            return apply(networks.unet, params.unet, x_in, c_noise, given, batch.cameras, feedback)
+            return apply(unet, params.unet, x_in, c_noise, given, batch.cameras, feedback)
 
         return denoise(network, noisy_x, draws.sigma, condition, maps)
 
     return x, estimate
+
+
+def one_at_a_time(unet: MultiViewUnet) -> MultiViewUnet:
+    """The denoiser for batches that are not guided, in which no video reads another's context."""
+    return unet.clone(config=dataclasses.replace(unet.config, temporal_context="per_video"))
 
 
 def diffusion_loss(estimate: Video, x: Video, sigma: Float[Array, " b"]) -> Float[Array, ""]:
@@ -214,7 +220,9 @@ def _total(
     rgb = [distance(r.rendering.rgb, batch.images) for r in (noisy, clean)]
     lpips = [jnp.zeros(()), jnp.zeros(())]
     if optim.lpips_weight > 0:
-        lpips = [_lpips(networks, frozen, r.rendering.rgb, batch.images) for r in (noisy, clean)]
+        lpips = [
+            _lpips(networks, optim, frozen, r.rendering.rgb, batch.images) for r in (noisy, clean)
+        ]
     loss_noisy, loss_clean = (m + optim.lpips_weight * p for m, p in zip(rgb, lpips, strict=True))
     total = diffusion + optim.noisy_weight * loss_noisy + optim.clean_weight * loss_clean
     terms = LossTerms(
@@ -229,12 +237,18 @@ def _total(
 
 
 def _lpips(
-    networks: Networks, frozen: Frozen, a: Float[Array, "b v h w 3"], b: Float[Array, "b v h w 3"]
+    networks: Networks,
+    optim: OptimConfig,
+    frozen: Frozen,
+    a: Float[Array, "b v h w 3"],
+    b: Float[Array, "b v h w 3"],
 ) -> Float[Array, ""]:
+    size = optim.lpips_size
+
     def fit(images):
-        if images.shape[2] <= LPIPS_SIZE:
+        if images.shape[2] <= size:
             return images
-        return jax.image.resize(images, (*images.shape[:2], LPIPS_SIZE, LPIPS_SIZE, 3), "linear")
+        return jax.image.resize(images, (*images.shape[:2], size, size, 3), "linear")
 
     return apply(networks.lpips, frozen.lpips, fit(a), fit(b)).mean()
 

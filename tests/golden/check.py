@@ -32,7 +32,9 @@ from formulas import (  # noqa: E402
     check_dataset,
     check_plucker,
     check_scheduler,
+    cond_limits,
     plucker_limits,
+    scheduler_limits,
 )
 from loops import check_loop, check_train_loss, train_loss_limits  # noqa: E402
 from networks import (  # noqa: E402
@@ -68,7 +70,9 @@ KINDS: dict[str, Callable[[Golden], Mapping[str, Any]]] = {
 LIMITS: dict[str, Callable[[Golden], Mapping[str, Limit]]] = {
     "ccm": ccm_limits,
     "clip": clip_limits,
+    "cond": cond_limits,
     "plucker": plucker_limits,
+    "scheduler": scheduler_limits,
     "train_loss": train_loss_limits,
 }
 """Of the outputs whose limit is not the usual one, with its reason."""
@@ -90,8 +94,11 @@ def check(file: pathlib.Path) -> Iterable[Row]:
     golden = Golden(file, arrays, _about(file, arrays))
     if golden.kind not in KINDS:
         raise UnknownFileError(f"unknown kind '{golden.kind}'; known: {', '.join(sorted(KINDS))}")
-    limits = LIMITS[golden.kind](golden) if golden.kind in LIMITS else {}
-    return golden.rows(KINDS[golden.kind](golden), limits)
+    try:
+        limits = LIMITS[golden.kind](golden) if golden.kind in LIMITS else {}
+        return list(golden.rows(KINDS[golden.kind](golden), limits))
+    except KeyError as error:
+        raise UnknownFileError(f"lacks {error}, which its kind, {golden.kind}, needs") from error
 
 
 def _about(file: pathlib.Path, arrays: Arrays) -> Mapping[str, Any]:

@@ -153,8 +153,24 @@ def ccm_limits(golden: Golden) -> dict[str, Limit]:
     if not golden.has("in.depth_large"):
         return {}
     furthest = float(np.abs(golden.given("depth_large")).max())
-    limit = Limit(ROUNDING * furthest, False, f"float32 of coordinates up to {furthest:.0f}")
+    limit = Limit(2**-24 * furthest, False, f"one rounding of coordinates up to {furthest:.0f}")
     return {name: limit for name in golden.arrays if name.startswith("out.large_")}
+
+
+def scheduler_limits(golden: Golden) -> dict[str, Limit]:
+    """Numbers of many magnitudes, each held to its own."""
+    each = Limit(5e-6, False, "float32 of each number; a seventh power is 7 times its root", 1)
+    level = Limit(5e-6, False, "float32 of each level, over the steps before it", 1)
+    numbers = ("sigmas", "sigmas_train", "cond_sigmas_train", "c_in", "c_out", "c_skip", "weighing")
+    runs = ("trajectory", "pred_x0", "scaled_inputs")
+    found = {f"out.{name}": each for name in numbers} | {f"out.{name}": level for name in runs}
+    return {name: limit for name, limit in found.items() if golden.has(name)}
+
+
+def cond_limits(golden: Golden) -> dict[str, Limit]:
+    """The ids are of many magnitudes."""
+    limit = Limit(1e-7, False, "float32 of each id", 2)
+    return {name: limit for name in golden.arrays if name == "out.added_time_ids"}
 
 
 def check_scheduler(golden: Golden) -> dict[str, Any]:

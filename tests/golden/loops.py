@@ -83,7 +83,8 @@ def recording(steps: Any) -> Iterator[Recorded]:
     def apply(network, variables, x, *rest, **options):
         out = apply_network(network, variables, x, *rest, **options)
         _, given, _, maps = rest
-        latents = jnp.broadcast_to(given.latents[:, None], (*x.shape[:-1], 4))
+        latents = given.latents[:, None]
+        latents = jnp.broadcast_to(latents, (*x.shape[:-1], latents.shape[-1]))
         kept.inputs.append(jnp.concatenate([x, latents], axis=-1))
         kept.contexts.append(given.clip)
         kept.ids.append(given.added_ids)
@@ -148,7 +149,8 @@ def weights(golden: Golden, networks: Networks, batch: Batch) -> tuple[Any, Any]
     """Variables of the U-Net and the VAE."""
     b, v, h, w, _ = batch.images.shape
     scale = networks.vae.config.downscale
-    latents = jnp.zeros((b, v, h // scale, w // scale, 4))
+    channels = networks.vae.config.latent_channels
+    latents = jnp.zeros((b, v, h // scale, w // scale, channels))
     condition = Condition(
         clip=jnp.zeros((b, 1, networks.unet.cross_attention_dim)),
         latents=latents[:, 0],
@@ -241,19 +243,20 @@ def _training_outputs(terms: train.LossTerms, kept: Recorded, use_feedback: bool
         "encoder_hidden_states_used": kept.contexts[0],
         "added_time_ids": kept.ids[0],
         "num_unet_passes": len(kept.outputs),
-        "recon_input_x0_view0_s2": halved(2 * estimates[:, 0] - 1),
-    }
+    } | views_of("recon_input_x0", 2 * estimates - 1)
     for i, out in enumerate(kept.outputs):
         found[f"model_pred_{i}"] = channels_first(out)
     if use_feedback:
-        found["second_cond_rgb_view1_s2"] = halved(kept.maps[1].rgb[:, 1])
-        found["second_cond_ccm_view1_s2"] = halved(kept.maps[1].ccm[:, 1])
+        found |= views_of("second_cond_rgb", kept.maps[1].rgb)
+        found |= views_of("second_cond_ccm", kept.maps[1].ccm)
     return found
 
 
-def halved(images: Any) -> np.ndarray:
-    """Every second pixel, channels first, as the files keep images."""
-    return channels_first(images)[..., ::2, ::2]
+def views_of(name: str, images: Any) -> dict[str, np.ndarray]:
+    """Each view under the file's names, whole and with every second pixel."""
+    each = np.moveaxis(channels_first(images), 1, 0)
+    whole = {f"{name}_view{i}": view for i, view in enumerate(each)}
+    return whole | {f"{key}_s2": view[..., ::2, ::2] for key, view in whole.items()}
 
 
 def check_loop(golden: Golden) -> dict[str, Any]:
@@ -330,14 +333,15 @@ def _loop_outputs(
         raw.append(guide(*jnp.split(record.outputs[0], 2), guidance))
         s = edm.scalings(sigmas[i])
         x0.append(s.c_skip * states[i].x + s.c_out * raw[-1])
-    return {
+    outputs = {
         "image_embeddings": np.concatenate([np.zeros_like(condition.clip), condition.clip]),
         "guided_model_output": channels_first(np.stack(raw)),
         "pred_x0_latents": channels_first(np.stack(x0)),
         "prev_samples": channels_first(np.stack([state.x for state in states[1:]])),
         "recon_timesteps": np.concatenate([np.asarray(r.times[0])[:1] for r in records]),
-        "first_decoded_x0_view0_s2": halved(2 * estimates[0].views[:, 0] - 1),
-        "last_decoded_x0_view3_s2": halved(2 * estimates[-1].views[:, 3] - 1),
-        "images_pred_view7_s2": halved(np.clip(estimates[-1].views[:, 7], 0, 1)),
-        "last_position_map_view1_s2": halved(states[-1].maps.ccm[:, 1]),
     }
+    last = estimates[-1].views
+    outputs |= views_of("first_decoded_x0", 2 * estimates[0].views - 1)
+    outputs |= views_of("last_decoded_x0", 2 * last - 1)
+    outputs |= views_of("images_pred", np.clip(last, 0, 1))
+    return outputs | views_of("last_position_map", states[-1].maps.ccm)

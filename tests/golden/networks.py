@@ -1,5 +1,6 @@
 """Goldens of networks: our modules on the same input, filled from their parameters' names."""
 
+import functools
 import math
 import pathlib
 import sys
@@ -31,18 +32,21 @@ LARGE = 10**8
 """Parameters from which on running takes longer than compiling."""
 
 
-def filled(golden: Golden, model: str, module: nn.Module, *inputs: Any) -> Any:
+def filled(
+    golden: Golden, model: str, module: nn.Module, *inputs: Any, method: str | None = None
+) -> Any:
     """Variables of a module from its names.
 
     Raises:
         UnknownFileError: its names and shapes are not those of the file.
     """
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    init = functools.partial(module.init, method=method)
+    shapes = jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
     theirs, ours = golden.manifest(model), manifest(shapes)
     if theirs is not None and theirs != ours:
         wrong = sorted(theirs.items() ^ ours.items())[:3]
         raise UnknownFileError(f"parameters of {model} differ from ours: {wrong}")
-    return synthetic_variables(module, *inputs, seed=golden.seed(model))
+    return synthetic_variables(module, *inputs, seed=golden.seed(model), method=method)
 
 
 def run(module: nn.Module, variables: Any, *inputs: Any, **options: Any) -> Any:
@@ -125,19 +129,8 @@ def check_unet(golden: Golden) -> dict[str, Any]:
     return found
 
 
-class GivenLatents(MultiViewUnet):
-    """The denoiser with condition latents that differ between views, as no caller of it has."""
-
-    @nn.compact
-    def __call__(self, sample, c_noise, clip, added_ids, cameras, maps):
-        feedback = None
-        if maps is not None:
-            feedback = self._encode_maps(maps, maps.rgb.shape[-3] // sample.shape[-3])
-        unet = SpatioTemporalUnet(
-            self.config, self.latent_channels, self.cross_attention_dim, name="unet"
-        )
-        rays = self._embed_rays(cameras, (sample.shape[-3], sample.shape[-2]))
-        return unet(sample, c_noise, clip, added_ids, rays, feedback)
+METHOD = MultiViewUnet.of_latents.__name__
+"""The files have condition latents that differ between views."""
 
 
 def check_mvmodel(golden: Golden) -> dict[str, Any]:
@@ -161,11 +154,12 @@ def check_mvmodel(golden: Golden) -> dict[str, Any]:
         config = unet_config(
             golden.config["unet"], temporal_context=temporal, ray_convention="released"
         )
-        module = GivenLatents(config, golden.config["unet"]["out_channels"], inputs[2].shape[-1])
-        variables = variables or filled(golden, "mv_model", module, *inputs, maps)
+        module = MultiViewUnet(config, golden.config["unet"]["out_channels"], inputs[2].shape[-1])
+        variables = variables or filled(golden, "mv_model", module, *inputs, maps, method=METHOD)
         for name, given in variants.items():
             if golden.has(f"{version}.{name}"):
-                out, kept = run(module, variables, *inputs, given, capture_intermediates=_blocks)
+                options = {"method": METHOD, "capture_intermediates": _blocks}
+                out, kept = run(module, variables, *inputs, given, **options)
                 found[f"{version}.{name}"] = channels_first(out)
                 if name == "sample":
                     found |= _block_outputs(version, kept["intermediates"]["unet"])

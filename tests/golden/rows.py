@@ -23,6 +23,9 @@ class Limit:
     """Whether it bounds the relative L2 error rather than the largest absolute one."""
 
     source: str
+    slices: int | None = None
+    """If given, it bounds the largest absolute error of each slice, by the slice's largest value;
+    these leading axes number slices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +34,18 @@ class Row:
     name: str
     largest: float
     relative: float
+    error: float
+    """What the limit bounds: one of the above, or that of the worst slice."""
     limit: Limit
 
     @property
     def passed(self) -> bool:
-        error = self.relative if self.limit.relative else self.largest
-        return bool(error <= self.limit.value)  # False for NaN.
+        return bool(self.error <= self.limit.value)  # False for NaN.
 
     def __str__(self) -> str:
-        what = "rel L2" if self.limit.relative else "max abs"
+        sliced = self.limit.slices is not None
+        what = "rel L2" if self.limit.relative else "of each" if sliced else "max abs"
+        what = f"{what} {self.error:.1e}" if sliced else what
         return (
             f"{self.kind:13} {self.name:40} "
             f"max abs {self.largest:8.1e}  rel L2 {self.relative:8.1e}"
@@ -56,7 +62,19 @@ def compare(kind: str, name: str, ours: np.ndarray, golden: np.ndarray, limit: L
     error = ours - golden
     norm = float(np.linalg.norm(golden)) or 1.0
     largest = float(np.max(np.abs(error), initial=0.0))
-    return Row(kind, name, largest, float(np.linalg.norm(error)) / norm, limit)
+    relative = float(np.linalg.norm(error)) / norm
+    if limit.slices is not None:
+        bounded = worst_slice(error, golden, limit.slices)
+    else:
+        bounded = relative if limit.relative else largest
+    return Row(kind, name, largest, relative, bounded, limit)
+
+
+def worst_slice(error: np.ndarray, golden: np.ndarray, axes: int) -> float:
+    """The largest error of a slice over the largest value of it; relative to 1 where that is 0."""
+    inner = tuple(range(axes, golden.ndim))
+    size = np.abs(golden).max(axis=inner)
+    return float((np.abs(error).max(axis=inner) / np.where(size == 0, 1, size)).max())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +131,8 @@ class Golden:
             UnknownFileError: the file has an output that we don't compute.
         """
         outputs = [name for name in self.arrays if name.startswith(("out.", "out_d025."))]
+        if not outputs:
+            raise UnknownFileError("it has no outputs, out.*")
         unknown = [name for name in outputs if name not in ours]
         if unknown:
             raise UnknownFileError(f"outputs unknown to kind {self.kind}: {', '.join(unknown)}")

@@ -52,6 +52,17 @@ def test_check_holds_outputs_without_noise_to_float32(tmp_path, monkeypatch, cap
     assert "2e-06 of the largest value" in capsys.readouterr().out
 
 
+def test_check_holds_each_number_of_a_schedule_to_its_own_size(tmp_path, capsys):
+    source = GOLDEN / "release" / "scheduler_euler_svd.npz"
+    arrays = dict(np.load(source))
+    arrays["out.sigmas"][-2] *= 1.0001  # 0.002, beside 700.
+    np.savez(tmp_path / "a.npz", **arrays)
+    (tmp_path / "a.json").write_text(source.with_suffix(".json").read_text())
+    assert check.main([str(tmp_path / "a.npz")]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]
+    assert len(failed) == 1 and " a sigmas " in failed[0]
+
+
 def test_check_holds_gradients_to_their_relative_error():
     golden = np.array([300.0, 400.0])
     ours = golden + np.array([0.0, 0.005])  # 1e-5 of the norm.
@@ -70,6 +81,8 @@ def test_check_holds_gradients_to_their_relative_error():
         ("text", "npz"),
         ("nothing", "npz"),
         ("output", "out.y"),
+        ("no output", "no outputs"),
+        ("input", "in.z"),
         ("shape", "(2, 3)"),
     ],
 )
@@ -89,6 +102,10 @@ def test_check_refuses_what_it_does_not_know_in_one_line(
         file.write_text("not an archive")
     elif content == "nothing":
         file.unlink()
+    elif content == "no output":
+        np.savez(file, **{"in.x": np.ones(3)})
+    elif content == "input":
+        monkeypatch.setitem(check.KINDS, "toy", lambda golden: {"out.y": golden.arrays["in.z"]})
     elif content == "shape":
         monkeypatch.setitem(check.KINDS, "toy", lambda golden: {"out.y": np.ones(3)})
     assert check.main([str(file)]) == 2

@@ -4,6 +4,7 @@ The torch originals behind `tests/golden` were filled by the same rule: whoever 
 shapes and layouts computes the same outputs.
 """
 
+import functools
 import math
 import zlib
 from typing import Any
@@ -27,7 +28,7 @@ def synthetic_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.nda
     return x * np.float32(0.02)
 
 
-def synthetic_variables(module, *inputs, seed: int = 0) -> Any:
+def synthetic_variables(module, *inputs, seed: int = 0, method: str | None = None) -> Any:
     """Variables of a module, every weight filled from its torch name."""
     # numpy promises no stable streams; a new one must not look like a wrong network.
     drawn = synthetic_tensor("conv.bias", (7,))[-1]
@@ -40,5 +41,6 @@ def synthetic_variables(module, *inputs, seed: int = 0) -> Any:
             from_torch(name, synthetic_tensor(name, torch_shape(path, leaf.shape), seed))
         )
 
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    init = functools.partial(module.init, method=method) if method else module.init
+    shapes = jax.eval_shape(init, jax.random.key(0), *inputs)
     return jax.tree_util.tree_map_with_path(fill, shapes)

@@ -237,6 +237,21 @@ def test_eq14_feedback_of_both_maps_is_summed_and_enters_at_each_scale(run, inpu
     np.testing.assert_allclose(calls["unet/up_blocks_0"][0][0], expected, rtol=0, atol=ROUNDING)
 
 
+def test_fourth_scale_may_enter_at_the_end_of_the_encoder(inputs, variables):
+    model = MODEL.clone(config=replace(CONFIG, feedback_scale4="encoder"))
+    wanted = r"mid_plucker|cond_encoder_.|unet/(down_blocks_2|mid_block|up_blocks_0)|up_plucker_0"
+    _, calls = jit(lambda kwargs: record(model, variables, wanted=wanted, **kwargs))(inputs)
+    last = calls["cond_encoder_0"][1][2] + calls["cond_encoder_1"][1][2]
+    out, skips = calls["unet/down_blocks_2"][1]
+    np.testing.assert_allclose(out, skips[-1] + last, rtol=0, atol=ROUNDING)
+    rays = calls["mid_plucker"][1]
+    np.testing.assert_allclose(calls["unet/mid_block"][0][0], out + rays, rtol=0, atol=ROUNDING)
+    (x, _, _, used), _ = calls["unet/up_blocks_0"]
+    np.testing.assert_allclose(used[-1], skips[-1] + rays, rtol=0, atol=ROUNDING)
+    expected = calls["unet/mid_block"][1] + calls["up_plucker_0"][1]
+    np.testing.assert_allclose(x, expected, rtol=0, atol=ROUNDING)
+
+
 @pytest.mark.parametrize(
     ("feedback", "expected"), [("none", []), ("ccm", ["ccm"]), ("rgb+ccm", ["rgb", "ccm"])]
 )

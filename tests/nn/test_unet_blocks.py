@@ -152,8 +152,7 @@ def test_interleaved_tokens_read_the_video_of_their_number_modulo_batch():
     expected = repeated.reshape(2 * tokens, 3).reshape(2, 1, tokens, 3)
     np.testing.assert_array_equal(CONTEXTS["interleaved"](x, tokens), expected)
     assert not np.array_equal(expected, np.broadcast_to(x, expected.shape))
-    one = np.broadcast_to(np.asarray(x[:1]), (1, 1, tokens, 3))
-    np.testing.assert_array_equal(CONTEXTS["interleaved"](x[:1], tokens), one)
+    np.testing.assert_array_equal(CONTEXTS["interleaved"](x[:1], tokens), x[:1])
     np.testing.assert_array_equal(CONTEXTS["per_video"](x, tokens), x)
 
 
@@ -167,3 +166,14 @@ def test_only_interleaved_contexts_cross_between_videos_and_only_across_frames(c
     seen = np.abs(moved[0]).max(axis=(0, -1)).ravel() > 1e-6  # Of the first video, each token.
     # Tokens 1, 3, ... of ten are odd, so of the second video under interleaving.
     assert seen.tolist() == [context == "interleaved" and i % 2 == 1 for i in range(10)]
+
+
+def test_interleaved_contexts_stay_within_each_objects_pair():
+    x = normal(0, 6, 1, 1, 3)  # Three objects: unconditional halves, then conditional ones.
+    found = CONTEXTS["interleaved"](x, 5)
+    for i in range(3):
+        pair = CONTEXTS["interleaved"](x[i::3], 5)
+        np.testing.assert_array_equal(found[i::3], pair)
+        assert np.abs(np.diff(pair[0, 0, :, 0])).min() > 0  # Neighbors read different halves.
+    with pytest.raises(ValueError, match="3 videos"):
+        CONTEXTS["interleaved"](x[:3], 5)

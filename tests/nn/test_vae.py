@@ -12,7 +12,7 @@ from quick import jit, normal
 from synthetic import synthetic_variables
 
 from o3d_jax.config import VaeConfig
-from o3d_jax.nn.vae import DecoderResBlock, HalvingConv, PixelAttention, Vae
+from o3d_jax.nn.vae import DecoderMidBlock, DecoderResBlock, HalvingConv, PixelAttention, Vae
 
 CONFIG = VaeConfig(
     block_out_channels=(4, 8, 12), layers_per_block=1, latent_channels=3, norm_num_groups=2
@@ -170,3 +170,33 @@ def test_bfloat16_network_returns_float32_near_that_of_float32(variables, latent
     np.testing.assert_allclose(moments.mean, expected, rtol=0, atol=0.1)
     out = jax.eval_shape(functools.partial(half.apply, method="decode"), variables, latents)
     assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("layers", "where", "attends", "last_block_runs"),
+    [
+        (1, "between", False, True),
+        (1, "always", True, True),
+        (2, "between", True, True),
+        (3, "between", True, False),
+        (3, "always", True, True),
+    ],
+)
+def test_decoders_middle_runs_what_diffusers_does_or_all(layers, where, attends, last_block_runs):
+    config = VaeConfig((4, 4), layers, norm_num_groups=2, mid_attention=where)
+    module = DecoderMidBlock(config)
+    x = normal(0, 1, 2, 3, 5, 4)
+    variables = synthetic_variables(module, x)
+    assert len(variables["params"]) == layers + 1
+
+    def total(params):
+        return (module.apply({"params": params}, x) ** 2).sum()
+
+    slopes = jit(jax.grad(total))(variables["params"])
+
+    def used(name):
+        return any(np.any(leaf) for leaf in jax.tree.leaves(slopes[name]))
+
+    assert used("resnets_0")
+    assert used("attentions_0") == attends
+    assert used(f"resnets_{layers - 1}") == last_block_runs

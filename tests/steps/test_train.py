@@ -270,7 +270,8 @@ def test_perceptual_loss_is_blind_to_detail_finer_than_its_size(toy):
     checks = jnp.broadcast_to(0.5 + 0.4 * sign[..., None], (1, 1, size, size, 3))
     gray = jnp.full_like(checks, 0.5)
     same, fine, coarse = (
-        _lpips(toy.networks, toy.frozen, gray, other) for other in (gray, checks, gray + 0.4)
+        _lpips(toy.networks, toy.config.optim, toy.frozen, gray, other)
+        for other in (gray, checks, gray + 0.4)
     )
     # The averaging leaves something of the checks along the border only.
     assert abs(fine - same) < 0.01 * (coarse - same)
