@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dumps import write_dump
 
 B, V = 2, 3
 
@@ -38,21 +38,6 @@ def image_tower(config):
     from o3d_jax.nn.networks import build_networks
 
     return build_networks(config.model).clip
-
-
-def write_dump(folder: Path, network: str, inputs, outputs=(), stride: int = 1) -> Path:
-    """`outputs` are (name, array) in order of execution."""
-    folder.mkdir()
-    order = []
-    for i, (name, array) in enumerate(outputs):
-        file = f"{i}.npy"
-        np.save(folder / file, np.asarray(array, np.float32).reshape(-1)[::stride])
-        order.append({"name": name, "file": file, "shape": array.shape, "stride": stride})
-    for name, array in inputs.items():
-        np.save(folder / f"input.{name}.npy", np.asarray(array, np.float32))
-    about = {"network": network, "inputs": list(inputs), "order": order}
-    (folder / "order.json").write_text(json.dumps(about))
-    return folder
 
 
 PIXELS = np.random.default_rng(1).standard_normal((B, 3, 16, 16), np.float32)
@@ -171,56 +156,35 @@ def test_an_output_that_is_not_finite_differs(clip_outputs, model, tmp_path):
     assert first_difference(compare(replay(model, dump), dump), tolerance=1e9) == 0
 
 
-OURS = np.random.default_rng(2).standard_normal((B, V, 5, 4, 6), np.float32)  # b v h w c
-
-
-def record_of(folder: Path, array, stride: int):
+def test_another_order_counts_as_a_difference_and_is_named(model, clip_outputs, tmp_path):
     from o3d_jax.io.dump import Dump
+    from o3d_jax.tools.compare import compare, first_difference, report
+    from o3d_jax.tools.replay import replay
 
-    return Dump(write_dump(folder, "any", {}, [("x", array)], stride)).records[0]
-
-
-@pytest.mark.parametrize("stride", [1, 7])
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    {
-        "(b v) c h w": (OURS, OURS.transpose(0, 1, 4, 2, 3).reshape(-1, 6, 5, 4)),
-        "b v c h w": (OURS, OURS.transpose(0, 1, 4, 2, 3)),
-        "b c v h w": (OURS, OURS.transpose(0, 4, 1, 2, 3)),
-        "(b v) (h w) c": (OURS, OURS.reshape(B * V, -1, 6)),
-        "(b h w) v c": (OURS, OURS.transpose(0, 2, 3, 1, 4).reshape(-1, V, 6)),
-        "images": (OURS[0], OURS[0].transpose(0, 3, 1, 2)),
-        "(b h w) v c here, (b v) (h w) c there": (
-            OURS.transpose(0, 2, 3, 1, 4).reshape(-1, V, 6),
-            OURS.reshape(B * V, -1, 6),
-        ),
-        "a row a video": (OURS[:, 0, 0, 0], np.repeat(OURS[:, 0, 0, 0], V * 5, axis=0)),
-        "a row a frame": (OURS[0, :, 0, 0], np.tile(OURS[0, :, 0, 0], (B, 1))),
-        "theirs without repeats": (np.repeat(OURS[:, 0, 0, 0], V, axis=0), OURS[:, 0, 0, 0]),
-    }.values(),
-)
-def test_outputs_are_compared_in_torchs_order_of_axes(ours, theirs, stride, tmp_path):
-    from o3d_jax.tools.compare import closest
-
-    row = closest(ours, record_of(tmp_path / "same", theirs, stride), B, V)
-    assert row is not None
-    assert (row.largest, row.relative) == (0.0, 0.0)
-    rng = np.random.default_rng(3)
-    noise = 0.01 * rng.standard_normal(theirs.shape)
-    row = closest(ours, record_of(tmp_path / "near", theirs + noise, stride), B, V)
-    assert row is not None
-    # Sums over few values, thinned: within 60 % of what they are of.
-    assert 0.004 < row.relative < 0.016
-    other = rng.standard_normal(theirs.shape)  # In no order do other values agree.
-    row = closest(ours, record_of(tmp_path / "other", other, stride), B, V)
-    assert row is not None
-    assert row.relative > 0.5
+    outputs = [
+        (name, np.moveaxis(array, -1, 1) if name == LAYERS[2] else array)
+        for name, array in clip_outputs
+    ]
+    dump = Dump(write_dump(tmp_path / "d", "image_encoder", {"pixel_values": PIXELS}, outputs))
+    comparison = compare(replay(model, dump), dump)
+    assert first_difference(comparison, 1e-4) == 2
+    lines = list(report(comparison, 1e-4))
+    assert "DIFFERS, FIRST, other order: they agree as [bfcp], and not as [bfpc]" in lines[2]
+    assert lines[-1].startswith(f"first difference: {LAYERS[2]}, relative error ")
+    assert lines[-1].endswith("; 1 differ in all, 1 of them in the order of axes only")
 
 
-def test_outputs_of_another_size_are_not_compared(tmp_path):
-    from o3d_jax.tools.compare import closest
+def test_outputs_of_another_size_are_not_compared_and_the_verdict_says_so(
+    model, clip_outputs, tmp_path
+):
+    from o3d_jax.io.dump import Dump
+    from o3d_jax.tools.compare import compare, report
+    from o3d_jax.tools.replay import replay
 
-    assert closest(OURS, record_of(tmp_path / "dump", OURS[:, :, :-1], 1), B, V) is None
+    outputs = [(name, array[:1] if name == LAYERS[0] else array) for name, array in clip_outputs]
+    dump = Dump(write_dump(tmp_path / "d", "image_encoder", {"pixel_values": PIXELS}, outputs))
+    lines = list(report(compare(replay(model, dump), dump), 1e-4))
+    assert lines[-1].startswith(f"all {len(LAYERS) - 1} modules agree, 1 not compared; largest")
 
 
 def denoiser_inputs():

@@ -4,6 +4,9 @@ DUMP is a folder that tools/dump_torch.py wrote beside the torch network; that f
 a line for every module that both have, in torch's order of execution, then those that only one
 has, then where the outputs first differ. Exit status 0: nowhere; 1: somewhere; 2: no comparison.
 
+Outputs are compared in the one order of axes that a module's name says (tools/layouts.py). If they
+differ there and agree in another, the line names it: right numbers, at the wrong places.
+
 Options:
     --tolerance X   relative L2 error up to which outputs agree. The default is for a dump in
                     float32; one in TF32, as torch convolves on GPUs unless told otherwise, or in
@@ -28,6 +31,7 @@ from o3d_jax.io.checkpoint import load_model
 from o3d_jax.io.dump import Dump, Record
 from o3d_jax.io.names import torch_name
 from o3d_jax.tools.cli import parse
+from o3d_jax.tools.layouts import OTHER_ORDERS, canonical, flat_in_order, torch_order
 from o3d_jax.tools.replay import Replay, replay
 
 TOLERANCE = 1e-4  # Ten times and more the rounding of a deep network in float32.
@@ -43,6 +47,10 @@ class Row:
     relative: float
     """L2 norm of the difference by that of torch's output; infinite if one of both is not finite.
     """
+    order: str = ""
+    """Of torch's axes, as in tools/layouts.py."""
+    agrees_as: str | None = None
+    """Another order, in which they would agree, if they don't in this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +64,10 @@ class Comparison:
     only_ours: Sequence[str]
 
 
-def compare(run: Replay, dump: Dump) -> Comparison:
+def compare(run: Replay, dump: Dump, tolerance: float = TOLERANCE) -> Comparison:
     """Runs ours and compares every module's output with the dump's, in torch's order.
+
+    The tolerance is up to which relative error other orders of axes are said to agree.
 
     Raises:
         InputError: no module is in both, or the dump is damaged.
@@ -76,7 +86,7 @@ def compare(run: Replay, dump: Dump) -> Comparison:
             return
         i = waiting[name].popleft()
         record = dump.records[i]
-        row = closest(np.asarray(output, np.float32), record, run.videos, run.frames)
+        row = compare_output(np.asarray(output, np.float32), record, run, tolerance)
         if row is None:
             unlike[i] = f"{name or '(output)'} {record.shape} there, {output.shape} here"
         else:
@@ -98,54 +108,35 @@ def module_name(path: tuple[str, ...]) -> str:
     return torch_name((*path, "bias")).removesuffix("bias").removesuffix(".")
 
 
-def closest(ours: Float[np.ndarray, "..."], record: Record, videos: int, frames: int) -> Row | None:
-    """The errors in the order of axes in which both agree best; None if none has torch's size.
+def compare_output(
+    ours: Float[np.ndarray, "..."], record: Record, run: Replay, tolerance: float = TOLERANCE
+) -> Row | None:
+    """The errors in the order of axes that torch's module has; None if ours has not its size."""
+    places = canonical(ours, record.name, run.videos, run.frames)
 
-    Values that differ don't agree in any order, so this can hide no fault of a module.
-    """
+    def compare_as(order: str) -> Row | None:
+        flat = flat_in_order(places, order, record.shape, run.videos, run.frames)
+        return None if flat is None else errors(flat, record, order)
+
+    row = compare_as(torch_order(record.name, run.temporal_context))
+    if row is None or row.relative <= tolerance:
+        return row
+    for order in OTHER_ORDERS:
+        other = compare_as(order)
+        if other is not None and other.relative <= tolerance:
+            return dataclasses.replace(row, agrees_as=order)
+    return row
+
+
+def errors(ours: Float[np.ndarray, " n"], record: Record, order: str) -> Row:
+    """What two flat outputs differ by, where torch's is kept."""
     theirs = record.values().astype(np.float64)
-    norm = float(np.linalg.norm(theirs)) or 1.0
-    best: Row | None = None
-    for flat in orders(ours, int(np.prod(record.shape)), videos, frames):
-        error = flat[:: record.stride] - theirs
-        relative = float(np.linalg.norm(error)) / norm
-        largest = float(np.abs(error).max(initial=0.0))
-        if not np.isfinite(relative):
-            relative = largest = float("inf")
-        if best is None or relative < best.relative:
-            best = Row(record, largest, relative)
-        if relative <= TOLERANCE:
-            break  # In another order of axes they would not agree.
-    return best
-
-
-def orders(
-    ours: Float[np.ndarray, "..."], size: int, videos: int, frames: int
-) -> Iterator[Float[np.ndarray, " {size}"]]:
-    """Ours in every order of axes that torch may have it in, flat.
-
-    Ours are `b v h w c`, and `(b h w) v c` in attention across frames; a context or an embedding
-    has one row a video, or a frame, where torch repeats it. So do ours with those of views.
-    """
-    c = ours.shape[-1] if ours.ndim else 1
-    if ours.size == size:
-        yield ours.reshape(-1)
-        if ours.ndim > 2:
-            yield np.moveaxis(ours, -1, 1).reshape(-1)
-        if size % (videos * frames * c) == 0:
-            over_places = ours.reshape(videos, frames, -1, c)
-            over_frames = ours.reshape(videos, -1, frames, c).swapaxes(1, 2)
-            for x in (over_places, over_frames):
-                for axes in ((0, 1, 3, 2), (0, 2, 1, 3), (0, 1, 2, 3)):
-                    yield x.transpose(axes).reshape(-1)
-    elif ours.size in (videos * c, frames * c) and size % ours.size == 0:
-        times = size // ours.size
-        yield np.repeat(ours.reshape(-1, 1, c), times, axis=1).reshape(-1)
-        yield np.tile(ours.reshape(-1), times)
-    elif ours.size == frames * size and ours.shape[0] % frames == 0:
-        views = ours.reshape(-1, frames, *ours.shape[1:])
-        if not np.ptp(views, axis=1).any():
-            yield views[:, 0].reshape(-1)
+    error = ours[:: record.stride] - theirs
+    relative = float(np.linalg.norm(error)) / (float(np.linalg.norm(theirs)) or 1.0)
+    largest = float(np.abs(error).max(initial=0.0))
+    if not np.isfinite(relative):
+        relative = largest = float("inf")
+    return Row(record, largest, relative, order)
 
 
 def report(comparison: Comparison, tolerance: float) -> Iterator[str]:
@@ -153,6 +144,8 @@ def report(comparison: Comparison, tolerance: float) -> Iterator[str]:
     first = first_difference(comparison, tolerance)
     for i, row in enumerate(comparison.rows):
         mark = "" if row.relative <= tolerance else "  DIFFERS" + (", FIRST" if i == first else "")
+        if mark and row.agrees_as is not None:
+            mark += f", other order: they agree as [{row.agrees_as}], and not as [{row.order}]"
         yield (
             f"{row.record.name or '(output)':72} {'x'.join(map(str, row.record.shape)):>18}"
             f"  max abs {row.largest:8.1e}  rel L2 {row.relative:8.1e}{mark}"
@@ -162,16 +155,26 @@ def report(comparison: Comparison, tolerance: float) -> Iterator[str]:
     for side, names in (("torch", comparison.only_torch), ("ours", comparison.only_ours)):
         for pattern, times in Counter(re.sub(r"\d+", "#", name) for name in names).items():
             yield f"only in {side}: {pattern or '(output)'}{f', {times} times' * (times > 1)}"
-    before = comparison.rows if first is None else comparison.rows[:first]
+    yield verdict(comparison, tolerance)
+
+
+def verdict(comparison: Comparison, tolerance: float) -> str:
+    """Whether all that was compared agrees, or what is first not to, and how many others."""
+    first = first_difference(comparison, tolerance)
+    before = comparison.rows[:first]
     most = max((row.relative for row in before), default=0.0)
     if first is None:
-        yield f"all {len(before)} modules agree; largest relative error {most:.1e}"
-    else:
-        row = comparison.rows[first]
-        yield (
-            f"first difference: {row.record.name or '(output)'}, relative error {row.relative:.1e};"
-            f" the {len(before)} modules before it agree to {most:.1e}"
-        )
+        unlike = f", {len(comparison.unlike)} not compared" * bool(comparison.unlike)
+        return f"all {len(before)} modules agree{unlike}; largest relative error {most:.1e}"
+    row = comparison.rows[first]
+    differ = [row for row in comparison.rows if row.relative > tolerance]
+    moved = sum(row.agrees_as is not None for row in differ)
+    return (
+        f"first difference: {row.record.name or '(output)'}, relative error {row.relative:.1e};"
+        f" the {len(before)} modules before it agree to {most:.1e}; {len(differ)} differ in all"
+        + f", {moved} of them in the order of axes only"
+        * bool(moved)
+    )
 
 
 def first_difference(comparison: Comparison, tolerance: float) -> int | None:
@@ -199,7 +202,8 @@ def main() -> None:
     if not arguments.tolerance > 0:
         raise InputError(f"--tolerance {arguments.tolerance}: give a positive number")
     dump = Dump(arguments.dump)
-    comparison = compare(replay(load_model(arguments.checkpoint), dump), dump)
+    run = replay(load_model(arguments.checkpoint), dump)
+    comparison = compare(run, dump, arguments.tolerance)
     for line in report(comparison, arguments.tolerance):
         sys.stdout.write(line + "\n")
     sys.exit(0 if first_difference(comparison, arguments.tolerance) is None else 1)

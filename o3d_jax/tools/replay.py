@@ -30,6 +30,8 @@ class Replay:
     frames: int
     """Of each video; torch folds them into one axis, or moves them behind the pixels."""
     method: str | None = None
+    temporal_context: str = "per_video"
+    """Of the U-Net: the order of the contexts in torch, too."""
 
     def run(self, observe: Observer) -> None:
         """Runs it op by op; `observe` is given every module's output."""
@@ -102,7 +104,8 @@ def _svd_unet(networks: Networks, config: ModelConfig, variables: Any, dump: Dum
         jnp.asarray(dump.input("added_time_ids", "b 3")),
     )
     inner = {"params": variables["params"]["unet"]}
-    return Replay(plain, inner, inputs, sample.shape[0], sample.shape[1])
+    b, f = sample.shape[:2]
+    return Replay(plain, inner, inputs, b, f, temporal_context=config.unet.temporal_context)
 
 
 def _unet(networks: Networks, config: ModelConfig, variables: Any, dump: Dump) -> Replay:
@@ -125,7 +128,9 @@ def _unet(networks: Networks, config: ModelConfig, variables: Any, dump: Dump) -
     )
     c_noise, cameras = _per_video(dump, "timestep"), _cameras(dump, "extrinsics")
     inputs = (_channels_last(noisy), c_noise, condition, cameras, maps)
-    return Replay(networks.unet, variables, inputs, sample.shape[0], sample.shape[1])
+    b, f = sample.shape[:2]
+    context = config.unet.temporal_context
+    return Replay(networks.unet, variables, inputs, b, f, temporal_context=context)
 
 
 def _recon_model(networks: Networks, config: ModelConfig, variables: Any, dump: Dump) -> Replay:

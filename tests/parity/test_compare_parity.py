@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ CONFIG = Config(
     ),
 )
 NETWORKS = build_networks(CONFIG.model)
-B, F, H, W = 3, 2, 6, 4
+B, F, H, W = 2, 3, 6, 4
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,13 @@ def model():
     )
 
 
-def dump_unet(model, folder, **options):
+def torch_unet(model):
     unet = svd_unet(CONFIG.model.unet, latents=3, context=10, given=3)
-    load(unet, {"params": model.weights.params.unet["params"]["unet"]})
+    return load(unet, {"params": model.weights.params.unet["params"]["unet"]})
+
+
+def dump_unet(model, folder, unet=None, **options):
+    unet = torch_unet(model) if unet is None else unet
     x, ids = tensor(normal(0, B, F, 6, H, W)), tensor([[6, 127, 0.02]] * B)
     clip, c_noise = tensor(normal(1, B, 1, 10)), tensor(normal(2, B))
     dump(
@@ -156,3 +161,54 @@ def test_same_weights_agree_everywhere_and_a_moved_one_is_found(case, model, tmp
     expected = name.removesuffix(".weight").removeprefix("unet.")
     assert other.rows[first].record.name == expected
     assert np.all([row.relative < 1e-5 for row in other.rows[:first]])
+
+
+UP = "up_blocks.1.attentions.0.temporal_transformer_blocks.0"
+
+
+def test_a_reshape_that_mixes_frames_and_places_is_found(model, tmp_path):
+    dump_unet(model, tmp_path / "dump")
+    found = Dump(tmp_path / "dump")
+
+    def mix(call, args, kwargs, context):
+        if ".".join(context.module.path) != UP.replace(".0", "_0").replace(".1.", "_1.") + ".attn1":
+            return call(*args, **kwargs)
+        x = args[0]  # (b s) v d: what comes of (b v s d) that was reshaped and not transposed.
+        moved = x.reshape(B, -1, F, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
+        y = call(moved, **kwargs).reshape(B, F, -1, x.shape[-1])
+        return y.swapaxes(1, 2).reshape(x.shape)
+
+    with nn.intercept_methods(mix):
+        comparison = compare(replay(model, found), found)
+    first = first_difference(comparison, TOLERANCE)
+    assert first is not None
+    assert comparison.rows[first].record.name == f"{UP}.attn1.to_q"
+
+
+def with_contexts_of_025(unet):
+    """diffusers' network, with its temporal contexts ordered (place, video) as in 0.25."""
+
+    def reorder(module, args, kwargs):
+        contexts = kwargs["encoder_hidden_states"]
+        places = contexts.unflatten(0, (B, -1))
+        return args, kwargs | {"encoder_hidden_states": places.transpose(0, 1).flatten(0, 1)}
+
+    for name, module in unet.named_modules():
+        if name.split(".")[-2:-1] == ["temporal_transformer_blocks"]:
+            module.register_forward_pre_hook(reorder, with_kwargs=True)
+    return unet
+
+
+def test_contexts_of_diffusers_025_are_told_from_ours_per_video(model, tmp_path):
+    dump_unet(model, tmp_path / "dump", with_contexts_of_025(torch_unet(model)))
+    found = Dump(tmp_path / "dump")
+    comparison = compare(replay(model, found), found)
+    first = first_difference(comparison, TOLERANCE)
+    assert first is not None
+    row = comparison.rows[first]
+    at = "down_blocks.0.attentions.0.temporal_transformer_blocks.0.attn2.to_v"
+    assert (row.record.name, row.agrees_as) == (at, "pbfc")
+    unet = dataclasses.replace(CONFIG.model.unet, temporal_context="interleaved")
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, unet=unet))
+    same = compare(replay(dataclasses.replace(model, config=config), found), found)
+    assert first_difference(same, 1e-5) is None, list(report(same, 1e-5))

@@ -1,4 +1,4 @@
-"""The autoencoder is diffusers', for any configuration it can have."""
+"""The autoencoder is diffusers', for configurations drawn at random."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +38,11 @@ def test_encoder_is_diffusers(seed, scales, layers):
     expected.check(jnp.concatenate([moments.mean, moments.logvar], axis=-1))
 
 
-# At SVD's two layers: with one, diffusers' decoder has attention that it never calls, and with
-# three, a residual block.
-@pytest.mark.parametrize(("seed", "scales"), [(2, 1), (3, 2), (4, 3)])
-def test_decoder_is_diffusers_with_the_frames_of_each_video_apart(seed, scales):
-    ours, variables, original = draw(seed, scales, layers=2)
+# SVD has two layers. With one, diffusers' decoder has attention that it never calls, and with three
+# or more, residual blocks.
+@pytest.mark.parametrize(("seed", "scales", "layers"), [(2, 2, 1), (3, 2, 2), (4, 3, 2), (5, 1, 3)])
+def test_decoder_is_diffusers_with_the_frames_of_each_video_apart(seed, scales, layers):
+    ours, variables, original = draw(seed, scales, layers)
     b, v, h, w = 2, 3, 5, 3
     latents = normal(seed, b, v, h, w, ours.config.latent_channels)
 
