@@ -131,8 +131,11 @@ def _complete(model: Model, checkpoint: Path) -> Model:
     parts["image tower"] = params.clip or frozen.clip
     missing = [name for name, part in parts.items() if part is None]
     if missing:
+        from_svd = {"vae", "image tower"} & set(missing)
+        or_convert = ", or convert again with --svd SVD_DIR" if from_svd else ""
         raise InputError(
             f"{checkpoint} holds no {', no '.join(missing)}; give RUN/model of a whole training run"
+            f"{or_convert}"
         )
     return model
 

@@ -228,7 +228,9 @@ def test_a_network_trained_alone_is_no_model_to_sample(
     with pytest.raises(SystemExit) as stop:
         run(script, monkeypatch, picture, "--out", tmp_path / "new")
     assert stop.value.code == 2 and not (tmp_path / "new").exists()
-    assert "holds no unet, no vae, no image tower; give RUN/model" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "holds no unet, no vae, no image tower; give RUN/model" in error
+    assert "or convert again with --svd SVD_DIR" in error
 
 
 def test_the_bundled_model_is_whole_and_fits_its_config():

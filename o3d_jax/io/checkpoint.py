@@ -8,6 +8,8 @@ the training state and the data iterator's position, several steps of it, and th
 import contextlib
 import dataclasses
 import difflib
+import errno
+import fnmatch
 import hashlib
 import json
 import os
@@ -99,17 +101,14 @@ def _read_config(folder: Path) -> Config:
 def whole_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
     """A folder to write `names` into that appears under its own name only if the block ends well.
 
-    An earlier one is replaced if it holds nothing else.
+    An earlier one is replaced if all files in and below it have such names: paths relative to it,
+    in which * stands for anything.
 
     Raises:
         InputError: the parent folder cannot be made or written to, or what is there is not ours.
+        PermissionError: what is there cannot be listed.
     """
-    others = [p.name for p in folder.iterdir() if p.name not in names] if folder.is_dir() else []
-    if others or (folder.exists() and not folder.is_dir()):
-        raise InputError(
-            f"{folder} exists and is no earlier result: it is or holds {(others or ['a file'])[0]}"
-            "; choose another place"
-        )
+    _check_ours(folder, names)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -131,7 +130,31 @@ def whole_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-MODEL_FILES = ("config.json", "weights", "checksum")
+def _check_ours(folder: Path, names: Collection[str]) -> None:
+    if not folder.is_dir():
+        others = ["a file"] if folder.exists() else []
+    else:
+        paths = (path.relative_to(folder).as_posix() for path in _files(folder))
+        others = [p for p in paths if not any(fnmatch.fnmatchcase(p, name) for name in names)]
+    if others:
+        raise InputError(
+            f"{folder} exists and is no earlier result: it is or holds {others[0]}; choose "
+            "another place"
+        )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All below that is no folder; links are not followed, for they would be deleted as links."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(Path(entry.path))
+            else:
+                yield Path(entry.path)
+
+
+MODEL_FILES = ("config.json", "checksum", "report.txt")
+"""What is in a model's folder beside `weights`; the report is of what it was converted from."""
 
 
 def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None = None) -> None:
@@ -144,13 +167,29 @@ def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None
 @contextlib.contextmanager
 def model_folder(folder: Path, config: Config) -> Iterator[Path]:
     """Where orbax is to put a model's arrays; `folder` appears, whole, when the block ends."""
-    with whole_folder(folder.absolute(), MODEL_FILES) as scratch:
+    folder = folder.absolute()
+    whole = all((folder / name).is_file() for name in ("config.json", "checksum"))
+    # Only orbax knows the names below; they are ours where a model of ours was.
+    names = (*MODEL_FILES, "weights/*") if whole else MODEL_FILES
+    with whole_folder(folder, names) as scratch:
         (scratch / "config.json").write_text(json.dumps(to_dict(config), indent=1))
         arrays = scratch / "weights"
-        yield arrays
+        with _full_disk_named(folder):
+            yield arrays
         # Orbax notes there where it wrote, which is not where the folder will be.
         (arrays / "commit_success.txt").unlink(missing_ok=True)
         (scratch / "checksum").write_text(_checksum(arrays))
+
+
+@contextlib.contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    """orbax has its own errors; of these, a full disk is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def _checksum(folder: Path) -> str:

@@ -5,15 +5,14 @@ parameter and every parameter its tensor, but for the exceptions that a `Rule` n
 the type they are stored in, so that the way back gives the same bits.
 """
 
-import dataclasses
 import functools
 import hashlib
 import importlib.util
-import json
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from o3d_jax.io.safetensors import (
     Spec,
     Tensor,
     read_index,
+    read_json,
     read_safetensors,
 )
 from o3d_jax.io.streaming import Leaf
@@ -48,8 +48,16 @@ class Rule:
     """Stands in front of the file's names in ours."""
     fresh: str = r"(?!)"
     """Parameters, by their full torch names, that are newer than the file: they start anew."""
-    dropped: tuple[str, ...] = ()
-    """Tensors of the file that are no parameters."""
+    dropped: str = r"(?!)"
+    """Tensors, by the file's names, that are no parameters."""
+    filled: str = r".+"
+    """Parameters, by their full torch names, that the file has, where another has the rest."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Ours to the file's, where a prefix is not all that they differ in."""
+
+    def theirs(self, name: str) -> str:
+        """What the file calls a parameter."""
+        return self.names.get(name, name.removeprefix(self.prefix))
 
 
 RELEASED = Rule()
@@ -61,10 +69,16 @@ SVD_UNET = Rule(
 )
 """SVD knows no feedback and no rays."""
 
-LGM = Rule(fresh=r"unet\.time_embed\.\d\..+|unet\..+\.emb_layers\.1\..+")
-"""LGM knows no noise level."""
+LGM = Rule(
+    fresh=r"unet\.time_embed\.\d\..+|unet\..+\.emb_layers\.1\..+",
+    dropped=r"lpips_loss\..+",
+)
+"""LGM knows no noise level; what was saved in the midst of training has its loss along."""
 
-IMAGE_ENCODER = Rule(dropped=("vision_model.embeddings.position_ids",))
+OUTER = "unet."
+"""Stands in front of the U-Net's names in the files of U-Net and LGM, which have more beside it."""
+
+IMAGE_ENCODER = Rule(dropped=r"vision_model\.embeddings\.position_ids")
 """transformers before 4.31 stored the numbers 0, 1, 2, ... along."""
 
 
@@ -101,6 +115,7 @@ class Tally:
     fresh: dict[str, int] = field(default_factory=dict)
     """Parameters that start anew, and their size."""
     casts: int = 0
+    """Tensors that were given another type."""
     done: dict[str, Spec] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
@@ -129,8 +144,9 @@ class Tally:
         parts = [
             f"{self.network}: {len(self.done) + len(self.dropped)} tensors read",
             f"{len(self.done)} filled ({read:,} parameters, {', '.join(dtypes)})",
-            f"{self.casts} cast",
         ]
+        if self.casts:
+            parts.append(f"{self.casts} cast")
         if self.fresh:
             parts.append(f"{len(self.fresh)} fresh ({sum(self.fresh.values()):,} parameters)")
         if self.dropped:
@@ -149,66 +165,49 @@ def check_all_finite(tallies: list[Tally]) -> None:
         )
 
 
-def check_fields(what: str, found: Mapping[str, Any], config: Any) -> None:
-    """Compares what a file says of its network, with the fields of a config that it knows.
-
-    Raises:
-        InputError: values that differ; all are named.
-    """
-    wrong = []
-    for name, value in dataclasses.asdict(config).items():
-        there = found.get(name, value)
-        there = tuple(there) if isinstance(there, list) else there
-        if there != value:
-            wrong.append(f"{name} {there!r} there, {value!r} in the config")
-    if wrong:
-        raise InputError(f"{what}: {', '.join(wrong)}; give the weights' own config as --config")
-
-
 def read_fields(path: Path) -> dict[str, Any]:
     """A diffusers `config.json`; empty if there is none.
 
     Raises:
         InputError: a damaged one.
     """
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}; download it again") from error
+    return read_json(path.read_bytes(), path) if path.is_file() else {}
 
 
 def faults(rule: Rule, source: Source, shapes: Any) -> str:
     """What keeps a file from being a network with this tree of parameters; empty if nothing.
 
-    Names all tensors that are missing, superfluous, misshapen or of a type parameters don't have.
+    Names all tensors that are missing, superfluous, misshapen or of a type parameters don't have,
+    as the file names them.
     """
-    wanted = {n: s for n, s in manifest(shapes).items() if not re.fullmatch(rule.fresh, n)}
-    found = {rule.prefix + t.spec.name: t.spec for t in _kept(rule, source)}
-    both = sorted(found.keys() & wanted.keys())
-
-    def short(names: Iterable[str]) -> str:
-        return ", ".join(name.removeprefix(rule.prefix) for name in sorted(names))
-
+    wanted = {
+        rule.theirs(name): shape
+        for name, shape in manifest(shapes).items()
+        if re.fullmatch(rule.filled, name) and not re.fullmatch(rule.fresh, name)
+    }
+    found = {tensor.spec.name: tensor.spec for tensor in _kept(rule, source)}
     wrong = []
-    if missing := wanted.keys() - found.keys():
-        wrong.append(f"{len(missing)} missing ({short(missing)})")
-    if extra := found.keys() - wanted.keys():
-        wrong.append(f"{len(extra)} superfluous ({short(extra)})")
+    if not any(n.startswith(OUTER) for n in found) and any(OUTER + n in wanted for n in found):
+        wrong.append(f'names without "{OUTER}": a U-Net alone; give the file of the whole network')
+        found = {OUTER + n if OUTER + n in wanted else n: spec for n, spec in found.items()}
+    both = sorted(found.keys() & wanted.keys())
+    if missing := sorted(wanted.keys() - found.keys()):
+        wrong.append(f"{len(missing)} missing ({', '.join(missing)})")
+    if extra := sorted(found.keys() - wanted.keys()):
+        wrong.append(f"{len(extra)} superfluous ({', '.join(extra)})")
     bent = [name for name in both if found[name].shape != wanted[name]]
-    rows = [f"{short([name])} {found[name].shape}, not {wanted[name]}" for name in bent]
+    rows = [f"{name} {found[name].shape}, not {wanted[name]}" for name in bent]
     if rows:
         wrong.append(f"{len(rows)} misshapen ({', '.join(rows)})")
     types = {name: found[name].dtype for name in both if found[name].dtype not in FLOATS}
     if types:
         kinds = ", ".join(sorted(set(types.values())))
-        wrong.append(f"{len(types)} of type {kinds}, not {', '.join(FLOATS)} ({short(types)})")
+        wrong.append(f"{len(types)} of type {kinds}, not {', '.join(FLOATS)} ({', '.join(types)})")
     return f"{source.where}: {'; '.join(wrong)}" if wrong else ""
 
 
 def _kept(rule: Rule, source: Source) -> list[Tensor]:
-    return [tensor for tensor in source.tensors if tensor.spec.name not in rule.dropped]
+    return [t for t in source.tensors if not re.fullmatch(rule.dropped, t.spec.name)]
 
 
 def plan_network(
@@ -218,14 +217,15 @@ def plan_network(
 
     For a file without `faults`; `shapes` is the network's tree of parameters.
     """
-    wanted = manifest(shapes)
-    kept = {rule.prefix + t.spec.name: t for t in _kept(rule, source)}
+    wanted = {n: s for n, s in manifest(shapes).items() if re.fullmatch(rule.filled, n)}
+    kept = {tensor.spec.name: tensor for tensor in _kept(rule, source)}
     names = {tensor.spec.name for tensor in source.tensors}
-    tally.dropped = tuple(sorted(names & set(rule.dropped)))
-    fresh = sorted(wanted.keys() - kept.keys())
+    tally.dropped = tuple(sorted(names - kept.keys()))
+    fresh = sorted(name for name in wanted if re.fullmatch(rule.fresh, name))
     tally.fresh = {name: math.prod(wanted[name]) for name in fresh}
     return {
-        name: _leaf(name, kept[name], tally, progress) if name in kept else None for name in wanted
+        name: None if name in fresh else _leaf(name, kept[rule.theirs(name)], tally, progress)
+        for name in wanted
     }
 
 
@@ -294,6 +294,13 @@ def read_released(folder: Path, stem: str) -> Source:
     raise InputError(f"{folder} holds none of {', '.join(readers)}; give the release's folder")
 
 
+_TORCH_ERRORS = (
+    *(RuntimeError, EOFError, ValueError, OSError, struct.error),
+    *(LookupError, AssertionError, AttributeError, TypeError, ArithmeticError, ImportError),
+)
+"""What torch raises for bytes that are no file of its own, by where it stumbles."""
+
+
 def read_torch(path: Path) -> Source:
     """The tensors of a file that torch saved; they stay on disk, and no code of it is run.
 
@@ -313,7 +320,7 @@ def read_torch(path: Path) -> Source:
             f"{path} is more than tensors, or damaged; nothing of it was run. Save the model's "
             "state_dict alone, or download it again"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except _TORCH_ERRORS as error:
         raise InputError(f"{path} is cut off or damaged; download it again") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} is a {type(found).__name__}; save the model's state_dict alone")
@@ -325,6 +332,8 @@ def _torch_tensor(path: Path, name: Any, tensor: Any) -> Tensor:
 
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise InputError(f"{path}: {name} is no tensor; save the model's state_dict alone")
+    if tensor.device.type != "cpu":
+        raise InputError(f"{path}: {name} has no values, it is {tensor.device}; save it from a CPU")
     dense = tensor.layout == torch.strided
     dtype = str(tensor.dtype if dense else tensor.layout).removeprefix("torch.")
 

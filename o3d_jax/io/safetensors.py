@@ -6,6 +6,7 @@ maps files into memory, where what was read stays counted; here one tensor is in
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,19 @@ FLOATS = {
     "bfloat16": np.dtype(jnp.bfloat16),
 }
 """What parameters may be stored as."""
+
+BITS = {
+    4: ("F4",),
+    6: ("F6_E2M3", "F6_E3M2"),
+    8: ("BOOL", "I8", "U8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"),
+    16: ("I16", "U16", "F16", "BF16"),
+    32: ("I32", "U32", "F32"),
+    64: ("I64", "U64", "F64", "C64"),
+}
+"""The format's types by the size of a value; one that is not here has a size we don't check."""
+
+HEADER_BYTES = 100_000_000
+"""The format's limit: no header is longer."""
 
 CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The format's names of these; those of other types stay as they are."""
@@ -82,43 +96,88 @@ def read_safetensors(path: Path) -> Source:
         if start == b"version ":
             raise InputError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull`")
         length = int.from_bytes(start, "little")
-        if len(start) < 8 or 8 + length > size:
+        if len(start) < 8 or 8 + length > size or length > HEADER_BYTES:
             raise InputError(f"{path} is cut off or no safetensors file; download it again")
-        header = _json(file.read(length), path)
+        header = read_json(file.read(length), path)
     metadata = header.pop("__metadata__", None) or {}
-    notes = _json(metadata[OWN].encode(), path) if OWN in metadata else {}
-    tensors = tuple(_tensor(path, 8 + length, name, row) for name, row in header.items())
-    end = max((row["data_offsets"][1] for row in header.values()), default=0)
-    if 8 + length + end != size:
-        raise InputError(
-            f"{path} is damaged: {size} bytes where its header asks for {8 + length + end}; "
-            "download it again"
-        )
-    return Source(where=path, tensors=tensors, notes=notes)
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise InputError(f"{path} is damaged: its metadata is no table of texts; download it again")
+    rows = [_row(path, name, row) for name, row in header.items()]
+    _check_no_gaps(path, rows, size - 8 - length)
+    return Source(
+        where=path,
+        tensors=tuple(
+            Tensor(row.spec, partial(_read, path, 8 + length + row.first, row.spec)) for row in rows
+        ),
+        notes=read_json(metadata[OWN].encode(), path) if OWN in metadata else {},
+    )
 
 
-def _json(text: bytes, path: Path) -> dict[str, Any]:
+def read_json(text: bytes, path: Path) -> dict[str, Any]:
+    """The table in a JSON file or header.
+
+    Raises:
+        InputError: it is damaged, no table, or has a name twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, count in Counter(name for name, _ in pairs).items():
+            if count > 1:
+                raise ValueError(f"{name} is there {count} times")
+        return dict(pairs)
+
     try:
-        values = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}; download it again") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: no table of names; download it again")
     return values
 
 
-def _tensor(path: Path, base: int, name: str, row: Any) -> Tensor:
+@dataclass(frozen=True)
+class _Row:
+    """A tensor of a header, and where it is among the bytes of all."""
+
+    spec: Spec
+    first: int
+    last: int
+
+
+def _row(path: Path, name: str, row: Any) -> _Row:
     try:
-        code, shape = str(row["dtype"]), tuple(int(n) for n in row["shape"])
-        first, last = (int(n) for n in row["data_offsets"])
+        code, shape = row["dtype"], tuple(row["shape"])
+        first, last = row["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path} is damaged: {name} has no place; download it again") from error
-    spec = Spec(name, CODES.get(code, code), shape)
-    if not 0 <= first <= last or (spec.dtype in FLOATS and spec.nbytes != last - first):
+    counts = (*shape, first, last)
+    if not isinstance(code, str) or any(type(n) is not int or not 0 <= n < 2**63 for n in counts):
+        raise InputError(
+            f"{path} is damaged: the type of {name} is no text, or its shape or place no numbers "
+            "of 0 and above; download it again"
+        )
+    bits = next((bits for bits, codes in BITS.items() if code in codes), None)
+    if last < first or (bits and math.prod(shape) * bits != (last - first) * 8):
         raise InputError(
             f"{path} is damaged: {name} {shape} {code} at {first} to {last}; download it again"
         )
-    return Tensor(spec, partial(_read, path, base + first, spec))
+    return _Row(Spec(name, CODES.get(code, code), shape), first, last)
+
+
+def _check_no_gaps(path: Path, rows: list[_Row], size: int) -> None:
+    """The format demands that each tensor begins where another ends, up to the file's end."""
+    end = 0
+    for row in sorted(rows, key=lambda row: (row.first, row.last)):
+        if row.first != end:
+            raise InputError(
+                f"{path} is damaged: {row.spec.name} begins at byte {row.first}, where {end} is "
+                "the next that is free; download it again"
+            )
+        end = row.last
+    if end != size:
+        raise InputError(
+            f"{path} is damaged: {size} bytes where its header asks for {end}; download it again"
+        )
 
 
 def _read(path: Path, offset: int, spec: Spec) -> Shaped[np.ndarray, "..."]:
@@ -152,10 +211,11 @@ def read_index(path: Path) -> Source:
     Raises:
         InputError: a shard that is missing or damaged, or tensors that are elsewhere or nowhere.
     """
-    where = _json(path.read_bytes(), path).get("weight_map")
-    if not isinstance(where, dict) or not where:
+    where = read_json(path.read_bytes(), path).get("weight_map")
+    texts = isinstance(where, dict) and all(isinstance(name, str) for name in where.values())
+    if not texts or not where:
         raise InputError(f"{path} is no index: it has no weight_map; download it again")
-    files = sorted({str(name) for name in where.values()})
+    files = sorted(set(where.values()))
     lost = [n for n in files if Path(n).name != n or not (path.parent / n).is_file()]
     if lost:
         raise InputError(f"{path} lists {', '.join(lost)}, not beside it; download the rest")
@@ -185,6 +245,16 @@ def file_names(stem: str, specs: Sequence[Spec]) -> list[str]:
         return [f"{stem}.safetensors"]
     shards = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     return [*shards, f"{stem}.safetensors.index.json"]
+
+
+def all_file_names(stem: str) -> list[str]:
+    """Patterns of all that `write_network` may write, in however many shards."""
+    number = "[0-9]" * 5
+    return [
+        f"{stem}.safetensors",
+        f"{stem}-{number}-of-{number}.safetensors",
+        f"{stem}.safetensors.index.json",
+    ]
 
 
 def write_network(

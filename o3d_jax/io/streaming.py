@@ -1,6 +1,7 @@
 """Models written and read array by array: a whole one need not fit into memory."""
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Shaped
 
 from o3d_jax.config import Config
+from o3d_jax.errors import InputError
 from o3d_jax.io.checkpoint import Weights, model_folder, named_parts, whole_config
 
 Value = TypeVar("Value")
@@ -64,18 +66,19 @@ def _nbytes(array: Any) -> int:
 
 
 def save_streamed(
-    folder: Path, config: Config, weights: Weights, check: Callable[[], None]
+    folder: Path, config: Config, weights: Weights, finish: Callable[[], str]
 ) -> None:
     """Writes a model whose arrays are each a `Leaf`, whole or not at all, as `save_model` does.
 
-    `check` is called when all arrays have been read; if it raises, no folder appears.
+    `finish` is called when all arrays have been read, and what it returns is written into
+    report.txt; if it raises, no folder appears.
     """
     in_turn = _InTurn()
     registry = ocp.type_handlers.create_type_handler_registry((Leaf, in_turn))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     with model_folder(folder, config) as arrays, ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(arrays, args=ocp.args.PyTreeSave(named_parts(weights)))
-        check()
+        (arrays.parent / "report.txt").write_text(finish())
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,17 @@ class StoredModel:
                 found = checkpointer.restore(self.folder / "weights", args=what)
                 for keys in group:
                     yield _inner(found, keys).pop(keys[-1])
+
+
+def check_space(out: Path, nbytes: int) -> None:
+    """Raises an InputError if so many bytes are not free where `out` is to be."""
+    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < nbytes:
+        raise InputError(
+            f"{out} takes {nbytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; choose a place "
+            "on another disk"
+        )
 
 
 def open_model(folder: Path) -> StoredModel:

@@ -1,18 +1,20 @@
 """Makes a checkpoint from torch weights: `python -m o3d_jax.tools.convert svd|lgm|released`.
 
     svd SVD_DIR OUT [--lgm FILE]    to train from: SVD's U-Net, VAE and image encoder, and LGM
-    lgm FILE OUT                    LGM alone
+    lgm FILE OUT                    LGM alone: to compare it with torch's, to export it, or to
+                                    train it further, as the LGM of a config's `weights`
     released DIR OUT [--svd DIR]    to sample with: mv_model_unet.pth and recon_model.pth
     [--lpips TRUNK LIN]             with svd, released: for the perceptual loss
 
 What the files don't know starts fresh, from the config's seed: feedback encoders, ray embeddings,
-LGM's time embedding. Values keep their type, so that `o3d_jax.tools.export` gives the same bits.
+LGM's time embedding. How many views or frames there are is not in the weights: the config says so.
+Values keep their type, so that `o3d_jax.tools.export` gives the same bits.
 `.pth` files need torch: pip install 'o3d-jax[convert]'.
 """
 
 import dataclasses
-import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +36,6 @@ from o3d_jax.io.convert import (
     Rule,
     Tally,
     check_all_finite,
-    check_fields,
     faults,
     fresh_parameters,
     network_shapes,
@@ -43,17 +44,17 @@ from o3d_jax.io.convert import (
     read_file,
     read_released,
 )
-from o3d_jax.io.lpips_files import LPIPS, lpips_shapes, read_lpips
+from o3d_jax.io.lpips_files import lins_rule, lpips_shapes, trunk_rule
+from o3d_jax.io.model_fields import NETWORKS, Network, field_faults
+from o3d_jax.io.names import manifest
 from o3d_jax.io.safetensors import FLOATS, Source, read_network
-from o3d_jax.io.streaming import Leaf, save_streamed
+from o3d_jax.io.streaming import Leaf, check_space, save_streamed
 from o3d_jax.tools.cli import parse, read_config
 from o3d_jax.types import Frozen, Params
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 Rotation = Literal["per_gaussian", "over_gaussians"]
 Variant = Literal["fp32", "fp16"]
-Network = Literal["unet", "lgm", "vae", "clip", "lpips"]
-NETWORKS: tuple[Network, ...] = ("unet", "lgm", "vae", "clip", "lpips")
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,13 @@ ORDERS = {"svd": Svd, "lgm": Lgm, "released": Released}
 
 @dataclass(frozen=True)
 class Job:
-    """One network to fill."""
+    """One file, or set of shards, and the network that it fills, or a part of that."""
 
     network: Network
     rule: Rule
     source: Source
+    folder: Path | None = None
+    """Where diffusers keeps the network, with a config.json beside its tensors."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,15 @@ class Conversion:
 
     config: Config
     jobs: list[Job]
+    """Those of one network have its parameters between them."""
 
 
 def read_order(order: Svd | Lgm | Released) -> Conversion:
     """What there is to convert; all headers have been read.
 
     Raises:
-        InputError: files that are missing, damaged or of another network than the config's.
+        InputError: files that are missing or damaged; a rotation variant that is unknown, asked
+            for in vain, or not the config's.
     """
     config = read_config(order.config, [])
     if isinstance(order, Released):
@@ -140,53 +145,59 @@ def read_order(order: Svd | Lgm | Released) -> Conversion:
             Job("unet", RELEASED, read_released(order.folder, "mv_model_unet")),
             Job("lgm", RELEASED, read_released(order.folder, "recon_model")),
         ]
-        frozen = _frozen_jobs(order.svd, order.variant, config) if order.svd else []
+        frozen = _frozen_jobs(order.svd, order.variant) if order.svd else []
         return Conversion(config, [*jobs, *frozen, *_lpips_jobs(order.lpips, config)])
     jobs = []
     if isinstance(order, Svd):
-        _check_unet(order.folder, config)
-        unet = read_network(order.folder / "unet", "diffusion_pytorch_model", order.variant)
-        jobs = [Job("unet", SVD_UNET, unet), *_frozen_jobs(order.folder, order.variant, config)]
+        folder = order.folder / "unet"
+        unet = read_network(folder, "diffusion_pytorch_model", order.variant)
+        jobs = [Job("unet", SVD_UNET, unet, folder), *_frozen_jobs(order.folder, order.variant)]
         jobs += _lpips_jobs(order.lpips, config)
     file = order.lgm if isinstance(order, Svd) else order.file
     if file is not None:
         job = Job("lgm", LGM, read_file(file))
         jobs.append(job)
-        config = _with_rotation(config, _rotation(job.source, order.rotation))
+        config = _with_rotation(config, _rotation(job.source, order.rotation, config))
+    elif order.rotation:
+        raise InputError(f"--rotation {order.rotation} is of LGM's file; give that as --lgm FILE")
     return Conversion(config, jobs)
 
 
-def _check_unet(folder: Path, config: Config) -> None:
-    path = folder / "unet" / "config.json"  # Knows the number of heads, which no tensor shows.
-    check_fields(str(path), read_fields(path), config.model.unet)
-
-
-def _frozen_jobs(folder: Path, variant: Variant | None, config: Config) -> list[Job]:
+def _frozen_jobs(folder: Path, variant: Variant | None) -> list[Job]:
     vae, clip = folder / "vae", folder / "image_encoder"
-    check_fields(str(vae / "config.json"), read_fields(vae / "config.json"), config.model.vae)
-    check_fields(str(clip / "config.json"), read_fields(clip / "config.json"), config.model.clip)
     return [
-        Job("vae", RELEASED, read_network(vae, "diffusion_pytorch_model", variant)),
-        Job("clip", IMAGE_ENCODER, read_network(clip, "model", variant)),
+        Job("vae", RELEASED, read_network(vae, "diffusion_pytorch_model", variant), vae),
+        Job("clip", IMAGE_ENCODER, read_network(clip, "model", variant), clip),
     ]
 
 
 def _lpips_jobs(files: tuple[Path, Path] | None, config: Config) -> list[Job]:
     if files is None:
         return []
-    return [Job("lpips", LPIPS, read_lpips(config.optim.lpips_network, *files))]
+    trunk, lins = files
+    network = config.optim.lpips_network
+    return [
+        Job("lpips", trunk_rule(network), read_file(trunk)),
+        Job("lpips", lins_rule(network), read_file(lins)),
+    ]
 
 
-def _rotation(source: Source, asked: Rotation | None) -> Rotation:
+def _rotation(source: Source, asked: Rotation | None, config: Config) -> Rotation:
     """Which variant a file of LGM is: nothing in its tensors tells."""
     noted = source.notes.get("rotation_norm")
     known = noted or ("per_gaussian" if "fixrot" in source.where.name else None)
+    ours = config.model.lgm.rotation_norm
     if known and asked and known != asked:
         raise InputError(f"--rotation {asked}: {source.where.name} is {known}; leave it out")
     if not (known or asked):
         raise InputError(
             f"{source.where} does not say how its rotations are normalized; give --rotation "
             "over_gaussians for LGM's first weights, per_gaussian for its fixrot ones"
+        )
+    if not asked and known != ours:
+        raise InputError(
+            f"{source.where} is {known}, and rotation_norm is {ours} in the config; give "
+            f"--rotation {known} to record the file's, or another --config"
         )
     return known or asked  # pyright: ignore[reportReturnType]
 
@@ -197,62 +208,65 @@ def _with_rotation(config: Config, rotation: Rotation) -> Config:
 
 
 def convert(order: Svd | Lgm | Released) -> str:
-    """Writes the checkpoint, and says what went into it.
+    """Writes the checkpoint, and says what went into it, as does its report.txt.
 
     Raises:
-        InputError: as `read_order`; tensors that are not finite; a full disk.
+        InputError: as `read_order`; files of another network than the config's; tensors that are
+            not finite; a full disk.
     """
     conversion = read_order(order)
     check(conversion)
     tensors = [t.spec for job in conversion.jobs for t in job.source.tensors]
     total = sum(spec.nbytes for spec in tensors if spec.dtype in FLOATS)
-    _check_space(order.out, total)
+    check_space(order.out, total)
     with tqdm(total=total, unit="B", unit_scale=True, desc="convert") as bar:
         tallies, weights = plan(conversion, bar.update)
-        save_streamed(
-            order.out, conversion.config, weights, check=lambda: check_all_finite(tallies)
-        )
-    absent = [name for name in NETWORKS if not _has(conversion, name)]
+
+        def finish() -> str:
+            check_all_finite(tallies)
+            return report(conversion, tallies)
+
+        save_streamed(order.out, conversion.config, weights, finish)
+    return f"{report(conversion, tallies)}wrote {order.out}\n"
+
+
+def report(conversion: Conversion, tallies: list[Tally]) -> str:
+    """What was read and filled, what is not there, and what could not be verified."""
+    there = {job.network for job in conversion.jobs}
     lines = [tally.report() for tally in tallies]
     if any(tally.fresh for tally in tallies):
         lines.append(f"fresh parameters are drawn with seed {conversion.config.seed}\n")
-    if _has(conversion, "lgm"):
+    if "lgm" in there:
         lines.append(f"rotation_norm {conversion.config.model.lgm.rotation_norm}\n")
-    if absent:
+    lines += [
+        f"not verified: {job.folder} has no config.json, and no tensor shows all its fields\n"
+        for job in conversion.jobs
+        if job.folder and not (job.folder / "config.json").is_file()
+    ]
+    if absent := [name for name in NETWORKS if name not in there]:
         lines.append(f"not in the checkpoint: {', '.join(absent)}\n")
-    return "".join([*lines, f"wrote {order.out}\n"])
-
-
-def _has(conversion: Conversion, network: str) -> bool:
-    return any(job.network == network for job in conversion.jobs)
-
-
-def _check_space(out: Path, total: int) -> None:
-    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < total:
-        raise InputError(
-            f"{out} takes {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; choose a place "
-            "on another disk"
-        )
+    return "".join(lines)
 
 
 def check(conversion: Conversion) -> None:
     """Raises an InputError that names whatever keeps the files from being the config's networks."""
-    for job in conversion.jobs:
-        if job.source.notes:
-            known = getattr(conversion.config.model, job.network)
-            check_fields(str(job.source.where), job.source.notes, known)
-    wrong = [
-        fault
-        for job in conversion.jobs
-        if (fault := faults(job.rule, job.source, _shapes(conversion.config, job.network)))
-    ]
+    wrong = [fault for job in conversion.jobs for fault in _faults(conversion.config, job)]
     if wrong:
         raise InputError(
             "the files do not hold the networks of the config; give other files, or the files' "
             f"own config as --config: {', and '.join(wrong)}"
         )
+
+
+def _faults(config: Config, job: Job) -> Iterator[str]:
+    described = {job.source.where: job.source.notes}
+    if job.folder:
+        described[job.folder / "config.json"] = read_fields(job.folder / "config.json")
+    for where, fields in described.items():
+        if differences := field_faults(job.network, fields, config.model):
+            yield f"{where}: {differences}"
+    if tensors := faults(job.rule, job.source, _shapes(config, job.network)):
+        yield tensors
 
 
 def _shapes(config: Config, network: Network) -> Any:
@@ -262,13 +276,18 @@ def _shapes(config: Config, network: Network) -> Any:
 
 
 def plan(conversion: Conversion, progress: Progress) -> tuple[list[Tally], Weights]:
-    """The parameters, as leaves that are read when written, and a tally for each network."""
+    """The parameters, as leaves that are read when written, and a tally for each file."""
     config = conversion.config
-    tallies, parts = [], {}
+    tallies = []
+    leaves: dict[Network, dict[str, Leaf]] = {}
     for job in conversion.jobs:
         tally = Tally(job.network, job.source.where)
-        parts[job.network] = {"params": _tree(config, job, tally, progress)}
+        leaves.setdefault(job.network, {}).update(_leaves(config, job, tally, progress))
         tallies.append(tally)
+    parts = {
+        network: {"params": _tree(_shapes(config, network), named)}
+        for network, named in leaves.items()
+    }
     trains = config.train.train_image_encoder
     clip = parts.get("clip")
     weights = Weights(
@@ -280,17 +299,22 @@ def plan(conversion: Conversion, progress: Progress) -> tuple[list[Tally], Weigh
     return tallies, weights
 
 
-def _tree(config: Config, job: Job, tally: Tally, progress: Progress) -> Any:
-    """The network's parameters as leaves, the fresh ones drawn."""
+def _leaves(config: Config, job: Job, tally: Tally, progress: Progress) -> dict[str, Leaf]:
+    """By torch name, the parameters that a file has, and those that start fresh with it."""
     shapes = _shapes(config, job.network)
-    leaves = plan_network(tally, job.rule, job.source, shapes, progress)
-    fresh = [name for name, leaf in leaves.items() if leaf is None]
-    if fresh:
+    planned = plan_network(tally, job.rule, job.source, shapes, progress)
+    leaves = {name: leaf for name, leaf in planned.items() if leaf is not None}
+    if fresh := sorted(planned.keys() - leaves.keys()):
         drawn = fresh_parameters(config.model, job.network, fresh, config.seed)
         for name, array in drawn.items():
             host = np.asarray(array)
             leaves[name] = Leaf(host.shape, host.dtype, read=host.view)
-    return jax.tree.unflatten(jax.tree.structure(shapes), list(leaves.values()))
+    return leaves
+
+
+def _tree(shapes: Any, leaves: dict[str, Leaf]) -> Any:
+    ordered = [leaves[name] for name in manifest(shapes)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), ordered)
 
 
 @exit_on_input_error()

@@ -23,8 +23,8 @@ from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.io.checkpoint import whole_folder
 from o3d_jax.io.convert import Progress, Tally, check_all_finite
 from o3d_jax.io.names import to_torch, torch_name, torch_shape
-from o3d_jax.io.safetensors import FLOATS, Spec, file_names, in_file_order, write_network
-from o3d_jax.io.streaming import Keys, StoredModel, open_model
+from o3d_jax.io.safetensors import FLOATS, Spec, all_file_names, in_file_order, write_network
+from o3d_jax.io.streaming import Keys, StoredModel, check_space, open_model
 from o3d_jax.tools.cli import parse
 
 
@@ -83,18 +83,20 @@ def export(order: Export) -> str:
 
     Raises:
         InputError: no checkpoint there, or one with none of these networks; values too large for
-            the type asked for.
+            the type asked for; a folder that holds more than an earlier export of these networks;
+            a full disk.
     """
     model = open_model(order.checkpoint)
     networks = networks_of(model, order.dtype)
     if not networks:
         raise InputError(f"{order.checkpoint} has no network that torch knows; give another")
-    names = {
-        (network.stem.parent / file).parts[0]
+    names = [
+        (network.stem.parent / file).as_posix()
         for network in networks
-        for file in file_names(network.stem.name, network.specs)
-    }
+        for file in all_file_names(network.stem.name)
+    ]
     total = sum(spec.nbytes for network in networks for spec in network.specs)
+    check_space(order.out, total)
     tallies = []
     with (
         whole_folder(order.out.absolute(), names) as scratch,

@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole or refused, and nothing of others is deleted."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import sys
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 from o3d_jax.config import Config, to_dict
-from o3d_jax.errors import InputError
+from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.io.checkpoint import (
     Weights,
     config_from_dict,
     load_model,
+    model_folder,
     save_model,
     whole_folder,
 )
@@ -133,6 +135,78 @@ def test_what_others_put_there_is_never_replaced(tmp_path, tiny, weights):
         with pytest.raises(InputError, match="thesis.txt"):
             refused()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("names", "theirs"),
+    [
+        (["weights"], "weights/thesis.txt"),
+        (["vae/a.safetensors", "vae/a-[0-9].safetensors"], "vae/thesis.txt"),
+        (["vae/a.safetensors", "vae/a-[0-9].safetensors"], "vae/a-x.safetensors"),
+        (["vae/a.safetensors"], "deep/vae/a.safetensors"),
+        (["vae/a.safetensors"], "A.safetensors"),
+    ],
+)
+def test_what_others_put_into_a_folder_of_ours_is_never_replaced(tmp_path, names, theirs):
+    path = tmp_path / "result" / theirs
+    path.parent.mkdir(parents=True)
+    path.write_text("keep me")
+    with pytest.raises(InputError, match=f"holds {theirs}; choose another place"):
+        with whole_folder(tmp_path / "result", names):
+            pass
+    assert path.read_text() == "keep me"
+
+
+def test_what_a_link_points_to_is_no_earlier_result(tmp_path):
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "file").write_text("ours")
+    (tmp_path / "result" / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="holds link; choose"):
+        with whole_folder(tmp_path / "result", ["file"]):
+            pass
+
+
+def test_weights_are_replaced_only_where_a_whole_model_is(tmp_path, tiny, weights):
+    """What is below `weights` has names that only orbax knows."""
+    folder = tmp_path / "model"
+    save_model(folder, tiny, weights)
+    (folder / "report.txt").write_text("of an earlier conversion")
+    save_model(folder, tiny, weights)
+    assert sorted(p.name for p in folder.iterdir()) == ["checksum", "config.json", "weights"]
+    (folder / "checksum").unlink()
+    with pytest.raises(InputError, match=r"no earlier result: it is or holds weights/"):
+        save_model(folder, tiny, weights)
+    load = sorted(p.name for p in (folder / "weights").iterdir())
+    assert load  # Nothing was deleted.
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device; make"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded; make room, or"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_other_faults_keep_their_traceback(capsys, fault, said):
+    with pytest.raises(SystemExit) as exit, exit_on_input_error():
+        raise fault
+    assert exit.value.code == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1
+    with pytest.raises(OSError, match="Input/output"), exit_on_input_error():
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_disk_that_fills_while_orbax_writes_is_told_from_its_other_faults(tmp_path, tiny):
+    said = 'RESOURCE_EXHAUSTED: Error writing "a/0": Failed to write 229581 bytes: '
+    with pytest.raises(OSError, match="No space left") as error:
+        with model_folder(tmp_path / "model", tiny):
+            raise ValueError(said + "No space left on device [os_error_code='28']")  # As seen.
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="OUT_OF_RANGE"), model_folder(tmp_path / "model", tiny):
+        raise ValueError("OUT_OF_RANGE")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_config_that_contradicts_itself_names_the_field():

@@ -15,11 +15,9 @@ import pytest
 from o3d_jax.errors import InputError
 from o3d_jax.io import safetensors
 from o3d_jax.io.checkpoint import load_model, save_model
-from o3d_jax.io.convert import LGM, SVD_UNET, Tally, fresh_parameters, plan_network
-from o3d_jax.io.lpips_files import LPIPS, lpips_shapes, read_lpips
-from o3d_jax.io.names import manifest
+from o3d_jax.io.convert import LGM, SVD_UNET, fresh_parameters
 from o3d_jax.tools import convert as tool
-from o3d_jax.tools.convert import Lgm, Released, Svd, convert
+from o3d_jax.tools.convert import Released, Svd, convert
 from o3d_jax.tools.export import Export, export
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +119,22 @@ def test_an_export_in_another_type_is_the_cast_and_refuses_what_overflows(start,
     assert not (tmp_path / "broken").exists()
 
 
+def test_an_export_replaces_an_earlier_one_and_nothing_else(start, tmp_path, monkeypatch):
+    ours, out = files_of(start, tmp_path), tmp_path / "out"
+    monkeypatch.setattr(safetensors, "SHARD_BYTES", 150_000)
+    export(Export(ours, out))
+    export(Export(ours, out, dtype="bfloat16"))  # Fewer shards.
+    assert len(list(out.glob("mv_model_unet-*-of-00002.safetensors"))) == 2
+    assert not list(out.glob("*-of-00003*"))
+    for theirs in ("vae/config.json", "vae/thesis.txt", "image_encoder/model.bin", "unet/x.txt"):
+        (out / theirs).parent.mkdir(exist_ok=True)
+        (out / theirs).write_text("keep me")
+        with pytest.raises(InputError, match=f"holds {theirs}; choose another place"):
+            export(Export(ours, out))
+        assert (out / theirs).read_text() == "keep me"
+        (out / theirs).unlink()
+
+
 def files_of(start, tmp_path):
     save_model(tmp_path / "start", start[0].config, start[0].weights)
     return tmp_path / "start"
@@ -215,6 +229,7 @@ def test_positions_that_old_image_encoders_carry_along_are_dropped_by_name(
     clip["vision_model.embeddings.position_ids"] = np.arange(5)[None]
     fake.save(svd / "image_encoder" / "model.safetensors", clip)
     said = convert(Released(files / "released", tmp_path / "out", svd=svd, config=small))
+    assert " cast" not in said  # Converting never changes a type.
     assert "dropped vision_model.embeddings.position_ids" in said
     assert f"clip: {len(clip)} tensors read, {len(clip) - 1} filled" in said
 
@@ -222,63 +237,9 @@ def test_positions_that_old_image_encoders_carry_along_are_dropped_by_name(
 def test_a_release_without_svd_says_what_it_cannot_have(files, tmp_path, small):
     said = convert(Released(files / "released", tmp_path / "out", config=small))
     assert "not in the checkpoint: vae, clip, lpips\n" in said
+    assert (tmp_path / "out" / "report.txt").read_text() + f"wrote {tmp_path / 'out'}\n" == said
     weights = load_model(tmp_path / "out").weights
     assert weights.frozen.vae is None and weights.params.clip is None
-
-
-@pytest.mark.parametrize(("network", "number"), [("vgg", 13), ("alex", 5)])
-def test_lpips_is_put_together_from_its_two_files(tmp_path, network, number):
-    """Torchvision's layers by letter: convolution, ReLU, pooling."""
-    layers = {"vgg": "CRCRP" * 2 + "CRCRCRP" * 3, "alex": "CRPCRPCRCRCRP"}[network]
-    positions = [i for i, letter in enumerate(layers) if letter == "C"]
-    shapes = manifest(lpips_shapes(network))
-    convolutions = [name for name in shapes if name.startswith("conv") and "weight" in name]
-    assert len(convolutions) == number
-    trunk, lins = {}, {}
-    order = sorted(convolutions)
-    assert len(order) == len(positions)
-    for layer, name in zip(positions, order, strict=True):
-        for leaf in ("weight", "bias"):
-            ours = f"{name.removesuffix('.weight')}.{leaf}"
-            trunk[f"features.{layer}.{leaf}"] = np.full(shapes[ours], layer, np.float32)
-    trunk["classifier.6.weight"] = np.ones((2, 3), np.float32)
-    for i in range(5):
-        lins[f"lin{i}.model.1.weight"] = np.full(shapes[f"lin{i}.weight"], i, np.float32)
-    fake.save(tmp_path / "trunk.safetensors", trunk)
-    fake.save(tmp_path / "lins.safetensors", lins)
-    source = read_lpips(network, tmp_path / "trunk.safetensors", tmp_path / "lins.safetensors")
-    tally = Tally("lpips", None)
-    leaves = plan_network(tally, LPIPS, source, lpips_shapes(network), lambda _: None)
-    assert leaves.keys() == shapes.keys()
-    for layer, name in zip(positions, order, strict=True):
-        assert np.all(leaves[name].read() == layer)
-    assert all(np.all(leaves[f"lin{i}.weight"].read() == i) for i in range(5))
-    assert tally.dropped == ("classifier.6.weight",)
-
-
-@pytest.mark.parametrize(
-    ("name", "asked", "recorded"),
-    [
-        ("model_fp16_fixrot.safetensors", None, "per_gaussian"),
-        ("model_fp16_fixrot.safetensors", "per_gaussian", "per_gaussian"),
-        ("model_fp16.safetensors", "over_gaussians", "over_gaussians"),
-        ("model_fp16.safetensors", "per_gaussian", "per_gaussian"),
-    ],
-)
-def test_the_rotation_variant_of_lgm_is_recorded(model, tmp_path, name, asked, recorded, small):
-    fake.save(tmp_path / name, fake.lgm(model))
-    order = Lgm(tmp_path / name, tmp_path / "out", rotation=asked, config=small)
-    assert tool.read_order(order).config.model.lgm.rotation_norm == recorded
-
-
-def test_a_rotation_variant_that_is_unknown_or_wrong_is_refused(model, tmp_path, small):
-    for name, asked, said in [
-        ("model_fp16.safetensors", None, "give --rotation over_gaussians"),
-        ("model_fixrot.safetensors", "over_gaussians", "model_fixrot.safetensors is per_gaussian"),
-    ]:
-        fake.save(tmp_path / name, fake.lgm(model))
-        with pytest.raises(InputError, match=said):
-            tool.read_order(Lgm(tmp_path / name, tmp_path / "out", rotation=asked, config=small))
 
 
 def test_the_benchmark_finds_no_difference_at_toy_size_and_one_where_there_is_one(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 import weakref
@@ -17,6 +18,7 @@ from o3d_jax.io.checkpoint import Weights
 from o3d_jax.io.convert import read_file
 from o3d_jax.tools import convert as tool
 from o3d_jax.tools.convert import Released, Svd, convert
+from o3d_jax.tools.export import Export, export
 from o3d_jax.types import Frozen, Params
 
 PLUCKER = "mid_plucker.embed.0.weight"
@@ -99,7 +101,7 @@ FAULTS = {
     float8: r"1 of type F8_E4M3, not float32, float16, bfloat16 \(conv\.weight\)",
     other_unet: r"missing \(.*down_blocks\.1\.resnets\.0.*misshapen \(.*",
     small_lgm: r"missing \(unet\.up_blocks\.0\.upsample.*unet\.up_blocks\.1\..*misshapen",
-    half_the_views: r"recon_model\.safetensors: num_views 1 there, 2 in the config; give",
+    half_the_views: r"recon_model\.safetensors: num_views 1 there, 2 in the config$",
 }
 
 
@@ -138,6 +140,15 @@ def header(text, length=None):
 ROW = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [%d, %d]}}'
 
 
+def rows(**tensors):
+    """A header by hand: name = (type, shape, first byte, last)."""
+    table = {
+        name: {"dtype": code, "shape": shape, "data_offsets": [first, last]}
+        for name, (code, shape, first, last) in tensors.items()
+    }
+    return header(json.dumps(table).encode())
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -148,9 +159,27 @@ ROW = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [%d, %d]}}'
         (header(b"[1]"), "no table of names"),
         (header(b'{"a": {"dtype": "F32"}}'), "a has no place"),
         (header(ROW % (0, 4)) + bytes(4), r"a \(2,\) F32 at 0 to 4"),
-        (header(ROW % (-8, 0)) + bytes(8), r"at -8 to 0"),
-        (header(ROW % (0, 8)) + bytes(7), "bytes where its header asks for"),
-        (header(ROW % (0, 8)) + bytes(9), "bytes where its header asks for"),
+        (header(ROW % (-8, 0)) + bytes(8), "numbers of 0 and above"),
+        (header(ROW % (0, 8)) + bytes(7), "7 bytes where its header asks for 8"),
+        (header(ROW % (0, 8)) + bytes(9), "9 bytes where its header asks for 8"),
+        (header(ROW % (4, 12)) + bytes(12), "a begins at byte 4, where 0 is the next"),
+        (rows(a=("F32", [2], 0, 8), b=("F32", [3], 4, 16)) + bytes(16), "b begins at byte 4, wh"),
+        (rows(a=("F32", [2], 0, 8), b=("F32", [3], 9, 21)) + bytes(21), "b begins at byte 9, wh"),
+        (rows(a=("F8_E4M3", [3, 5], 0, 16)) + bytes(16), r"a \(3, 5\) F8_E4M3 at 0 to 16"),
+        (rows(a=("F32", [-2, -1], 0, 8)) + bytes(8), "numbers of 0 and above"),
+        (rows(a=("F32", [2.0], 0, 8)) + bytes(8), "numbers of 0 and above"),
+        (rows(a=("F32", [math.inf], 0, 8)) + bytes(8), "numbers of 0 and above"),
+        (rows(a=("F32", [2], 0, math.inf)) + bytes(8), "numbers of 0 and above"),
+        (rows(a=("F32", [10**4000], 0, 8)) + bytes(8), "numbers of 0 and above"),
+        (rows(a=("F32", [2**62, 4], 0, 0)), "F32 at 0 to 0"),
+        (rows(a=(["F32"], [2], 0, 8)) + bytes(8), "the type of a is no text"),
+        (header(b'{"a": [1]}'), "a has no place"),
+        (header(b'{"__metadata__": [1]}'), "metadata is no table of texts"),
+        (header(b'{"__metadata__": {"o3d_jax": 3}}'), "metadata is no table of texts"),
+        (header(b'{"__metadata__": {"o3d_jax": "[3]"}}'), "no table of names"),
+        (header(b'{"a": ' * 10**5), "is damaged: maximum recursion"),
+        (header(b"{" + (ROW % (0, 8))[1:-1] + b", " + (ROW % (0, 8))[1:]) + bytes(8), "a is there"),
+        (header(b"9" * 5000), "is damaged: Exceeds the limit"),
     ],
 )
 def test_a_file_that_is_no_whole_safetensors_file_is_refused(tmp_path, content, said):
@@ -160,10 +189,27 @@ def test_a_file_that_is_no_whole_safetensors_file_is_refused(tmp_path, content, 
         read_file(path)
 
 
+def test_a_header_longer_than_the_format_allows_is_not_even_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:  # A hole in the file: it takes no space.
+        file.write((10**8 + 1).to_bytes(8, "little"))
+        file.truncate(10**9)
+    with pytest.raises(InputError, match="cut off or no safetensors file"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("where", ["[]", '{"a": ["b"]}', '{"a": 3}', "{}"])
+def test_an_index_without_files_is_refused(tmp_path, where):
+    (tmp_path / "model.safetensors.index.json").write_text(f'{{"weight_map": {where}}}')
+    with pytest.raises(InputError, match="is no index: it has no weight_map"):
+        read_file(tmp_path / "model.safetensors.index.json")
+
+
 def test_a_good_header_by_hand_is_read(tmp_path):
     path = tmp_path / "model.safetensors"
-    path.write_bytes(header(ROW % (0, 8)) + np.array([1.5, -2], "<f4").tobytes())
-    (tensor,) = read_file(path).tensors
+    text = rows(empty=("I64", [0, 3], 8, 8), a=("F32", [2], 0, 8))
+    path.write_bytes(text + np.array([1.5, -2], "<f4").tobytes())
+    _, tensor = read_file(path).tensors
     assert (tensor.spec.name, tensor.spec.dtype) == ("a", "float32")
     np.testing.assert_array_equal(tensor.read(), np.array([1.5, -2]))
 
@@ -176,6 +222,12 @@ def test_a_place_without_room_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=r"0\.0 GB are free; choose a place"):
         convert(Released(files / "released", tmp_path / "out", config=small))
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    convert(Released(files / "released", tmp_path / "ours", config=small))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(InputError, match=r"0\.0 GB are free; choose a place"):
+        export(Export(tmp_path / "ours", tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +274,7 @@ def test_only_a_group_of_arrays_is_in_memory_while_a_model_is_written(
     leaf = streaming.Leaf((11, 91), np.dtype(np.float32), read)
     params = Params(unet={"params": {f"a_{i}": leaf for i in range(9)}}, lgm=None)
     weights = Weights(params=params, frozen=Frozen(vae=None))
-    streaming.save_streamed(tmp_path / "model", config, weights, check=lambda: None)
+    streaming.save_streamed(tmp_path / "model", config, weights, finish=lambda: "")
     assert len(peak) == 9
     assert max(peak) <= 4  # A group, and the one before, which orbax may still hold.
     stored = streaming.open_model(tmp_path / "model")

@@ -93,6 +93,34 @@ def test_a_torch_file_that_was_cut_off_is_refused(tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_file_with_any_byte_changed_is_read_or_refused_in_one_line(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pth"
+    rows = {"a": torch.ones(3, 5), "b": torch.ones(7, dtype=torch.float16)}
+    torch.save(rows, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 3):
+        for value in (0, 0x28, 0xFF):
+            path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            try:
+                for tensor in read_torch(path).tensors:
+                    tensor.read()
+            except InputError as error:
+                refused += "\n" not in str(error)
+    assert refused > 50  # Most bytes are padding or values, which are anyone's.
+
+
+@pytest.mark.parity
+def test_a_tensor_without_values_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(2), "b": torch.ones(3, device="meta")}, tmp_path / "model.pth")
+    with pytest.raises(InputError, match="b has no values, it is meta; save it from a CPU"):
+        read_torch(tmp_path / "model.pth")
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("dtype", fake.DTYPES)
 def test_the_release_as_pth_goes_through_ours_and_loads_strictly_again(
     model, tmp_path, dtype, small
