@@ -55,7 +55,7 @@ LOOP_TILE = 128
 class Arguments:
     """One image to a 3D object of Gaussians."""
 
-    image: tyro.conf.Positional[Path] = BUNDLED / "robot.png"
+    image: tyro.conf.Positional[Path] = BUNDLED / "rings.png"
     """PNG, JPEG or WebP of one object, transparent or plain around it."""
     out: Path = Path("out")
     """Results go to OUT/NAME, NAME being the image's."""
