@@ -5,14 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.experimental import checkify
+from jaxtyping import Array, Bool, Float
 
-from o3d_jax.splat.composite import Blended, blend
-from o3d_jax.splat.project import Culling, project_gaussians, scaled_axes, view_of
-from o3d_jax.splat.tiles import Tiling, to_image
+from o3d_jax.splat.composite import blend
+from o3d_jax.splat.project import Culling, project_gaussians, view_of
+from o3d_jax.splat.tiles import Backend, Tiling, to_image
 from o3d_jax.types import Cameras, Gaussians, Rendering
 
-__all__ = ["Culling", "Tiling", "render"]
+__all__ = ["Backend", "Culling", "Tiling", "check_finite", "render"]
 
 
 def render(
@@ -24,6 +25,8 @@ def render(
     normalize_quats: bool = True,
     culling: Culling = "exact",
     tiling: Tiling | None = None,
+    backend: Backend | None = None,
+    checked: bool = False,
 ) -> Rendering:
     """Every view of every object over `background`, differentiable in all arrays.
 
@@ -31,23 +34,42 @@ def render(
     centres, ties by index; those nearer than 0.2 are not drawn. `normalize_quats=False` takes
     quaternions as they are, as LGM's rasterizer does. `culling="inria"` confines each Gaussian to
     the 16 px tiles within 3 standard deviations, as the CUDA original does; "exact" draws every
-    pixel with alpha >= 1/255. `tiling` changes speed and
-    memory, and the result by no more than rounding. Skew in the intrinsics is not drawn.
+    pixel with alpha >= 1/255. `tiling` changes speed and memory, and the result by no more than
+    rounding. Skew in the intrinsics is not drawn.
 
-    Views are drawn one after the other: memory is linear in pixels, Gaussians and one round of
-    intersections. On a mesh call it inside `shard_map` over objects or views; the automatic
-    partitioner would draw everything on every device. Computes in the type of the Gaussians
-    (float32 or float64).
+    `backend` is "xla", which runs everywhere and draws one view after the other (memory is linear
+    in pixels, Gaussians and one round of intersections), or "pallas", kernels for NVIDIA GPUs that
+    draw an object's views side by side; None is "pallas" if the default device is a GPU. Repeated
+    runs of a compiled program agree to the last bit, also when its views are sharded. On a mesh
+    call it inside `shard_map` over objects or views; the automatic partitioner would draw
+    everything on every device.
+
+    Computes in float64 if the means are, else in float32. A Gaussian with a NaN or infinity is not
+    drawn and has gradient 0; `checked=True` makes it an error by `check_finite`.
+
+    Raises:
+        ValueError: `size` is not positive, or `tiling` is made for another one.
     """
-    if gaussians.means.shape[-2] == 0:
-        gaussians = _one_invisible(gaussians)
-    tiling = tiling or Tiling.choose(gaussians.means.shape[-2], size)
-    one_view = functools.partial(_render_view, background, tiling, culling)
+    if min(size) < 1:
+        raise ValueError(f"an image of {size[0]} x {size[1]} px; both sides must be at least 1")
+    if checked:
+        check_finite(gaussians, cameras, background)
+    dtype = jnp.float64 if gaussians.means.dtype == jnp.float64 else jnp.float32
+    gaussians, cameras, background = jax.tree.map(
+        lambda x: jnp.asarray(x, dtype), (gaussians, cameras, background)
+    )
+    gaussians = _drawable(gaussians)
+    backend = backend or ("pallas" if jax.default_backend() == "gpu" else "xla")
+    tiling = tiling or Tiling.choose(gaussians.means.shape[-2], size, backend)
+    if (tiling.height, tiling.width) != tuple(size):
+        raise ValueError(f"a tiling for {tiling.height} x {tiling.width} px cannot draw {size}")
+    over_views = lax.map if backend == "xla" else _side_by_side
 
     def one_object(pair: tuple[Gaussians, Cameras]) -> Rendering:
         gaussians, cameras = pair
-        axes = scaled_axes(gaussians, normalize_quats)
-        return lax.map(functools.partial(one_view, gaussians, axes), cameras)
+        settings = (tiling, culling, normalize_quats, backend)
+        one_view = functools.partial(_render_view, *settings, gaussians, background)
+        return over_views(one_view, cameras)
 
     batch = gaussians.means.shape[:-2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), (gaussians, cameras))
@@ -56,24 +78,25 @@ def render(
     return jax.tree.map(lambda x: x.reshape(*batch, x.shape[1], *x.shape[3:]), rendering)
 
 
+def _side_by_side(function, cameras: Cameras) -> Rendering:
+    return jax.vmap(function)(cameras)
+
+
 def _render_view(
-    background: Float[Array, "3"],
     tiling: Tiling,
     culling: Culling,
+    normalize_quats: bool,
+    backend: Backend,
     gaussians: Gaussians,
-    axes: Float[Array, "3 3 n"],
+    background: Float[Array, "3"],
     camera: Cameras,
 ) -> Rendering:
     """One view of one object."""
     size = (tiling.height, tiling.width)
 
-    @jax.checkpoint  # Cheap to repeat, and it would keep about 60 numbers a Gaussian and view.
-    def projected(gaussians, axes, camera):
-        view = view_of(camera.camera_to_world, camera.intrinsics, size)
-        return project_gaussians(gaussians, axes, view, size, culling)
-
-    splats, boxes = projected(gaussians, axes, camera)
-    blended: Blended = blend(splats, boxes, tiling)
+    view = view_of(camera.camera_to_world, camera.intrinsics, size)
+    splats, boxes = project_gaussians(gaussians, view, size, culling, normalize_quats, tiling.block)
+    blended = blend(splats, boxes, tiling, backend)
     features = to_image(jnp.swapaxes(blended.features, 1, 2), tiling)
     transmittance = to_image(blended.transmittance, tiling)[..., None]
     return Rendering(
@@ -83,11 +106,44 @@ def _render_view(
     )
 
 
-def _one_invisible(gaussians: Gaussians) -> Gaussians:
-    """A scene of one Gaussian with opacity 0, made from an empty one."""
-    axis = gaussians.means.ndim - 2
+def _drawable(gaussians: Gaussians) -> Gaussians:
+    """Opacity 0 in place of Gaussians that are not finite, and one such if there are none."""
+    if gaussians.means.shape[-2] == 0:
+        axis = gaussians.means.ndim - 2
 
-    def padded(x: Array) -> Array:
-        return jnp.pad(x, [(0, int(i == axis)) for i in range(x.ndim)])
+        def padded(x: Array) -> Array:
+            return jnp.pad(x, [(0, int(i == axis)) for i in range(x.ndim)])
 
-    return jax.tree.map(padded, gaussians)
+        return jax.tree.map(padded, gaussians)
+    ndim = gaussians.opacities.ndim
+    fields = jax.tree.leaves(gaussians)
+    finite = functools.reduce(jnp.logical_and, [_is_finite(x, ndim) for x in fields])
+    return jax.tree.map(
+        lambda x: jnp.where(finite.reshape(finite.shape + (1,) * (x.ndim - ndim)), x, 0), gaussians
+    )
+
+
+def _is_finite(x: Float[Array, "..."], axes: int) -> Bool[Array, "..."]:
+    """Whether all numbers beyond the first `axes` axes are."""
+    return jnp.all(jnp.isfinite(x).reshape(*x.shape[:axes], -1), axis=-1)
+
+
+def check_finite(gaussians: Gaussians, cameras: Cameras, background: Float[Array, "3"]) -> None:
+    """Raises an error that names the field and the first index of what is not finite.
+
+    By `jax.experimental.checkify.check`: so inside of `jit` it works through `checkify.checkify`.
+
+    Raises:
+        JaxRuntimeError, a ValueError: there is a NaN or an infinity.
+    """
+    gaussian_axes, camera_axes = gaussians.opacities.ndim, cameras.intrinsics.ndim - 2
+    for name, value, axes in (
+        *((f"gaussians.{k}", v, gaussian_axes) for k, v in vars(gaussians).items()),
+        *((f"cameras.{k}", v, camera_axes) for k, v in vars(cameras).items()),
+        ("background", background, 1),
+    ):
+        if value.size:
+            finite = _is_finite(value, axes)
+            place = jnp.stack(jnp.unravel_index(jnp.argmin(finite), finite.shape))
+            text = f"{name} at {{place}} is not finite (one of {{count}}); mask or mend it"
+            checkify.check(jnp.all(finite), text, place=place, count=jnp.sum(~finite))

@@ -5,11 +5,13 @@ is elementwise over Gaussians. Plain autodiff: nothing here divides by what can 
 """
 
 import functools
+import math
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from o3d_jax.types import Gaussians, pytree
 
@@ -21,6 +23,7 @@ FRUSTUM_MARGIN = 0.3  # The perspective derivative is taken inside the image + 0
 ALPHA_MIN = 1 / 255  # Fainter contributions are skipped.
 ALPHA_MAX = 0.99
 INRIA_TILE = 16  # px
+FAR = 1e8  # What is farther away or larger, in px, is not drawn: its squares would overflow.
 
 
 @pytree
@@ -97,6 +100,9 @@ def scaled_axes(gaussians: Gaussians, normalize_quats: bool) -> Float[Array, "3 
     """
     quats = gaussians.quats.T
     if normalize_quats:
+        # By the largest entry first, whose square could overflow or vanish.
+        largest = lax.stop_gradient(jnp.max(jnp.abs(quats), axis=0))
+        quats = quats / jnp.where(largest > 0, largest, 1)[None]
         norm2 = jnp.sum(quats**2, axis=0)
         quats = quats / jnp.sqrt(jnp.where(norm2 > 0, norm2, 1))[None]
     w, x, y, z = quats
@@ -110,19 +116,48 @@ def scaled_axes(gaussians: Gaussians, normalize_quats: bool) -> Float[Array, "3 
 
 def project_gaussians(
     gaussians: Gaussians,
-    axes: Float[Array, "3 3 n"],
     view: View,
     size: tuple[int, int],
     culling: Culling,
+    normalize_quats: bool,
+    block: int = 8192,
 ) -> tuple[Splats, Boxes]:
     """The Gaussians as `view` sees them, and the pixels that each may touch.
 
-    `axes` are `scaled_axes(gaussians)`, shared by all views; `size` is (height, width).
+    `size` is (height, width). `block` Gaussians at a time, and once more in a backward pass: so the
+    about 60 numbers a Gaussian between here and there are never kept.
     """
+
+    @jax.checkpoint
+    def one_block(gaussians: Gaussians) -> tuple[Splats, Boxes]:
+        return _project(gaussians, view, size, culling, normalize_quats)
+
+    n = gaussians.opacities.shape[0]
+    if n <= block:
+        return one_block(gaussians)
+    blocks = math.ceil(n / block)
+
+    def split(x: Float[Array, "n ..."]) -> Float[Array, "blocks block ..."]:
+        padded = jnp.pad(x, [(0, blocks * block - n), *[(0, 0)] * (x.ndim - 1)])
+        return padded.reshape(blocks, block, *x.shape[1:])
+
+    def join(x: Shaped[Array, "blocks ... block"]) -> Shaped[Array, "... n"]:
+        last = jnp.moveaxis(x, 0, -2)
+        return last.reshape(*last.shape[:-2], -1)[..., :n]
+
+    return jax.tree.map(join, lax.map(one_block, jax.tree.map(split, gaussians)))
+
+
+def _project(
+    gaussians: Gaussians, view: View, size: tuple[int, int], culling: Culling, normalize_quats: bool
+) -> tuple[Splats, Boxes]:
+    """One block."""
+    axes = scaled_axes(gaussians, normalize_quats)
     position = _apply(view.rotation, gaussians.means.T) + view.translation[:, None]
-    in_front = position[2] > NEAR
-    depth = jnp.where(in_front, position[2], 1)
-    slope = jnp.where(in_front[None], position[:2], 0) / depth[None]
+    drawn = _can_be_drawn(position, axes, view)
+    axes = jnp.where(drawn[None, None], axes, 0)
+    depth = jnp.where(drawn, position[2], 1)
+    slope = jnp.where(drawn[None], position[:2], 0) / depth[None]
     center = view.focal[:, None] * slope + view.principal[:, None]
 
     extent = jnp.array([size[1], size[0]], depth.dtype)
@@ -146,12 +181,22 @@ def project_gaussians(
         center=center,
         whitening=jnp.stack([p, -p * b / c, lax.rsqrt(c)]),
         depth=depth,
-        opacity=jnp.where(in_front, gaussians.opacities, 0),
+        opacity=jnp.where(drawn, gaussians.opacities, 0),
         color=gaussians.colors.T,
     )
     box = _exact_boxes if culling == "exact" else _inria_boxes
     boxes = box(*lax.stop_gradient((splats, jnp.stack([a, c]), determinant)), size)
     return splats, boxes
+
+
+def _can_be_drawn(
+    position: Float[Array, "3 n"], axes: Float[Array, "3 3 n"], view: View
+) -> Bool[Array, " n"]:
+    """Which are in front of the camera, and of numbers that float32 can square; not a NaN."""
+    x, y, depth = lax.stop_gradient(position)
+    reach = jnp.max(jnp.abs(lax.stop_gradient(axes)), axis=(0, 1)) + jnp.abs(x) + jnp.abs(y)
+    near_enough = (depth < FAR) & (jnp.max(lax.stop_gradient(view.focal)) * reach < FAR * depth)
+    return (depth > NEAR) & near_enough
 
 
 def _apply(

@@ -15,7 +15,6 @@ from o3d_jax.splat.project import (
     Culling,
     Splats,
     project_gaussians,
-    scaled_axes,
     view_of,
 )
 from o3d_jax.types import Cameras, Gaussians, Rendering
@@ -33,12 +32,11 @@ def render_reference(
     culling: Culling = "exact",
 ) -> Rendering:
     """The same as `o3d_jax.splat.render`, slowly and for one object (no batch axes)."""
-    axes = scaled_axes(gaussians, normalize_quats)
 
     @jax.checkpoint
     def one_view(camera: Cameras) -> Rendering:
         view = view_of(camera.camera_to_world, camera.intrinsics, size)
-        splats, boxes = project_gaussians(gaussians, axes, view, size, culling)
+        splats, boxes = project_gaussians(gaussians, view, size, culling, normalize_quats)
         return blend(splats, boxes if culling == "inria" else None, size, background)
 
     return jax.tree.map(lambda x: x[:, 0], lax.map(one_view, cameras))

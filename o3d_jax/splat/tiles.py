@@ -1,12 +1,14 @@
 """Which Gaussians touch which tiles of the image, in depth order, in rounds of a fixed size.
 
-An intersection is a pair of a Gaussian and a tile. All intersections of a view (at most 2^31) are
-numbered in depth order; a round takes the next `capacity` of them and sorts them by tile. So shapes
-are static, memory is bounded, and nothing is dropped: more intersections are more rounds.
+An intersection is a pair of a Gaussian and a tile. Gaussians are ranked by depth; a round takes the
+next `capacity` intersections in that order and sorts them by tile. So shapes are static, memory is
+bounded, and nothing is dropped or counted globally: more intersections are more rounds, without
+end.
 """
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from o3d_jax.splat.project import Boxes
 from o3d_jax.types import pytree
+
+Backend = Literal["xla", "pallas"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,38 +34,46 @@ class Tiling:
     """Intersections a round; a power of two."""
 
     group: int
-    """Tiles that are blended side by side."""
+    """Tiles that are blended side by side (XLA)."""
 
     chunk: int = 16
-    """Gaussians a tile between two looks at whether all its pixels are opaque."""
+    """Gaussians a tile between two looks at whether all its pixels are opaque (XLA)."""
+
+    block: int = 8192
+    """Gaussians that are projected at once."""
 
     def __post_init__(self):
         if 16 % self.tile:
             raise ValueError(f"tile {self.tile} px does not divide 16")
-        if self.capacity & (self.capacity - 1):
+        if self.capacity < 1 or self.capacity & (self.capacity - 1):
             raise ValueError(f"capacity {self.capacity} is not a power of two")
-        if (self.tiles + 1) * self.capacity > 2**32:
+        if (self.tiles + 1) * self.capacity > 2**31:
             raise ValueError(
                 f"{self.tiles} tiles times a capacity of {self.capacity} intersections exceeds "
-                "the 32 bits of a sorting key; use larger tiles or a smaller capacity"
+                "the 31 bits of a sorting key; use larger tiles or a smaller capacity"
             )
 
     @staticmethod
-    def choose(gaussians: int, size: tuple[int, int]) -> "Tiling":
+    def choose(gaussians: int, size: tuple[int, int], backend: Backend = "xla") -> "Tiling":
         """A tiling that is fast where splats are about as large as pixel-aligned ones."""
         height, width = size
         tile = 8 if max(size) <= 128 else 16
         tiles = math.ceil(height / tile) * math.ceil(width / tile)
-        # Of 4096 and 65536 Gaussians on a surface, at 64 and 512 px: 1.2 and 3.6 tiles each.
-        wanted = min(max(2 * gaussians, 4096), max(gaussians * tiles, 1))
+        # Of 4096 and 65536 Gaussians on a surface, at 64 and 512 px: 1.2 and 3.6 tiles each. On a
+        # GPU a second round costs more than the room for a larger first one.
+        xla = backend == "xla"
+        each, largest = (2, 17) if xla else (8, 20)
+        wanted = min(max(each * gaussians, 4096), max(gaussians * tiles, 1))
         # Sorting words of 32 bits hold a tile and a position in the round.
         most = 31 - (2 * tiles).bit_length()
         return Tiling(
             height=height,
             width=width,
             tile=tile,
-            capacity=2 ** min(math.ceil(math.log2(wanted)), 17, most),
-            group=min(1024 // tile**2, tiles),  # 1024 px: the state stays in the L1 cache.
+            capacity=2 ** min(math.ceil(math.log2(wanted)), largest, most),
+            # 1024 px and 8192 Gaussians: their numbers stay in the L1 and L2 cache of a CPU.
+            group=min(1024 // tile**2, tiles) if xla else 1,
+            block=8192 if xla else max(gaussians, 1),
         )
 
     @property
@@ -86,8 +98,8 @@ class Tiling:
 
 
 @pytree
-class Intersections:
-    """Gaussians against the grid of tiles, in depth order; g counts Gaussians in that order."""
+class Ranked:
+    """Gaussians against the grid of tiles, by rising depth; those that touch no tile are last."""
 
     gaussian: Int[Array, " g"]
     """Index of the Gaussian."""
@@ -101,51 +113,67 @@ class Intersections:
     count: Int[Array, " g"]
     """Tiles touched."""
 
-    start: Int[Array, " g"]
-    """Number of the Gaussian's first intersection."""
+    visible: Int[Array, ""]
+    """How many touch any."""
 
-    total: Int[Array, ""]
+
+@pytree
+class Position:
+    """The next intersection."""
+
+    rank: Int[Array, ""]
+    """Its Gaussian."""
+
+    nth: Int[Array, ""]
+    """Its place among that Gaussian's; below its `count`."""
 
 
 @pytree
 class Round:
-    """`capacity` intersections, by tile and then by depth."""
+    """Up to `capacity` intersections of a window of w ranks, by tile and then by depth."""
+
+    base: Int[Array, ""]
+    """First rank of the window."""
+
+    start: Int[Array, " w"]
+    """Unsorted: where the intersections of each rank of the window begin."""
+
+    taken: Int[Array, " w"]
+    """How many of them are in this round."""
 
     owner: Int[Array, " c"]
-    """Unsorted: whose intersection it is, by depth rank."""
+    """Unsorted: whose intersection it is, counted from `base`."""
 
     slot: Int[Array, " c"]
     """Sorted: position before sorting."""
 
-    gaussian: Int[Array, " c"]
-    """Sorted: index of the Gaussian."""
+    rank: Int[Array, " c"]
+    """Sorted: rank of the Gaussian."""
 
-    start: Int[Array, " t"]
+    tile_start: Int[Array, " t"]
     """The tile's first sorted intersection."""
 
-    count: Int[Array, " t"]
+    tile_count: Int[Array, " t"]
     """The tile's intersections."""
 
-    busiest: Int[Array, " t"]
-    """Tiles by falling `count`: neighbours in this order have about the same work."""
+    following: Position
+    """Where the next round begins."""
 
 
-def intersect(depth: Float[Array, " n"], boxes: Boxes, tiling: Tiling) -> Intersections:
-    """Numbers all intersections of a view by depth (ties by index)."""
-    gaussian = depth_order(depth)
+def rank_by_depth(depth: Float[Array, " n"], boxes: Boxes, tiling: Tiling) -> Ranked:
+    """The Gaussians of a view by depth (ties by index), and their rectangles of tiles."""
     shift = tiling.tile.bit_length() - 1
     first = boxes.first >> shift
     end = (boxes.last + tiling.tile - 1) >> shift
     extent = jnp.where(boxes.last > boxes.first, end - first, 0)
-    count = (extent[0] * extent[1])[gaussian]
-    end = jnp.cumsum(count, dtype=jnp.int32)
-    return Intersections(
+    count = extent[0] * extent[1]
+    gaussian = depth_order(jnp.where(count > 0, depth, jnp.inf))
+    return Ranked(
         gaussian=gaussian,
         first=first[:, gaussian],
         columns=extent[0, gaussian],
-        count=count,
-        start=end - count,
-        total=end[-1],
+        count=count[gaussian],
+        visible=jnp.sum(count > 0, dtype=jnp.int32),
     )
 
 
@@ -165,48 +193,62 @@ def depth_order(depth: Float[Array, " n"]) -> Int[Array, " n"]:
     order = jnp.arange(n, dtype=jnp.int32)
     for shift in range(0, 31, digit_bits):
         digit = (words[order] >> shift) << position_bits
-        order = order[_low_bits(lax.sort(digit | position), position_bits)]
+        order = order[_low_bits(lax.sort(digit | position, is_stable=False), position_bits)]
     return order
 
 
 def take_round(
-    intersections: Intersections,
-    begin: Int[Array, ""],
-    is_open: Bool[Array, " t"],
-    tiling: Tiling,
+    ranked: Ranked, position: Position, is_open: Bool[Array, " t"], tiling: Tiling
 ) -> Round:
-    """The intersections from `begin` on, without those of tiles that are no longer open."""
+    """The next intersections, without those of tiles that are no longer open."""
     capacity, tiles = tiling.capacity, tiling.tiles
-    owner = _owners(intersections, begin, capacity)
+    gaussians = ranked.count.shape[0]
+    # All that a round can reach: every visible Gaussian of the window has an intersection.
+    window = min(capacity, gaussians)
+    base = jnp.minimum(position.rank, gaussians - window)
+    rank = base + jnp.arange(window, dtype=jnp.int32)
+    count = lax.dynamic_slice_in_dim(ranked.count, base, window)
+    passed = jnp.where(
+        rank < position.rank, count, jnp.where(rank > position.rank, 0, position.nth)
+    )
+    end = jnp.cumsum(count - passed, dtype=jnp.int32)
+    start = end - (count - passed)
+
+    owner = _owners(start, count - passed, capacity)
     slot = jnp.arange(capacity, dtype=jnp.int32)
-    nth = begin + slot - intersections.start[owner]
-    columns = jnp.maximum(intersections.columns[owner], 1)
-    column = intersections.first[0][owner] + lax.rem(nth, columns)
-    row = intersections.first[1][owner] + lax.div(nth, columns)
-    exists = begin + slot < intersections.total
+    nth = slot - start[owner] + passed[owner]
+    columns = jnp.maximum(ranked.columns[base + owner], 1)
+    column = ranked.first[0][base + owner] + lax.rem(nth, columns)
+    row = ranked.first[1][base + owner] + lax.div(nth, columns)
+    exists = slot < end[-1]
     tile = jnp.where(exists, row * tiling.columns + column, 0)
     tile = jnp.where(exists & is_open[tile], tile, tiles)
 
     slot_bits = capacity.bit_length() - 1
-    key = lax.sort((tile.astype(jnp.uint32) << slot_bits) | slot.astype(jnp.uint32))
+    key = (tile.astype(jnp.uint32) << slot_bits) | slot.astype(jnp.uint32)
+    key = lax.sort(key, is_stable=False)  # No two are equal.
     bounds = jnp.arange(tiles + 1, dtype=jnp.uint32) << slot_bits
-    start = jnp.searchsorted(key, bounds).astype(jnp.int32)
+    bound = jnp.searchsorted(key, bounds, method="scan_unrolled").astype(jnp.int32)
     slot = _low_bits(key, slot_bits)
-    count = start[1:] - start[:-1]
+    last, last_nth = owner[-1], nth[-1] + 1
+    finished = last_nth >= count[last]
     return Round(
+        base=base,
+        start=start,
+        taken=jnp.clip(capacity - start, 0, count - passed),
         owner=owner,
         slot=slot,
-        gaussian=intersections.gaussian[owner[slot]],
-        start=start[:-1],
-        count=count,
-        busiest=jnp.argsort(-count, stable=True).astype(jnp.int32),
+        rank=base + owner[slot],
+        tile_start=bound[:-1],
+        tile_count=bound[1:] - bound[:-1],
+        following=Position(
+            rank=base + last + finished.astype(jnp.int32), nth=jnp.where(finished, 0, last_nth)
+        ),
     )
 
 
-def sum_by_gaussian(
-    rows: Float[Array, "c f"], intersections: Intersections, taken: Round, begin: Int[Array, ""]
-) -> Float[Array, "n f"]:
-    """Adds the rows (unsorted) of each Gaussian. In a fixed order, so that repeated runs agree."""
+def sum_by_rank(rows: Float[Array, "c f"], taken: Round) -> Float[Array, "w f"]:
+    """Adds the rows (unsorted) of each rank. In a fixed order, so that repeated runs agree."""
     capacity = rows.shape[0]
     owner = jnp.concatenate([taken.owner, jnp.full_like(taken.owner, -1)])
 
@@ -217,14 +259,11 @@ def sum_by_gaussian(
         same = lax.dynamic_slice_in_dim(owner, reach, capacity) == owner[:capacity]
         return reach * 2, rows + jnp.where(same[:, None], later, 0)
 
-    longest = jnp.minimum(jnp.max(intersections.count), capacity)
     one = jnp.ones((), jnp.int32)
+    longest = jnp.max(taken.taken)
     rows = lax.while_loop(lambda carry: carry[0] < longest, double, (one, rows))[1]
-    first = jnp.maximum(intersections.start - begin, 0)
-    end = intersections.start + intersections.count - begin
-    present = (first < capacity) & (end > first)
-    sums = jnp.where(present[:, None], rows[jnp.minimum(first, capacity - 1)], 0)
-    return jnp.zeros_like(sums).at[intersections.gaussian].set(sums, unique_indices=True)
+    sums = rows[jnp.minimum(taken.start, capacity - 1)]
+    return jnp.where((taken.taken > 0)[:, None], sums, 0)
 
 
 def to_image(tiles: Float[Array, "t pixels *c"], tiling: Tiling) -> Float[Array, "h w *c"]:
@@ -253,14 +292,11 @@ def in_image(tiling: Tiling) -> Bool[np.ndarray, "t p"]:
     return (x < tiling.width) & (y < tiling.height)
 
 
-def _owners(intersections: Intersections, begin: Int[Array, ""], capacity: int) -> Int[Array, " c"]:
-    """Depth rank of the Gaussian of each intersection from `begin` on."""
-    rank = jnp.arange(intersections.count.shape[0], dtype=jnp.int32)
-    first = jnp.maximum(intersections.start - begin, 0)
-    present = (intersections.count > 0) & (intersections.start + intersections.count > begin)
-    target = jnp.where(present, first, capacity)
-    marks = jnp.zeros(capacity, jnp.int32).at[target].set(rank, mode="drop")
-    return lax.cummax(marks)
+def _owners(start: Int[Array, " w"], count: Int[Array, " w"], capacity: int) -> Int[Array, " c"]:
+    """Whose intersection each slot holds; beyond the last one, its owner again."""
+    place = jnp.arange(start.shape[0], dtype=jnp.int32)
+    target = jnp.where((count > 0) & (start < capacity), start, capacity)
+    return lax.cummax(jnp.zeros(capacity, jnp.int32).at[target].set(place, mode="drop"))
 
 
 def _low_bits(words: UInt[Array, " m"], bits: int) -> Int[Array, " m"]:

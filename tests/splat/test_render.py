@@ -1,21 +1,23 @@
 """The tiled rasterizer against its slow twin, closed forms and finite differences."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
-from o3d_jax.splat import Tiling, render
-from o3d_jax.splat.project import project_gaussians, scaled_axes, view_of
+from o3d_jax.splat import Tiling, check_finite, render
+from o3d_jax.splat.project import project_gaussians, view_of
 from o3d_jax.splat.reference import render_reference
-from o3d_jax.splat.tiles import depth_order, intersect
+from o3d_jax.splat.tiles import depth_order, rank_by_depth
 from o3d_jax.types import Cameras, Gaussians, Rendering
 
 N, SIZE = 70, (21, 34)  # Neither side is a multiple of a tile.
 ONE_ROUND = Tiling.choose(N, SIZE)
-TEN_ROUNDS = Tiling(height=21, width=34, tile=4, capacity=32, group=7, chunk=5)
+TEN_ROUNDS = Tiling(height=21, width=34, tile=4, capacity=32, group=7, chunk=5, block=32)
 
 
 def scene(seed: int, batch: tuple[int, ...] = (), n: int = N, dtype=np.float32) -> Gaussians:
@@ -149,7 +151,7 @@ def project_views(gaussians, cameras, culling="exact"):
 
     def one_view(camera):
         view = view_of(camera.camera_to_world, camera.intrinsics, SIZE)
-        return project_gaussians(gaussians, scaled_axes(gaussians, True), view, SIZE, culling)
+        return project_gaussians(gaussians, view, SIZE, culling, True)
 
     return jax.lax.map(one_view, cameras)
 
@@ -171,13 +173,21 @@ def test_boxes_hold_the_visible_pixels_and_little_more():
     assert visible.sum() > 0.5 * inside.sum(), visible.sum() / inside.sum()
 
 
+@pytest.mark.parametrize("length", [2.0**-90, 2.0**90])  # Their squares are not float32 numbers.
+def test_length_of_a_quaternion_does_not_matter(length):
+    gaussians = scene(5)
+    scaled = dataclasses.replace(gaussians, quats=length * gaussians.quats)
+    ours, expected = (project_views(g, orbit((), 3))[0].whitening for g in (scaled, gaussians))
+    np.testing.assert_array_equal(ours, expected)  # A power of two costs no rounding.
+
+
 ten_rounds = functools.partial(render, tiling=TEN_ROUNDS)
 
 
 def test_ten_rounds_draw_what_one_round_draws():
     gaussians, cameras, weights = cases((), 3)
     splats, boxes = project_views(gaussians, cameras)
-    total = jax.vmap(lambda depth, boxes: intersect(depth, boxes, TEN_ROUNDS).total)
+    total = jax.vmap(lambda d, b: jnp.sum(rank_by_depth(d, b, TEN_ROUNDS).count))
     total = np.asarray(jax.jit(total)(splats.depth, boxes))
     assert (total > 10 * TEN_ROUNDS.capacity).all() and (total <= ONE_ROUND.capacity).all()
     ours = pull_back(ten_rounds, gaussians, cameras, BACKGROUND, weights)
@@ -220,6 +230,31 @@ def test_shard_map_over_objects_is_the_batch_and_takes_gradients():
     loss = lambda gaussians: jnp.sum(sharded(gaussians, cameras).rgb)  # noqa: E731
     traced = jax.eval_shape(jax.grad(loss), gaussians)
     assert jax.tree.map(jnp.shape, traced) == jax.tree.map(jnp.shape, gradient)
+
+
+def test_sharded_views_are_the_same_and_repeat_to_the_last_bit():
+    gaussians, cameras, weights = cases((), 4)
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=auto, devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec
+    over = (spec(), spec("data"), spec())
+
+    def sharded(gaussians, cameras, size, background):
+        draw = functools.partial(render, size=size)
+        place = jax.shard_map(
+            lambda g, c, b: draw(g, c, background=b),
+            mesh=mesh,
+            in_specs=over,
+            out_specs=spec("data"),
+        )
+        return place(gaussians, cameras, background)
+
+    expected = pull_back(render, gaussians, cameras, BACKGROUND, weights)
+    first, second = (pull_back(sharded, gaussians, cameras, BACKGROUND, weights) for _ in range(2))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # Not to the bit: another program, whose sums and products XLA contracts elsewhere.
+    assert_same(first, expected)
 
 
 def test_order_of_the_gaussians_does_not_matter():
@@ -300,6 +335,85 @@ def test_degenerate_gaussians_have_finite_values_and_gradients():
     for leaf in jax.tree.leaves(ours):
         assert np.isfinite(leaf).all()
     assert_same(ours, slow_twin(gaussians, cameras, weights))
+
+
+def spoilt(gaussians: Gaussians) -> Gaussians:
+    """The Gaussians 3, 10, 21, 34 and 55 with numbers that are none."""
+    return Gaussians(
+        means=gaussians.means.at[3, 1].set(jnp.nan).at[55, 2].set(jnp.inf),
+        scales=gaussians.scales.at[10, 0].set(jnp.inf),
+        quats=gaussians.quats.at[21, 3].set(jnp.nan),
+        opacities=gaussians.opacities,
+        colors=gaussians.colors.at[34, 2].set(-jnp.inf),
+    )
+
+
+def test_what_is_not_finite_is_not_drawn_and_poisons_nothing():
+    gaussians, cameras, weights = cases((), 3)
+    bad = np.array([3, 10, 21, 34, 55])
+    hidden = dataclasses.replace(gaussians, opacities=gaussians.opacities.at[bad].set(0))
+    (image, (gradient, *others)), (expected, (without, *rest)) = (
+        pull_back(render, g, cameras, BACKGROUND, weights) for g in (spoilt(gaussians), hidden)
+    )
+    for a, b in zip(jax.tree.leaves(image), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(
+        jax.tree.leaves((gradient, others)), jax.tree.leaves((without, rest)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert not any(np.any(np.asarray(leaf)[bad]) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    ("field", "place"), [("means", 3), ("scales", 10), ("quats", 21), ("colors", 34)]
+)
+def test_checked_mode_names_what_is_not_finite(field, place):
+    gaussians = scene(5)
+    gaussians = dataclasses.replace(gaussians, **{field: getattr(spoilt(gaussians), field)})
+    draw = functools.partial(render, size=FRAME, background=BACKGROUND, checked=True)
+    error, shape = jax.eval_shape(checkify.checkify(draw), gaussians, front_camera(FRAME))
+    assert shape.rgb.shape == (1, *FRAME, 3)
+    check = jax.jit(checkify.checkify(lambda g: check_finite(g, front_camera(FRAME), BACKGROUND)))
+    with pytest.raises(ValueError, match=rf"gaussians.{field} at \[{place}\] is not finite"):
+        check(gaussians)[0].throw()
+    assert check(scene(5))[0].get() is None
+
+
+def test_checked_mode_names_a_camera_too():
+    cameras = orbit((2,), 3)
+    cameras = dataclasses.replace(
+        cameras, intrinsics=cameras.intrinsics.at[1, 2, 0, 0].set(jnp.nan)
+    )
+    with pytest.raises(ValueError, match=r"cameras.intrinsics at \[1 2\] is not finite"):
+        check_finite(scene(5, (2,)), cameras, BACKGROUND)
+
+
+def test_half_precision_is_drawn_in_float32():
+    gaussians = balls([0.8, 0.5], [2.0, 2.5])
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), gaussians)
+    ours = draw_balls(half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype(jnp.float32)}
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    np.testing.assert_array_equal(ours.rgb, draw_balls(rounded).rgb)
+
+
+def test_new_values_do_not_compile_again():
+    draw_balls(balls([0.3], [1.0]))
+    compiled = draw_balls._cache_size()
+    draw_balls(balls([0.2, 0.1, 0.9], [3.0, 0.5, 0.1]))
+    assert draw_balls._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": (0, 5)}, "an image of 0 x 5 px"),
+        ({"size": (22, 34), "tiling": TEN_ROUNDS}, "a tiling for 21 x 34 px cannot draw"),
+    ],
+)
+def test_impossible_sizes_are_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        render(scene(5), orbit((), 1), background=BACKGROUND, **changes)
 
 
 def test_no_gaussians_show_the_background():

@@ -1,0 +1,77 @@
+"""The kernels for GPUs: interpreted against XLA, and compiled for a GPU that is not there."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from test_render import BACKGROUND, assert_same, cases, project_views, pull_back
+
+from o3d_jax.splat import Tiling, render
+from o3d_jax.splat.tiles import rank_by_depth
+
+# Several rounds; more tiles than fit a row; chunks that end in the middle of a tile's list.
+ROUNDS = Tiling(height=21, width=34, tile=8, capacity=64, group=1, chunk=5, block=32)
+H200 = """
+gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 threads_per_core_limit: 2048
+  core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 4800000000000 l2_cache_size: 62914560
+  clock_rate_ghz: 1.98 device_memory_size: 150000000000 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536
+  registers_per_block_limit: 65536 }
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
+device_description_str: "NVIDIA H200" runtime_version { major: 12 minor: 9 }
+"""
+
+
+def test_kernels_draw_what_xla_draws_and_so_do_gradients():
+    gaussians, cameras, weights = cases((), 3)
+    splats, boxes = project_views(gaussians, cameras)
+    count = jax.vmap(lambda depth, boxes: rank_by_depth(depth, boxes, ROUNDS).count)
+    assert (count(splats.depth, boxes).sum(axis=1) > 3 * ROUNDS.capacity).all()
+    draw = functools.partial(render, tiling=ROUNDS)
+    expected = pull_back(draw, gaussians, cameras, BACKGROUND, weights)
+    kernels = functools.partial(render, tiling=ROUNDS, backend="pallas")
+    ours = pull_back(kernels, gaussians, cameras, BACKGROUND, weights)
+    assert_same(ours, expected)
+    # Images to the last bits: the same operations in the same order. Only how a compiler
+    # contracts products and sums may differ.
+    for a, b in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(expected[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-7)
+
+
+def _full_size() -> tuple[jax.stages.Wrapped, tuple]:
+    """Gradients of 2 views of 512 px, and the shapes to compile for."""
+    gaussians, cameras, _ = cases((), 2)
+    draw = functools.partial(render, size=(512, 512), background=BACKGROUND, backend="pallas")
+
+    def pull(gaussians, cameras, weights):
+        rendering, pull = jax.vjp(draw, gaussians, cameras)
+        return rendering, pull(weights)
+
+    many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((65536, *x.shape[1:]), x.dtype), gaussians)
+    return jax.jit(pull), (many, cameras, jax.eval_shape(draw, many, cameras))
+
+
+def test_kernels_lower_to_cuda_without_a_gpu():
+    pull, shapes = _full_size()
+    text = pull.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__gpu$xla.gpu.triton") == 2
+    assert 'name = "splat_forward"' in text and 'name = "splat_backward"' in text
+
+
+@pytest.mark.slow  # Needs jax-cuda12-plugin and jax-cuda12-pjrt (no GPU, no CUDA toolkit).
+def test_kernels_compile_for_an_h200_within_1_gb():
+    pytest.importorskip("jax_plugins.xla_cuda12")
+    jax.devices()
+    topology = jax.experimental.topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=H200, topology="1x1x1"
+    )
+    mesh = jax.sharding.Mesh(topology.devices, ("x",))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    pull, shapes = _full_size()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+    compiled = pull.lower(*shapes).compile()
+    # 8 views hold four times as much as these 2.
+    assert 4 * compiled.memory_analysis().temp_size_in_bytes < 1e9
