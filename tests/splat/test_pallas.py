@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from test_render import BACKGROUND, assert_same, cases, project_views, pull_back
 
 from o3d_jax.splat import Tiling, render
@@ -65,7 +66,7 @@ def test_kernels_lower_to_cuda_without_a_gpu():
 def test_kernels_compile_for_an_h200_within_1_gb():
     pytest.importorskip("jax_plugins.xla_cuda12")
     jax.devices()
-    topology = jax.experimental.topologies.get_topology_desc(
+    topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", target_config=H200, topology="1x1x1"
     )
     mesh = jax.sharding.Mesh(topology.devices, ("x",))
