@@ -1,6 +1,8 @@
 """Differentiable Gaussian splatting (Kerbl et al. 2023): `render`."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -44,42 +46,53 @@ def render(
     call it inside `shard_map` over objects or views; the automatic partitioner would draw
     everything on every device.
 
-    Computes in float64 if the means are, else in float32. A Gaussian with a NaN or infinity is not
-    drawn and has gradient 0; `checked=True` makes it an error by `check_finite`.
+    Computes in float64 if the means are, else in float32. Gaussians and cameras with a NaN or an
+    infinity show nothing and have gradient 0; `checked=True` makes them an error by `check_finite`.
+    Nor is a Gaussian drawn that is larger or farther than 1e8 px or 1e8 scene units: float32 could
+    not square that. First derivatives, in reverse mode.
 
     Raises:
-        ValueError: `size` is not positive, or `tiling` is made for another one.
+        ValueError: `size` is not positive, `tiling` is made for another one, or Gaussians and
+            cameras are not batched alike.
     """
-    if min(size) < 1:
-        raise ValueError(f"an image of {size[0]} x {size[1]} px; both sides must be at least 1")
     if checked:
         check_finite(gaussians, cameras, background)
+    backend = backend or ("pallas" if jax.default_backend() == "gpu" else "xla")
+    tiling = tiling or Tiling.choose(max(gaussians.means.shape[-2], 1), size, backend)
+    _check_shapes(gaussians, cameras, size, tiling)
     dtype = jnp.float64 if gaussians.means.dtype == jnp.float64 else jnp.float32
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     gaussians, cameras, background = jax.tree.map(
         lambda x: jnp.asarray(x, dtype), (gaussians, cameras, background)
     )
-    gaussians = _drawable(gaussians)
-    backend = backend or ("pallas" if jax.default_backend() == "gpu" else "xla")
-    tiling = tiling or Tiling.choose(gaussians.means.shape[-2], size, backend)
-    if (tiling.height, tiling.width) != tuple(size):
-        raise ValueError(f"a tiling for {tiling.height} x {tiling.width} px cannot draw {size}")
-    over_views = lax.map if backend == "xla" else _side_by_side
+    settings = (tiling, culling, normalize_quats, backend)
 
     def one_object(pair: tuple[Gaussians, Cameras]) -> Rendering:
-        gaussians, cameras = pair
-        settings = (tiling, culling, normalize_quats, backend)
-        one_view = functools.partial(_render_view, *settings, gaussians, background)
-        return over_views(one_view, cameras)
+        one_view = functools.partial(_render_view, *settings, pair[0], background)
+        return lax.map(one_view, pair[1]) if backend == "xla" else jax.vmap(one_view)(pair[1])
 
     batch = gaussians.means.shape[:-2]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), (gaussians, cameras))
+    flat = jax.tree.map(
+        lambda x: x.reshape(math.prod(batch), *x.shape[len(batch) :]),
+        (_drawable(gaussians), cameras),
+    )
     rendering = lax.map(one_object, flat)
     # Axes: object, view, the one view of `_render_view`.
     return jax.tree.map(lambda x: x.reshape(*batch, x.shape[1], *x.shape[3:]), rendering)
 
 
-def _side_by_side(function, cameras: Cameras) -> Rendering:
-    return jax.vmap(function)(cameras)
+def _check_shapes(
+    gaussians: Gaussians, cameras: Cameras, size: tuple[int, int], tiling: Tiling
+) -> None:
+    """Raises a ValueError for what does not go together."""
+    batch, other = gaussians.means.shape[:-2], cameras.intrinsics.shape[:-3]
+    if batch != other:
+        raise ValueError(
+            f"Gaussians with batch axes {batch} cannot be seen by cameras with {other}; "
+            "broadcast one of them"
+        )
+    if (tiling.height, tiling.width) != tuple(size):
+        raise ValueError(f"a tiling for {tiling.height} x {tiling.width} px cannot draw {size}")
 
 
 def _render_view(
@@ -93,7 +106,8 @@ def _render_view(
 ) -> Rendering:
     """One view of one object."""
     size = (tiling.height, tiling.width)
-
+    camera, seen = _finite_camera(camera)
+    gaussians = dataclasses.replace(gaussians, opacities=jnp.where(seen, gaussians.opacities, 0))
     view = view_of(camera.camera_to_world, camera.intrinsics, size)
     splats, boxes = project_gaussians(gaussians, view, size, culling, normalize_quats, tiling.block)
     blended = blend(splats, boxes, tiling, backend)
@@ -104,6 +118,18 @@ def _render_view(
         alpha=(1 - transmittance)[None],
         depth=features[..., 3:][None],
     )
+
+
+def _finite_camera(camera: Cameras) -> tuple[Cameras, Bool[Array, ""]]:
+    """The camera, or some other one if it is not finite; and whether it is."""
+    numbers = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(camera)]
+    is_finite = numbers[0] & numbers[1]
+    some = Cameras(
+        camera_to_world=jnp.eye(4, dtype=camera.intrinsics.dtype)[None],
+        intrinsics=jnp.eye(3, dtype=camera.intrinsics.dtype)[None],
+    )
+    chosen = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b[0]), camera, some)
+    return chosen, is_finite
 
 
 def _drawable(gaussians: Gaussians) -> Gaussians:
@@ -125,7 +151,7 @@ def _drawable(gaussians: Gaussians) -> Gaussians:
 
 def _is_finite(x: Float[Array, "..."], axes: int) -> Bool[Array, "..."]:
     """Whether all numbers beyond the first `axes` axes are."""
-    return jnp.all(jnp.isfinite(x).reshape(*x.shape[:axes], -1), axis=-1)
+    return jnp.all(jnp.isfinite(x), axis=tuple(range(axes, x.ndim)))
 
 
 def check_finite(gaussians: Gaussians, cameras: Cameras, background: Float[Array, "3"]) -> None:

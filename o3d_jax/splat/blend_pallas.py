@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from o3d_jax.splat.contribution import (
     COLUMNS,
+    BackwardState,
     Moments,
     contribution,
     geometry_gradients,
@@ -79,13 +80,11 @@ def blend_round_backward(
     transmittance: Float[Array, "t p"],
     behind: Float[Array, "t p"],
     cotangent: Float[Array, "t 4 p"],
-) -> tuple[Float[Array, "t p"], Float[Array, "t p"], Float[Array, "c 10"]]:
-    """Transmittance and gain behind this round, and one gradient row an intersection (unsorted).
-
-    `behind` is what the loss gains from all that lies behind; `cotangent` is that of features.
-    """
+) -> BackwardState:
+    """The same behind this round; `cotangent` is that of features."""
     tile, pixels = _of_one_tile, tiling.pixels
     whole = pl.BlockSpec(memory_space=pl.ANY)
+    rows, nothing = table[taken.rank].ravel(), zeros((tiling.capacity * COLUMNS,), table)
     call = _kernel(
         functools.partial(_backward_kernel, tiling),
         name="splat_backward",
@@ -93,17 +92,12 @@ def blend_round_backward(
         grid=(tiling.tiles,),
         in_specs=[tile(), tile(), whole, whole, tile(pixels), tile(pixels), tile(4, pixels), whole],
         out_specs=[tile(pixels), tile(pixels), whole],
-        out_shape=[
-            _like(transmittance),
-            _like(behind),
-            jax.ShapeDtypeStruct((tiling.capacity * COLUMNS,), table.dtype),
-        ],
+        out_shape=[_like(transmittance), _like(behind), _like(nothing)],
         aliases={7: 2},  # Rows that no tile comes to stay 0.
     )
-    rows, nothing = table[taken.rank].ravel(), zeros((tiling.capacity * COLUMNS,), table)
     ranges = (taken.tile_start, taken.tile_count, taken.slot)
     after, behind, gradient = call(*ranges, rows, transmittance, behind, cotangent, nothing)
-    return after, behind, gradient.reshape(-1, COLUMNS)
+    return BackwardState(transmittance=after, behind=behind, rows=gradient.reshape(-1, COLUMNS))
 
 
 def _backward_kernel(
@@ -173,7 +167,8 @@ def _pixels(
     place, side = lax.iota(jnp.int32, tiling.pixels), tiling.tile
     shift = side.bit_length() - 1
     tile = pl.program_id(0)
-    middle = [lax.rem(tile, tiling.columns), lax.div(tile, tiling.columns)]
+    columns = jnp.asarray(tiling.columns, tile.dtype)
+    middle = [lax.rem(tile, columns), lax.div(tile, columns)]
     return (
         (place & (side - 1)).astype(dtype) + (0.5 - side / 2),
         (place >> shift).astype(dtype) + (0.5 - side / 2),
@@ -187,7 +182,8 @@ def _of_one_tile(*shape: int) -> pl.BlockSpec:
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+    """Also in how it varies between the devices of a `shard_map`."""
+    return jax.eval_shape(lambda x: x, x)
 
 
 def _kernel(

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from o3d_jax.splat.contribution import (
     COLUMNS,
+    BackwardState,
     Moments,
     contribution,
     geometry_gradients,
@@ -79,11 +80,8 @@ def blend_round_backward(
     transmittance: Float[Array, "t p"],
     behind: Float[Array, "t p"],
     cotangent: Float[Array, "t 4 p"],
-) -> tuple[Float[Array, "t p"], Float[Array, "t p"], Float[Array, "c 10"]]:
-    """Transmittance and gain behind this round, and one gradient row an intersection (unsorted).
-
-    `behind` is what the loss gains from all that lies behind; `cotangent` is that of features.
-    """
+) -> BackwardState:
+    """The same behind this round; `cotangent` is that of features."""
     busiest = _busiest(taken)
     by_group = functools.partial(_grouped, busiest, tiling)
     rows = zeros((tiling.capacity, COLUMNS), table)
@@ -97,10 +95,23 @@ def blend_round_backward(
             by_group(cotangent),
         ),
     )
-    return _ungrouped(busiest, transmittance), _ungrouped(busiest, behind), rows
+    return BackwardState(
+        transmittance=_ungrouped(busiest, transmittance),
+        behind=_ungrouped(busiest, behind),
+        rows=rows,
+    )
 
 
-def _blend_group_backward(tiling, table, taken, rows, work, transmittance, behind, cotangent):
+def _blend_group_backward(
+    tiling: Tiling,
+    table: Float[Array, "n 10"],
+    taken: Round,
+    rows: Float[Array, "c 10"],
+    work: Work,
+    transmittance: Float[Array, "g p"],
+    behind: Float[Array, "g p"],
+    cotangent: Float[Array, "g 4 p"],
+) -> tuple[Float[Array, "c 10"], tuple[Float[Array, "g p"], Float[Array, "g p"]]]:
     """Writes one gradient row for each of the group's intersections in this round."""
     pixels = jnp.asarray(pixel_offsets(tiling), table.dtype)
     x, y = pixels[:, None]

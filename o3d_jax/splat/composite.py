@@ -57,12 +57,16 @@ def _blend(splats: Splats, boxes: Boxes, tiling: Tiling, backend: Backend) -> Bl
     return _batched(_forward, tiling, backend)(splats, boxes)
 
 
-def _blend_forward(splats, boxes, tiling, backend):
+def _blend_forward(
+    splats: Splats, boxes: Boxes, tiling: Tiling, backend: Backend
+) -> tuple[Blended, tuple[Splats, Boxes, Blended]]:
     blended = _blend(splats, boxes, tiling, backend)
     return blended, (splats, boxes, blended)
 
 
-def _blend_backward(tiling, backend, saved, cotangent):
+def _blend_backward(
+    tiling: Tiling, backend: Backend, saved: tuple[Splats, Boxes, Blended], cotangent: Blended
+) -> tuple[Splats, None]:
     return _batched(_backward, tiling, backend)(*saved, cotangent), None
 
 
@@ -115,11 +119,11 @@ def _backward(
     def one_round(state):
         position, transmittance, behind, gradient = state
         taken = take_round(ranked, position, _is_open(transmittance), tiling)
-        transmittance, behind, rows = BACKENDS[backend].blend_round_backward(
+        after = BACKENDS[backend].blend_round_backward(
             tiling, table, taken, transmittance, behind, cotangent.features
         )
-        gradient = _add_window(gradient, sum_by_rank(rows, taken), taken)
-        return taken.following, transmittance, behind, gradient
+        gradient = _add_window(gradient, sum_by_rank(after.rows, taken), taken)
+        return taken.following, after.transmittance, after.behind, gradient
 
     start = zeros((table.shape[0], COLUMNS), table)
     state = (_beginning(table), _untouched(tiling, table), behind, start)

@@ -35,6 +35,19 @@ class Contribution:
 
 
 @pytree
+class BackwardState:
+    """What a backward pass knows behind the Gaussians so far."""
+
+    transmittance: Float[Array, "t p"]
+
+    behind: Float[Array, "t p"]
+    """What the loss gains from all that lies behind."""
+
+    rows: Float[Array, "c 10"]
+    """Gradient of each intersection of the last round, unsorted."""
+
+
+@pytree
 class Moments:
     """Sums over the pixels of a tile of the gradient of log alpha, times powers of (dx, dy)."""
 

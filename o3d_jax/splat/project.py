@@ -152,10 +152,13 @@ def _project(
     gaussians: Gaussians, view: View, size: tuple[int, int], culling: Culling, normalize_quats: bool
 ) -> tuple[Splats, Boxes]:
     """One block."""
-    axes = scaled_axes(gaussians, normalize_quats)
     position = _apply(view.rotation, gaussians.means.T) + view.translation[:, None]
-    drawn = _can_be_drawn(position, axes, view)
-    axes = jnp.where(drawn[None, None], axes, 0)
+    drawn = _can_be_drawn(position, scaled_axes(gaussians, normalize_quats), view)
+    # What is not drawn has gradient 0, not 0 times infinity.
+    gaussians = jax.tree.map(
+        lambda x: jnp.where(drawn.reshape(-1, *(1,) * (x.ndim - 1)), x, 0), gaussians
+    )
+    axes = scaled_axes(gaussians, normalize_quats)
     depth = jnp.where(drawn, position[2], 1)
     slope = jnp.where(drawn[None], position[:2], 0) / depth[None]
     center = view.focal[:, None] * slope + view.principal[:, None]
@@ -181,7 +184,7 @@ def _project(
         center=center,
         whitening=jnp.stack([p, -p * b / c, lax.rsqrt(c)]),
         depth=depth,
-        opacity=jnp.where(drawn, gaussians.opacities, 0),
+        opacity=gaussians.opacities,
         color=gaussians.colors.T,
     )
     box = _exact_boxes if culling == "exact" else _inria_boxes

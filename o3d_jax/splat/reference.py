@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from o3d_jax.splat.contribution import TRANSMITTANCE_MIN
 from o3d_jax.splat.project import (
     ALPHA_MAX,
     ALPHA_MIN,
@@ -18,8 +19,6 @@ from o3d_jax.splat.project import (
     view_of,
 )
 from o3d_jax.types import Cameras, Gaussians, Rendering
-
-TRANSMITTANCE_MIN = 1e-4  # A pixel ends before the Gaussian that would bring it below this.
 
 
 def render_reference(

@@ -20,6 +20,8 @@ from o3d_jax.types import pytree
 
 Backend = Literal["xla", "pallas"]
 
+KEY_BITS = 32  # Of a word that holds a tile and a place in the round, to sort by.
+
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
@@ -43,34 +45,33 @@ class Tiling:
     """Gaussians that are projected at once."""
 
     def __post_init__(self):
+        if min(self.height, self.width) < 1:
+            raise ValueError(
+                f"an image of {self.height} x {self.width} px; both sides must be at least 1"
+            )
         if 16 % self.tile:
             raise ValueError(f"tile {self.tile} px does not divide 16")
         if self.capacity < 1 or self.capacity & (self.capacity - 1):
             raise ValueError(f"capacity {self.capacity} is not a power of two")
-        if (self.tiles + 1) * self.capacity > 2**31:
-            raise ValueError(
-                f"{self.tiles} tiles times a capacity of {self.capacity} intersections exceeds "
-                "the 31 bits of a sorting key; use larger tiles or a smaller capacity"
-            )
 
     @staticmethod
     def choose(gaussians: int, size: tuple[int, int], backend: Backend = "xla") -> "Tiling":
         """A tiling that is fast where splats are about as large as pixel-aligned ones."""
-        height, width = size
+        height, width = (max(side, 1) for side in size)
         tile = 8 if max(size) <= 128 else 16
         tiles = math.ceil(height / tile) * math.ceil(width / tile)
         # Of 4096 and 65536 Gaussians on a surface, at 64 and 512 px: 1.2 and 3.6 tiles each. On a
         # GPU a second round costs more than the room for a larger first one.
         xla = backend == "xla"
         each, largest = (2, 17) if xla else (8, 20)
-        wanted = min(max(each * gaussians, 4096), max(gaussians * tiles, 1))
-        # Sorting words of 32 bits hold a tile and a position in the round.
-        most = 31 - (2 * tiles).bit_length()
+        # Every round passes over all tiles, so it should not be small against them.
+        wanted = min(max(each * gaussians, 8 * tiles, 4096), max(gaussians * tiles, 1))
+        most = max(2**largest, 8 * tiles)
         return Tiling(
-            height=height,
-            width=width,
+            height=size[0],
+            width=size[1],
             tile=tile,
-            capacity=2 ** min(math.ceil(math.log2(wanted)), largest, most),
+            capacity=2 ** math.ceil(math.log2(min(wanted, most))),
             # 1024 px and 8192 Gaussians: their numbers stay in the L1 and L2 cache of a CPU.
             group=min(1024 // tile**2, tiles) if xla else 1,
             block=8192 if xla else max(gaussians, 1),
@@ -211,7 +212,7 @@ def take_round(
     passed = jnp.where(
         rank < position.rank, count, jnp.where(rank > position.rank, 0, position.nth)
     )
-    end = jnp.cumsum(count - passed, dtype=jnp.int32)
+    end = _running_total(count - passed, tiling)
     start = end - (count - passed)
 
     owner = _owners(start, count - passed, capacity)
@@ -224,12 +225,7 @@ def take_round(
     tile = jnp.where(exists, row * tiling.columns + column, 0)
     tile = jnp.where(exists & is_open[tile], tile, tiles)
 
-    slot_bits = capacity.bit_length() - 1
-    key = (tile.astype(jnp.uint32) << slot_bits) | slot.astype(jnp.uint32)
-    key = lax.sort(key, is_stable=False)  # No two are equal.
-    bounds = jnp.arange(tiles + 1, dtype=jnp.uint32) << slot_bits
-    bound = jnp.searchsorted(key, bounds, method="scan_unrolled").astype(jnp.int32)
-    slot = _low_bits(key, slot_bits)
+    slot, bound = _by_tile(tile, slot, tiling)
     last, last_nth = owner[-1], nth[-1] + 1
     finished = last_nth >= count[last]
     return Round(
@@ -290,6 +286,32 @@ def in_image(tiling: Tiling) -> Bool[np.ndarray, "t p"]:
     """Which pixels of the tiles the image has."""
     x, y = tile_centers(tiling)[:, :, None] + pixel_offsets(tiling)[:, None]
     return (x < tiling.width) & (y < tiling.height)
+
+
+def _running_total(count: Int[Array, " w"], tiling: Tiling) -> Int[Array, " w"]:
+    """Sums of the first counts; right up to `capacity`, and above it beyond."""
+    if tiling.capacity * tiling.tiles < 2**31:
+        return jnp.cumsum(count, dtype=jnp.int32)
+    enough = 2**30 - 1  # The sum of two of them is an int32.
+    return lax.associative_scan(lambda a, b: jnp.minimum(a + b, enough), count)
+
+
+def _by_tile(
+    tile: Int[Array, " c"], slot: Int[Array, " c"], tiling: Tiling
+) -> tuple[Int[Array, " c"], Int[Array, " t1"]]:
+    """Slots sorted by tile, and where each tile begins (and the last ends) among them."""
+    slot_bits = (tiling.capacity - 1).bit_length()
+    tiles = jnp.arange(tiling.tiles + 1)
+    if tiling.tiles.bit_length() + slot_bits > KEY_BITS:
+        tile, slot = lax.sort((tile, slot), num_keys=1)
+        bound = jnp.searchsorted(tile, tiles.astype(tile.dtype), method="scan_unrolled")
+    else:  # One word sorts several times faster than two. No two are equal.
+        key = (tile.astype(jnp.uint32) << slot_bits) | slot.astype(jnp.uint32)
+        key = lax.sort(key, is_stable=False)
+        first = tiles.astype(jnp.uint32) << slot_bits
+        bound = jnp.searchsorted(key, first, method="scan_unrolled")
+        slot = _low_bits(key, slot_bits)
+    return slot, bound.astype(jnp.int32)
 
 
 def _owners(start: Int[Array, " w"], count: Int[Array, " w"], capacity: int) -> Int[Array, " c"]:

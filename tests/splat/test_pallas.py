@@ -3,10 +3,20 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from test_render import BACKGROUND, assert_same, cases, project_views, pull_back
+from test_render import (
+    BACKGROUND,
+    assert_same,
+    cases,
+    float64,  # noqa: F401
+    front_camera,
+    project_views,
+    pull_back,
+    scene,
+)
 
 from o3d_jax.splat import Tiling, render
 from o3d_jax.splat.tiles import rank_by_depth
@@ -40,6 +50,50 @@ def test_kernels_draw_what_xla_draws_and_so_do_gradients():
     # contracts products and sums may differ.
     for a, b in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(expected[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-7)
+
+
+def _over_devices(**options):
+    """`render` by kernels, views sharded over two devices."""
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=auto, devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec
+    place = functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(spec(), spec("data"), spec()),
+        out_specs=spec("data"),
+        **options,
+    )
+
+    def sharded(gaussians, cameras, size, background):
+        draw = functools.partial(render, size=size, tiling=ROUNDS, backend="pallas")
+        return place(lambda g, c, b: draw(g, c, background=b))(gaussians, cameras, background)
+
+    return sharded
+
+
+def test_kernels_shard_over_views():
+    gaussians, cameras, weights = cases((), 2)
+    expected = pull_back(render, gaussians, cameras, BACKGROUND, weights)
+    # JAX's interpreter of kernels does not follow what varies between devices.
+    ours = pull_back(_over_devices(check_vma=False), gaussians, cameras, BACKGROUND, weights)
+    assert_same(ours, expected)
+    # What is compiled for a GPU does.
+    arguments = (_over_devices(), gaussians, cameras, BACKGROUND, weights)
+    text = pull_back.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__gpu$xla.gpu.triton") == 2
+
+
+def test_kernels_draw_in_float64_too(float64):  # noqa: F811
+    gaussians, cameras = scene(5, dtype=float64), front_camera((21, 34), float64)
+    draws = [
+        jax.jit(functools.partial(render, size=(21, 34), tiling=ROUNDS, backend=backend))
+        for backend in ("xla", "pallas")
+    ]
+    expected, ours = (draw(gaussians, cameras, background=BACKGROUND) for draw in draws)
+    assert ours.rgb.dtype == jnp.float64
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
 
 
 def _full_size() -> tuple[jax.stages.Wrapped, tuple]:
