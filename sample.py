@@ -33,6 +33,7 @@ from o3d_jax.io.foreground import read_foreground, recentre_on_white
 from o3d_jax.io.images import save_png
 from o3d_jax.io.ply import write_ply
 from o3d_jax.io.sheets import grid
+from o3d_jax.io.splat_file import write_splat
 from o3d_jax.io.video import write_gif, write_mp4
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.steps.reconstruct import draw_object
@@ -44,7 +45,7 @@ ORBIT_FRAMES = 48
 """Of the turntable; at 20 frames per second it turns once in 2.4 s."""
 
 PICTURES = ("input.png", "views.png", "renders.png", "loop.png", "orbit.gif", "orbit.mp4")
-FILES = (*PICTURES, "gaussians.ply", "manifest.json")
+FILES = (*PICTURES, "gaussians.ply", "gaussians.splat", "manifest.json")
 """All that a result may hold."""
 
 LOOP_TILE = 128
@@ -102,7 +103,9 @@ def sample(arguments: Arguments) -> Path:
         with _stage("pictures", seconds):
             _write_pictures(scratch, config, estimate, levels)
             gaussians = jax.tree.map(lambda a: a[0], estimate.reconstruction.gaussians)
-            write_ply(scratch / "gaussians.ply", _as_drawn(config, gaussians))
+            drawn = _as_drawn(config, gaussians)
+            write_ply(scratch / "gaussians.ply", drawn)
+            write_splat(scratch / "gaussians.splat", drawn)
         with _stage("turntable", seconds):
             _write_turntable(scratch, gaussians, config, arguments)
         _write_manifest(scratch, config, arguments, digest, seconds)

@@ -19,6 +19,7 @@ from PIL import Image
 from o3d_jax.config import Config, LgmConfig, ModelConfig, OptimConfig, SampleConfig
 from o3d_jax.io.checkpoint import BUNDLED, Model, Weights, check_fits, load_model
 from o3d_jax.io.ply import read_ply
+from o3d_jax.io.splat_file import read_splat
 from o3d_jax.nn.networks import build_networks, init_networks
 from o3d_jax.splat import render
 from o3d_jax.steps.reconstruct import Reconstruction
@@ -28,7 +29,7 @@ from o3d_jax.types import Frozen, Gaussians, Maps, Params
 VIEWS, SIZE, LEVELS = 4, 64, 3
 FILES = {
     *("input.png", "views.png", "renders.png", "loop.png"),
-    *("gaussians.ply", "orbit.gif", "manifest.json"),
+    *("gaussians.ply", "gaussians.splat", "orbit.gif", "manifest.json"),
 }
 
 
@@ -138,7 +139,8 @@ def test_the_pictures_show_the_object_from_the_input_s_side_first(
     assert colors_at(folder / "orbit.gif", script.ORBIT_FRAMES // 2) == ("red", "blue")
     # A quarter on it is on +x itself, where red hides blue.
     assert colors_at(folder / "orbit.gif", script.ORBIT_FRAMES // 4) == ("red", "red")
-    np.testing.assert_allclose(read_ply(folder / "gaussians.ply").means, gaussians().means[0])
+    for stored in (read_ply(folder / "gaussians.ply"), read_splat(folder / "gaussians.splat")):
+        np.testing.assert_allclose(stored.means, gaussians().means[0])
     square = np.asarray(Image.open(folder / "input.png"), np.float32)
     rows = np.flatnonzero((square < 250).any(axis=(1, 2)))
     assert abs(np.ptp(rows) + 1 - 0.75 * SIZE) <= 3  # 1 - border; blurred by enlargement.

@@ -1,33 +1,53 @@
 """Gaussians as .ply, in the layout of 3D Gaussian Splatting that viewers read.
 
-Binary, little endian. Stored are values before activation: the logit of the opacity, the log of
-the scales, and the zeroth spherical harmonic of the color, (rgb - 0.5) / C0.
+Binary. Stored are values before activation: the logit of the opacity, the log of the scales, and
+the zeroth spherical harmonic of the color, (rgb - 0.5) / C0.
 """
 
 import os
-from pathlib import Path
+import re
+import warnings
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
+from scipy.special import expit, logit
 
 from o3d_jax.errors import InputError
 from o3d_jax.io.atomic import written_whole
+from o3d_jax.io.one_object import (
+    MIN_OPACITY,
+    Values,
+    file_content,
+    gaussians_from,
+    values_to_store,
+)
 from o3d_jax.types import Gaussians
 
 SH_C0 = 0.28209479177387814
 """Zeroth real spherical harmonic, 1 / (2 sqrt(pi))."""
 
-MIN_OPACITY = 0.005
-"""Gaussians below are not worth storing (release, LGM's export)."""
-
 _LEAST_SCALE = 1e-8  # So that the log is finite (release).
 _LEAST_OPACITY = 1e-6  # From 0 and from 1, so that the logit is finite.
 
-FIELDS = (
-    *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
-    *("scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
-)
+_MEAN = ("x", "y", "z")
+_COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
+_SCALES = ("scale_0", "scale_1", "scale_2")
+_QUATERNION = ("rot_0", "rot_1", "rot_2", "rot_3")
+
+FIELDS = (*_MEAN, "nx", "ny", "nz", *_COLOR, "opacity", *_SCALES, *_QUATERNION)
 """Properties, in order; normals are 0. rot is (w, x, y, z)."""
+
+_NEEDED = (*_MEAN, *_COLOR, "opacity", *_SCALES, *_QUATERNION)
+
+_TYPES = {
+    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
+    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
+    **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
+}
+"""Both sets of names that .ply files use."""
+
+_BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
 
 
 def write_ply(
@@ -35,24 +55,18 @@ def write_ply(
 ) -> None:
     """Writes one object, whole or not at all; drops Gaussians of less than `min_opacity`.
 
+    Little endian, all properties float32, in the order of `FIELDS`.
+
     Raises:
-        ValueError: more than one object, or values that are not finite.
+        ValueError: more than one object, scales below 0, or values that are not finite.
     """
-    means, quats = np.asarray(gaussians.means), np.asarray(gaussians.quats)
-    scales, colors = np.asarray(gaussians.scales), np.asarray(gaussians.colors)
-    opacities = np.asarray(gaussians.opacities, np.float64)
-    if means.ndim != 2:
-        raise ValueError(f"means of shape {means.shape}: a .ply holds one object, so give (n, 3)")
-    opacity = opacities.clip(_LEAST_OPACITY, 1 - _LEAST_OPACITY)
+    values = values_to_store(gaussians, path, min_opacity)
     columns = [
-        *(means, np.zeros_like(means), (colors - 0.5) / SH_C0),
-        *((np.log(opacity) - np.log1p(-opacity))[:, None], np.log(scales.clip(_LEAST_SCALE))),
-        quats,
+        *(values.means, np.zeros_like(values.means), (values.colors - 0.5) / SH_C0),
+        logit(values.opacities.clip(_LEAST_OPACITY, 1 - _LEAST_OPACITY))[:, None],
+        *(np.log(values.scales.clip(_LEAST_SCALE)), values.quats),
     ]
-    table = np.concatenate(columns, axis=-1).astype("<f4")[opacities >= min_opacity]
-    if not np.isfinite(table).all():
-        bad = (~np.isfinite(table).all(axis=-1)).sum()
-        raise ValueError(f"{bad} of {len(table)} Gaussians are not finite; {path} is not written")
+    table = np.concatenate(columns, axis=-1).astype("<f4")
     with written_whole(path) as temporary:
         temporary.write_bytes(_header(len(table)) + table.tobytes())
 
@@ -64,47 +78,120 @@ def _header(count: int) -> bytes:
 
 
 def read_ply(path: str | os.PathLike[str]) -> Gaussians:
-    """The Gaussians of a file in this layout, after activation; further properties are ignored.
+    """The Gaussians of a file in this layout, after activation.
+
+    Properties may come in any order and be float or double, in either byte order; further ones
+    and further elements are skipped. Of colors that change with the direction (f_rest_*), the
+    part that does not is read, with a warning. Colors below 0 become 0, as 3D Gaussian
+    Splatting draws them.
 
     Raises:
-        InputError: missing, not such a file, or cut short.
+        InputError: missing, not such a file, cut short, or with values that are not finite.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    header, end, body = content.partition(b"end_header\n")
-    if not end or not header.startswith(b"ply\n"):
-        raise InputError(f"{path} is not a .ply file")
-    names, count = _parse_header(path, header.decode("ascii", errors="replace"))
-    size = count * len(names) * 4
-    if len(body) != size:
-        raise InputError(f"{path} has {len(body)} bytes of data, its header says {size}")
-    table = np.frombuffer(body, "<f4").reshape(count, len(names))
+    table = _read_vertices(path)
 
-    def columns(*wanted: str) -> np.ndarray:
-        return table[:, [names.index(name) for name in wanted]]
+    def columns(*names: str) -> Float[np.ndarray, "n k"]:
+        return np.stack([table[name].astype(np.float64) for name in names], axis=-1)
 
-    return Gaussians(
-        means=jnp.asarray(columns("x", "y", "z")),
-        scales=jnp.asarray(np.exp(columns("scale_0", "scale_1", "scale_2"))),
-        quats=jnp.asarray(columns("rot_0", "rot_1", "rot_2", "rot_3")),
-        opacities=jnp.asarray(1 / (1 + np.exp(-columns("opacity")[:, 0]))),
-        colors=jnp.asarray(columns("f_dc_0", "f_dc_1", "f_dc_2") * np.float32(SH_C0) + 0.5),
+    rest = [name for name in table.dtype.names or () if name.startswith("f_rest_")]
+    if any(table[name].any() for name in rest):
+        warnings.warn(
+            f"{path} has colors that change with the direction; only the part that does not "
+            "(f_dc_*) is read",
+            stacklevel=2,
+        )
+    with np.errstate(over="ignore"):
+        scales = np.exp(columns(*_SCALES))
+    values = Values(
+        means=columns(*_MEAN),
+        scales=scales,
+        quats=columns(*_QUATERNION),
+        opacities=expit(columns("opacity")[:, 0]),
+        colors=(columns(*_COLOR) * SH_C0 + 0.5).clip(0),
     )
+    return gaussians_from(path, values)
 
 
-def _parse_header(path: str | os.PathLike[str], header: str) -> tuple[list[str], int]:
-    """Property names in order, and the number of Gaussians."""
-    lines = [line.split() for line in header.splitlines()[1:] if not line.startswith("comment")]
-    elements = [words for words in lines if words[:1] == ["element"]]
-    properties = [words for words in lines if words[:1] == ["property"]]
-    names = [words[-1] for words in properties]
-    missing = [name for name in FIELDS if name not in names and name not in ("nx", "ny", "nz")]
-    if lines[:1] != [["format", "binary_little_endian", "1.0"]]:
-        raise InputError(f"{path} is not a binary little-endian .ply; convert it")
-    if missing or any(words[1] != "float" for words in properties):
-        raise InputError(f"{path} is not a .ply of Gaussians: {missing or 'types'} do not fit")
-    if len(elements) != 1 or elements[0][1] != "vertex" or not elements[0][2].isdigit():
+class _Element(NamedTuple):
+    """A table of the file."""
+
+    name: str
+    count: int
+    properties: list[tuple[str, str]]
+    """Name and numpy type; the type is "" for a list, whose length differs from row to row."""
+
+
+def _read_vertices(path: str | os.PathLike[str]) -> np.ndarray:
+    """The rows of the element vertex, with its properties as named fields."""
+    content = file_content(path)
+    is_ply = content.startswith((b"ply\n", b"ply\r\n"))
+    end = re.search(rb"^end_header\r?\n", content, re.MULTILINE) if is_ply else None
+    if end is None:
+        raise InputError(f"{path} is not a .ply file; give one that holds 3D Gaussians")
+    elements = _parse_header(path, content[: end.start()].decode("ascii", errors="replace"))
+    names = [element.name for element in elements]
+    if names.count("vertex") != 1:
         raise InputError(f"{path} is not a .ply of Gaussians: it needs one element, vertex")
-    return names, int(elements[0][2])
+    before = elements[: names.index("vertex")]
+    vertex = elements[len(before)]
+    _check_is_of_gaussians(path, before, vertex)
+    start = end.end() + sum(element.count * _row(element).itemsize for element in before)
+    row = _row(vertex)
+    needed, found = start + vertex.count * row.itemsize, len(content)
+    last = vertex is elements[-1]
+    if found < needed or (last and found > needed):
+        raise InputError(
+            f"{path} has {found - end.end()} bytes of data, its header says "
+            f"{'' if last else 'at least '}{needed - end.end()}: it is damaged; copy it again"
+        )
+    return np.frombuffer(content, row, vertex.count, start)
+
+
+def _parse_header(path: str | os.PathLike[str], header: str) -> list[_Element]:
+    """The elements in order, their types with the file's byte order."""
+    order = ""
+    elements: list[_Element] = []
+    for line in header.split("\n")[1:]:
+        words = line.split()
+        match words:
+            case [] | ["comment" | "obj_info", *_]:
+                pass
+            case ["format", kind, "1.0"] if kind in _BYTE_ORDERS and not order:
+                order = _BYTE_ORDERS[kind]
+            case ["element", name, count] if order and re.fullmatch("[0-9]{1,15}", count):
+                elements.append(_Element(name=name, count=int(count), properties=[]))
+            case ["property", "list", _, _, name] if elements:
+                elements[-1].properties.append((name, ""))
+            case ["property", kind, name] if elements and kind in _TYPES:
+                elements[-1].properties.append((name, order + _TYPES[kind]))
+            case ["format", "ascii", *_]:
+                raise InputError(f"{path} is a .ply in text; save it as a binary one")
+            case _:
+                raise InputError(f"{path} is a damaged .ply: its header says {line.strip()!r}")
+    return elements
+
+
+def _check_is_of_gaussians(
+    path: str | os.PathLike[str], before: list[_Element], vertex: _Element
+) -> None:
+    names = [name for name, _ in vertex.properties]
+    numbers = {name for name, kind in vertex.properties if kind[1:] in ("f4", "f8")}
+    missing = [name for name in _NEEDED if name not in numbers]
+    if missing:
+        raise InputError(
+            f"{path} is not a .ply of Gaussians: its vertices have no {', '.join(missing)} of type "
+            "float or double; export it uncompressed, in the layout of 3D Gaussian Splatting"
+        )
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} is a damaged .ply: it has the property {twice[0]} twice")
+    if any(not kind for element in (*before, vertex) for _, kind in element.properties):
+        raise InputError(f"{path} has lists before the end of its vertices; export it without them")
+
+
+def _row(element: _Element) -> np.dtype:
+    """One row, with no gaps. Names of other elements do not matter and may come twice."""
+    kinds = [kind for _, kind in element.properties]
+    if element.name != "vertex":
+        return np.dtype([(f"{i}", kind) for i, kind in enumerate(kinds)])
+    return np.dtype(element.properties)

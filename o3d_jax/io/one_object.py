@@ -1,0 +1,98 @@
+"""One object's Gaussians between arrays and files: what the formats .ply and .splat share."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from o3d_jax.errors import InputError
+from o3d_jax.types import Gaussians
+
+MIN_OPACITY = 0.005
+"""Gaussians below are not worth storing (release, LGM's export)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """The fields of `Gaussians` in float64, so that every machine writes the same bytes.
+
+    On float32, numpy's log and exp differ from processor to processor in the last bit.
+    """
+
+    means: Float[np.ndarray, "n 3"]
+    scales: Float[np.ndarray, "n 3"]
+    quats: Float[np.ndarray, "n 4"]
+    opacities: Float[np.ndarray, " n"]
+    colors: Float[np.ndarray, "n 3"]
+
+
+def values_to_store(
+    gaussians: Gaussians, path: str | os.PathLike[str], min_opacity: float
+) -> Values:
+    """The object's values, without the Gaussians of less than `min_opacity`.
+
+    Raises:
+        ValueError: more than one object, scales below 0, or values that are not finite in float32.
+    """
+    if gaussians.means.ndim != 2:
+        raise ValueError(
+            f"means of shape {gaussians.means.shape}: {path} holds one object, so give (n, 3)"
+        )
+    names = [field.name for field in dataclasses.fields(Values)]
+    values = {name: np.asarray(getattr(gaussians, name), np.float64) for name in names}
+    bad = _not_finite(Values(**values))
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(gaussians.means)} Gaussians are not finite; {path} is not written"
+        )
+    if (values["scales"] < 0).any():
+        raise ValueError(
+            f"the least scale is {values['scales'].min():.3g}; give standard deviations, at least "
+            f"0; {path} is not written"
+        )
+    kept = values["opacities"] >= min_opacity
+    return Values(**{name: value[kept] for name, value in values.items()})
+
+
+def gaussians_from(path: str | os.PathLike[str], values: Values) -> Gaussians:
+    """The Gaussians that a file holds, in float32.
+
+    Raises:
+        InputError: values that are not finite in float32.
+    """
+    bad = _not_finite(values)
+    if bad:
+        raise InputError(
+            f"{path}: {bad} of {len(values.means)} Gaussians are not finite; export it anew "
+            "without them"
+        )
+    return Gaussians(
+        means=jnp.asarray(values.means, jnp.float32),
+        scales=jnp.asarray(values.scales, jnp.float32),
+        quats=jnp.asarray(values.quats, jnp.float32),
+        opacities=jnp.asarray(values.opacities, jnp.float32),
+        colors=jnp.asarray(values.colors, jnp.float32),
+    )
+
+
+def _not_finite(values: Values) -> int:
+    """How many Gaussians have a value that float32 cannot hold."""
+    rows = [values.means, values.scales, values.quats, values.opacities[:, None], values.colors]
+    with np.errstate(over="ignore"):
+        table = np.concatenate(rows, axis=-1).astype(np.float32)
+    return int((~np.isfinite(table).all(axis=-1)).sum())
+
+
+def file_content(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; check the path") from error
