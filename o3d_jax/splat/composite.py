@@ -7,6 +7,7 @@ bring it below 1e-4 the pixel is closed and keeps -T.
 
 import functools
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,8 @@ def blend(splats: Splats, boxes: Boxes, tiling: Tiling, backend: Backend) -> Ble
     """Sums over all Gaussians, front to back by depth (ties by index)."""
     # Under `shard_map` gradients must vary between devices as their inputs do, and theirs all do.
     zero = sum(jnp.where(False, x[..., 0].ravel()[0], 0) for x in jax.tree.leaves(splats))
-    return _blend(jax.tree.map(lambda x: x + zero, splats), boxes, tiling, backend)
+    alike = jax.tree.map(lambda x: x + zero, splats)
+    return cast(Blended, _blend(alike, boxes, tiling, backend))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -60,7 +62,7 @@ def _blend(splats: Splats, boxes: Boxes, tiling: Tiling, backend: Backend) -> Bl
 def _blend_forward(
     splats: Splats, boxes: Boxes, tiling: Tiling, backend: Backend
 ) -> tuple[Blended, tuple[Splats, Boxes, Blended]]:
-    blended = _blend(splats, boxes, tiling, backend)
+    blended = cast(Blended, _blend(splats, boxes, tiling, backend))
     return blended, (splats, boxes, blended)
 
 
@@ -73,13 +75,15 @@ def _blend_backward(
 _blend.defvjp(_blend_forward, _blend_backward)
 
 
-def _batched(function: Callable, tiling: Tiling, backend: Backend) -> Callable:
+def _batched(function: Callable, tiling: Tiling, backend: Backend) -> Callable[..., Any]:
     """`function` of these, as `vmap` should see it.
 
     XLA draws one view after the other: side by side they would wait for the slowest.
     """
-    bound = functools.partial(function, tiling, backend)
-    return jax.custom_batching.sequential_vmap(bound) if backend == "xla" else bound
+    bound: Callable[..., Any] = functools.partial(function, tiling, backend)
+    if backend == "xla":
+        return jax.custom_batching.sequential_vmap(bound)
+    return bound
 
 
 def _forward(tiling: Tiling, backend: Backend, splats: Splats, boxes: Boxes) -> Blended:
