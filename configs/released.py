@@ -31,7 +31,7 @@ config = Config(
         lgm=LgmConfig(rotation_norm="over_gaussians", culling="inria"),
     ),
     camera=CameraConfig(radius=1.7417, fov=39.598),
-    data=DataConfig(cache=Path(".cache/orbits"), orbit_frames="linspace"),
+    data=DataConfig(cache=Path(".cache/orbits"), orbit_frames="linspace", resize_filter="bicubic"),
     diffusion=DiffusionConfig(
         feedback_gradient="flows",
         clip_sees_noise_in_training=True,

@@ -250,10 +250,20 @@ class CameraConfig:
 class DataConfig:
     """Where training orbits come from."""
 
-    source: Literal["synthetic"] = "synthetic"
-    """Objects made by `data/synthetic.py`; rendered folders are a later source."""
+    source: Literal["synthetic", "rendered", "mixed"] = "synthetic"
+    """Objects made by `data/synthetic.py`, those of `rendered`, or both."""
+    rendered: tuple[str, ...] = ()
+    """Folders of orbits: what tools/render_orbits.py or data/build.py wrote."""
+    shares: tuple[float, ...] = ()
+    """How the sources are mixed: of the synthetic objects if "mixed", then of each of `rendered`.
+    Any numbers above 0; their sum does not matter. Empty: all alike."""
+    ids: Path | None = None
+    """File of objects, one id a line; only these are taken from `rendered`. None: all."""
+    heldout: Path | None = None
+    """Folder of orbits that are never trained on, for pictures and losses during training. None:
+    synthetic objects of seeds from 2^30 on."""
     objects: int = 80_000
-    """Distinct objects in the training set (Sec. 4.1: around 80K)."""
+    """Distinct synthetic objects in the training set (Sec. 4.1: around 80K)."""
     seed: int = 0
     """First object seed; object i has seed + i. Seeds from 2^30 on are held out."""
     frames_per_orbit: int = 16
@@ -261,6 +271,12 @@ class DataConfig:
     orbit_frames: Literal["every_second", "linspace"] = "every_second"
     """Which of them make a sample: every 2nd from the first (Sec. 4.1), or, as in the release, as
     many as views from the first to the last, evenly spaced and rounded down."""
+    resize_filter: Literal["area", "bicubic"] = "area"
+    """How rendered frames are reduced to model.image_size: by the mean over each pixel, or by
+    Pillow's bicubic filter (release)."""
+    blending: Literal["display", "linear"] = "display"
+    """In which values frames are laid over white: those of the file (release), or in linear light,
+    as a camera would."""
     elevation: tuple[float, float] = (-5.0, 30.0)
     """Range of orbit elevations, degrees (Sec. 4.1)."""
     cache: Path | None = None
@@ -276,6 +292,21 @@ class DataConfig:
             -90 < low <= high < 90,
             f"data.elevation {self.elevation} must rise, within -90 .. 90 degrees",
         )
+        require(
+            bool(self.rendered) == (self.source != "synthetic"),
+            f"data.source {self.source!r} does not go with data.rendered {self.rendered}; give "
+            'folders of orbits and "rendered" or "mixed", or neither',
+        )
+        require(
+            len(self.shares) in (0, self.source_count) and all(s > 0 for s in self.shares),
+            f"data.shares {self.shares} must be {self.source_count} numbers above 0, one for each "
+            "source, or none",
+        )
+
+    @property
+    def source_count(self) -> int:
+        """How many sources are mixed."""
+        return len(self.rendered) + (self.source != "rendered")
 
 
 @dataclass(frozen=True)

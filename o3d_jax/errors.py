@@ -25,7 +25,7 @@ def exit_on_input_error() -> Iterator[None]:
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         _exit(f"{error.filename}: {error.strerror}; choose another path, or change its permissions")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
         _exit(f"{where}{error.strerror}; make room, or choose a place on another disk")

@@ -4,47 +4,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from small_sets import FRAMES, OBJECTS, VIEWS, small_config, white, white_orbits
 
-from o3d_jax.config import (
-    Config,
-    DataConfig,
-    LgmConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    UnetConfig,
-    VaeConfig,
-)
-from o3d_jax.data import loader
-from o3d_jax.data.loader import HELDOUT_SEED, SyntheticOrbits, heldout_batch, training_batches
+from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.data.synthetic import orbit_elevation
+from o3d_jax.data.synthetic_orbits import HELDOUT_SEED, seeded_orbit
 from o3d_jax.geometry.orbits import orbit, relative_to_first
-
-OBJECTS, FRAMES, VIEWS = 12, 7, 3
-
-
-def small_config(batch_size: int = 3, **data) -> Config:
-    return Config(
-        name="test",
-        model=ModelConfig(
-            image_size=16,
-            num_views=VIEWS,
-            vae=VaeConfig(block_out_channels=(4, 8), norm_num_groups=4),
-            unet=UnetConfig(
-                block_out_channels=(8, 8), num_attention_heads=(1, 1), norm_num_groups=4
-            ),
-            lgm=LgmConfig(num_views=3),
-        ),
-        data=DataConfig(**{"objects": OBJECTS, "frames_per_orbit": FRAMES, "seed": 5} | data),
-        optim=OptimConfig(lpips_weight=0.0),
-        train=TrainConfig(batch_size=batch_size),
-    )
-
-
-def white_orbits(config: Config) -> np.ndarray:
-    orbits = SyntheticOrbits(config)
-    rgba = np.stack([orbits[i].rgba for i in range(len(orbits))]).astype(np.float64) / 255
-    return rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
 
 
 def drawn(batch, whites: np.ndarray) -> list[tuple[int, int]]:
@@ -123,82 +88,10 @@ def test_heldout_objects_are_fixed_and_none_is_trained_on():
     whites = white_orbits(config).reshape(-1, 16, 16, 3)
     gaps = np.abs(batch.images[:, 0, None] - whites[None]).max(axis=(-3, -2, -1))
     assert gaps.min() > 0.1
-    render = render_seeds(config, HELDOUT_SEED, 4)
+    orbits = [seeded_orbit(config, HELDOUT_SEED + i) for i in range(4)]
+    render = white(np.stack([each.rgba for each in orbits]))
     assert [first for _, first in drawn(batch, render)] != [0, 0, 0, 0]
     assert [index for index, _ in drawn(batch, render)] == [0, 1, 2, 3]
-
-
-def render_seeds(config: Config, seed: int, count: int) -> np.ndarray:
-    rgba = np.stack([loader._render(config, s) for s in range(seed, seed + count)]) / 255
-    return rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-
-
-def test_a_second_run_reads_the_cache_and_renders_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, "SHARD", 5)  # Twelve objects: the last file is not full.
-    expected = white_orbits(small_config())
-    config = small_config(cache=tmp_path / "orbits", workers=2)
-    np.testing.assert_array_equal(white_orbits(config), expected)
-    assert len(list((tmp_path / "orbits").iterdir())) == 3
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("rendered again")
-
-    monkeypatch.setattr(loader, "render_orbit", refuse)
-    np.testing.assert_array_equal(white_orbits(config), expected)
-    with pytest.raises(AssertionError, match="again"):
-        # Another elevation is another set.
-        SyntheticOrbits(small_config(cache=tmp_path / "orbits", elevation=(0.0, 1.0)))
-
-
-def test_the_cache_is_another_one_when_the_generator_changes(tmp_path, monkeypatch):
-    config = small_config(objects=2, cache=tmp_path)
-    SyntheticOrbits(config)
-    read = loader.Path.read_bytes
-
-    def edited(path):
-        return read(path) + (b"#" if path.name == "tracing.py" else b"")
-
-    monkeypatch.setattr(loader.Path, "read_bytes", edited)
-    SyntheticOrbits(config)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_broken_off_run_keeps_whole_files_and_leaves_no_partial_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, "SHARD", 5)
-    config = small_config(cache=tmp_path)
-    whole = loader.render_orbit
-
-    def breaks(seed, *args, **kwargs):
-        if seed == 5 + 7:
-            raise KeyboardInterrupt
-        return whole(seed, *args, **kwargs)
-
-    monkeypatch.setattr(loader, "render_orbit", breaks)
-    with pytest.raises(KeyboardInterrupt):
-        SyntheticOrbits(config)
-    assert [path.name.split("-", 3)[3] for path in tmp_path.iterdir()] == ["5-9.npy"]
-    monkeypatch.setattr(loader, "render_orbit", whole)
-    np.testing.assert_array_equal(white_orbits(config), white_orbits(small_config()))
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ({"seed": HELDOUT_SEED - OBJECTS + 1}, "held out"),
-        ({"seed": -1}, "data.seed -1"),
-        ({"objects": 0}, "data.objects 0"),
-        ({"workers": 0}, "data.workers 0"),
-        ({"elevation": (30.0, -5.0)}, "elevation"),
-        ({"objects": 2**29}, "data.cache"),
-    ],
-)
-def test_impossible_training_sets_are_refused(data, message):
-    with pytest.raises(ValueError, match=message):
-        SyntheticOrbits(small_config(**data))
-
-
-def test_training_may_go_up_to_the_heldout_seeds():
-    assert len(SyntheticOrbits(small_config(seed=HELDOUT_SEED - OBJECTS))) == OBJECTS
 
 
 def test_batches_that_cannot_be_shared_are_refused():

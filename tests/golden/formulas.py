@@ -1,5 +1,8 @@
 """Goldens of formulas: rays, coordinate maps, noise levels, conditioning, cameras of a data set."""
 
+import json
+import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -10,8 +13,10 @@ from PIL import Image
 from rows import ROUNDING, Golden, Limit, UnknownFileError, channels_first, channels_last, merged
 
 from o3d_jax import edm
-from o3d_jax.config import DiffusionConfig
-from o3d_jax.data.loader import on_white
+from o3d_jax.config import DataConfig, DiffusionConfig
+from o3d_jax.data.orbits import read_index
+from o3d_jax.data.rendered import FolderOrbit
+from o3d_jax.data.views import opaque_images
 from o3d_jax.geometry.ccm import coordinate_map
 from o3d_jax.geometry.orbits import orbit, pinhole, relative_poses
 from o3d_jax.geometry.rays import (
@@ -269,16 +274,19 @@ def check_cond(golden: Golden) -> dict[str, Any]:
 
 
 def check_dataset(golden: Golden) -> dict[str, Any]:
-    """The release's loader: which frames, in which world, and the images on white."""
-    config, poses = golden.config, golden.given("transform_matrix")
-    views, frames = config["num_frames"], len(poses)
-    chosen = linspace_frames(config["start_idx"], views, frames)
-    relative = relative_poses(poses[chosen] @ FLIP)
-    fov = config["camera_angle_x"]
-    k = pinhole(float(np.rad2deg(fov)))
-    size = tuple(config["img_wh"])
-    rgba = [np.asarray(Image.fromarray(golden.given("rgba")[i]).resize(size)) for i in chosen]
-    images = channels_first(2 * on_white(np.stack(rgba)) - 1)
+    """The release's loader, by what ours is made of: a folder in its format, read and cut."""
+    config = golden.config
+    views, size = config["num_frames"], config["img_wh"][0]
+    poses, rgba = golden.given("transform_matrix"), golden.given("rgba")
+    with tempfile.TemporaryDirectory() as name:
+        write_release_folder(pathlib.Path(name), poses, rgba, config["camera_angle_x"])
+        index = read_index(pathlib.Path(name))
+        chosen = linspace_frames(config["start_idx"], views, len(index.files))
+        frames = FolderOrbit(name, index).read(chosen)
+    relative = relative_poses(index.camera_to_world[chosen])
+    fov, k = np.deg2rad(index.fov), pinhole(index.fov)
+    as_released = DataConfig(resize_filter="bicubic", blending="display")
+    images = channels_first(2 * opaque_images(frames, size, as_released) - 1)
     to_camera = np.swapaxes(np.linalg.inv(relative), -2, -1)
     projection = np.tile(_projection(k).T, (views, 1, 1))
     found = {
@@ -287,16 +295,29 @@ def check_dataset(golden: Golden) -> dict[str, Any]:
         "fov_deg": np.full(views, np.rad2deg(fov)),
         "diffusion_images": images,
         "condition_image": images[0],
-        "selected_after_roll": linspace_frames(0, views, frames),
+        "selected_after_roll": linspace_frames(0, views, len(poses)),
         "world_to_camera_transposed": to_camera,
         "projection_transposed": projection,
         "full_projection": to_camera @ projection,
         "camera_center": relative[:, :3, 3],
         "cam_fov_x": np.full(views, fov),
-        "cam_fx": np.full(views, k[0, 0] * size[0]),
-        "cam_cx": np.full(views, k[0, 2] * size[0]),
+        "cam_fx": np.full(views, k[0, 0] * size),
+        "cam_cx": np.full(views, k[0, 2] * size),
     }
     return {f"out.{name}": x for name, x in found.items()}
+
+
+def write_release_folder(
+    folder: pathlib.Path, poses: np.ndarray, rgba: np.ndarray, camera_angle_x: float
+) -> None:
+    """One object as the release's loader finds it: Blender's camera axes, frames in WebP."""
+    locations = []
+    for i, (pose, frame) in enumerate(zip(poses, rgba, strict=True)):
+        name = f"render_{i:04d}.webp"
+        Image.fromarray(frame).save(folder / name, lossless=True, exact=True)
+        locations.append({"transform_matrix": pose.tolist(), "frames": [{"name": name}]})
+    meta = {"camera_angle_x": camera_angle_x, "locations": locations}
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def _projection(k: np.ndarray, near: float = 0.01, far: float = 100.0) -> np.ndarray:

@@ -1,0 +1,117 @@
+"""Files that belong to a model: the model itself, and what it refers to beside itself."""
+
+import base64
+import binascii
+import io
+import struct
+import urllib.parse
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from o3d_jax.errors import InputError
+
+MAX_PIXELS = 64 * 2**20
+"""Of a texture; refused above, by the header, before a byte is decoded."""
+
+MAX_SIDE = 4096
+"""Pixels; larger textures are shrunk to it."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "TIFF", "GIF")
+
+# What Pillow's decoders raise on broken files, besides OSError.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+class Source(NamedTuple):
+    """A model file and the limits on what is read for it."""
+
+    path: Path
+    max_bytes: int
+    """Of the model file, and of each file that it refers to."""
+
+    def read(self) -> bytes:
+        """The model file.
+
+        Raises:
+            InputError: missing, empty, or above the limit.
+        """
+        return self._read(self.path)
+
+    def read_beside(self, reference: str) -> bytes:
+        """What a model refers to: a data URI, or a file in its folder or below.
+
+        Raises:
+            InputError: missing, empty, above the limit, or somewhere else.
+        """
+        if reference.startswith("data:"):
+            return _data_uri(reference)
+        name = urllib.parse.unquote(reference).strip().replace("\\", "/")
+        folder = self.path.parent.resolve()
+        try:
+            target = (folder / name).resolve()
+        except (ValueError, OSError, RuntimeError) as error:  # A null byte; a loop of links.
+            raise InputError(f"it refers to {reference[:80]!r}, which is no file name") from error
+        outside = Path(name).is_absolute() or not target.is_relative_to(folder)
+        if outside or ":" in name.split("/")[0]:
+            raise InputError(
+                f"it refers to {reference[:200]!r}, outside its folder; copy that file beside the "
+                "model and refer to it by name"
+            )
+        return self._read(target)
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            size = path.stat().st_size
+            if not path.is_file():
+                raise InputError(f"{path.name} is not a file")
+            if size == 0:
+                raise InputError(f"{path.name} is empty; copy it anew")
+            if size > self.max_bytes:
+                raise InputError(
+                    f"{path.name} has {size / 2**20:,.0f} MiB, above the limit of "
+                    f"{self.max_bytes / 2**20:,.0f}; raise --max-megabytes, or simplify it"
+                )
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"{path.name} is missing; copy it beside the model") from error
+        except PermissionError as error:
+            raise InputError(f"{path.name} may not be read; change its permissions") from error
+
+
+def _data_uri(uri: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    try:
+        if not comma or not head.endswith(";base64"):
+            return urllib.parse.unquote_to_bytes(body)
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"a data URI in it is not base64: {error}") from error
+
+
+def decode_texture(data: bytes, name: str) -> UInt8[np.ndarray, "h w 4"]:
+    """An image as RGBA, at most MAX_SIDE a side; bytes as in the file, taken for sRGB.
+
+    Raises:
+        InputError: damaged, of a format that is not read, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"texture {name} has more than {MAX_PIXELS // 2**20} megapixels")
+            image.load()
+            if image.mode in ("I", "I;16", "F"):  # 16 bits of grey, which Pillow would cut off.
+                grey = np.asarray(image, np.float64)
+                image = Image.fromarray((grey / max(grey.max(), 1) * 255).astype(np.uint8))
+            rgba = image.convert("RGBA")
+            while max(rgba.size) > MAX_SIDE:
+                rgba = rgba.reduce(2)
+            return np.array(rgba)
+    except InputError:
+        raise
+    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
+        raise InputError(f"texture {name} is damaged or of no known format: {error}") from error

@@ -1,0 +1,141 @@
+"""A mesh, its lights and a camera as compiled code takes them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, Int32, Int64, Shaped, UInt8
+
+SAMPLES = 16
+"""A pixel."""
+GRID = 256
+"""Steps of a pixel that corners are rounded to."""
+SAMPLE_X = np.array([16 * k - 120 for k in range(SAMPLES)], np.int64)
+"""Of the samples, from a pixel's middle, in steps: one a column and one a row (Hammersley)."""
+SAMPLE_Y = np.array([16 * int(f"{k:04b}"[::-1], 2) - 120 for k in range(SAMPLES)], np.int64)
+FARTHEST = 120
+"""Largest of the above."""
+
+PLANE = 10
+"""Columns of `Canvas.planes`."""
+
+
+_VALUES = np.arange(256) / 255
+LINEAR = np.where(_VALUES <= 0.04045, _VALUES / 12.92, ((_VALUES + 0.055) / 1.055) ** 2.4).astype(
+    np.float32
+)
+"""Light of each sRGB byte (IEC 61966-2-1)."""
+_STEPS = np.arange(4096) / 4095
+DISPLAY = np.round(
+    255 * np.where(_STEPS <= 0.0031308, 12.92 * _STEPS, 1.055 * _STEPS ** (1 / 2.4) - 0.055)
+).astype(np.uint8)
+"""sRGB byte of light at equal steps."""
+
+
+class Textures(NamedTuple):
+    """All levels of all textures."""
+
+    texels: UInt8[np.ndarray, "n 4"]
+    """sRGB and alpha, row by row, one level after the other."""
+    levels: Int64[np.ndarray, "textures levels 3"]
+    """Of each: its first texel, width and height; width 0 where there is none."""
+    linear: Float32[np.ndarray, " 256"]
+    """Light of each sRGB byte."""
+
+
+class Surface(NamedTuple):
+    """A mesh; see `Mesh`."""
+
+    corners: Float32[np.ndarray, "t 3 3"]
+    normals: Float32[np.ndarray, "t 3 3"]
+    uvs: Float32[np.ndarray, "t 3 2"]
+    colors: Float32[np.ndarray, "t 3 4"]
+    material: Int32[np.ndarray, " t"]
+    materials: Shaped[np.ndarray, " m"]
+    textures: Textures
+
+
+class Dome(NamedTuple):
+    """Lights all around, far away, and what each of them sees."""
+
+    axes: Float32[np.ndarray, "l 3 3"]
+    """Of each light's shadow map: along its rows, along its columns, and towards the light."""
+    strengths: Float32[np.ndarray, " l"]
+    floor: float
+    """Light that nothing shadows."""
+    reach: float
+    """Half the width of the shadow maps, scene units."""
+    maps: Float32[np.ndarray, "l s s"]
+    """How far towards the light the surface is that it sees, scene units."""
+
+
+class View(NamedTuple):
+    """A camera: pixel (x, y) sees along ((x - middle) / focal, (y - middle) / focal, 1)."""
+
+    rotation: Float[np.ndarray, "3 3"]
+    """World to camera; x right, y down, z forward."""
+    origin: Float[np.ndarray, " 3"]
+    """Of the camera, in the world."""
+    focal: float
+    """Pixels."""
+    middle: float
+    """Pixels; the left edge of the first one is 0."""
+
+
+class Canvas(NamedTuple):
+    """Where views are drawn sample by sample; between uses, all is as `new_canvas` makes it."""
+
+    nearness: Float32[np.ndarray, "h w 16"]
+    """1 / depth; 0 where empty."""
+    owner: Int32[np.ndarray, "h w 16"]
+    """Triangle in front, counted from 1; 0 for none."""
+    first: Int32[np.ndarray, "h w"]
+    """Of the pixel's transparent fragments; -1 for none."""
+    planes: Float32[np.ndarray, "t 10"]
+    """Of each triangle drawn: a point in pixels (2), 1 / depth there, its slopes in x and y, those
+    of the second and the third corner's weight / depth, and 1 for its front or -1 for its back."""
+
+
+class Fragments(NamedTuple):
+    """What transparent triangles cover, in no order."""
+
+    follower: Int32[np.ndarray, " n"]
+    """Another one of the same pixel; -1 for none."""
+    owner: Int32[np.ndarray, " n"]
+    """Triangle, from 0."""
+    covered: Int32[np.ndarray, " n"]
+    """A bit for each sample."""
+
+
+class Picture(NamedTuple):
+    """A drawn view."""
+
+    rgba: UInt8[np.ndarray, "h w 4"]
+    """sRGB, straight alpha."""
+    depth: Float32[np.ndarray, "h w"]
+    """Along z, of the surface that shows most, in the middle of what shows of it; 0: none."""
+    position: Float32[np.ndarray, "h w 3"]
+    """Of the same point, in the world."""
+
+
+def new_canvas(size: int, triangles: int) -> Canvas:
+    """An empty one."""
+    return Canvas(
+        nearness=np.zeros((size, size, SAMPLES), np.float32),
+        owner=np.zeros((size, size, SAMPLES), np.int32),
+        first=np.full((size, size), -1, np.int32),
+        planes=np.zeros((triangles, PLANE), np.float32),
+    )
+
+
+def new_fragments(count: int) -> Fragments:
+    """Room for them."""
+    return Fragments(*(np.zeros(count, np.int32) for _ in range(3)))
+
+
+def new_picture(size: int) -> Picture:
+    """An empty one."""
+    return Picture(
+        rgba=np.zeros((size, size, 4), np.uint8),
+        depth=np.zeros((size, size), np.float32),
+        position=np.zeros((size, size, 3), np.float32),
+    )

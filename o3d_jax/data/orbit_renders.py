@@ -1,0 +1,111 @@
+"""The TFDS dataset `orbit_renders`: rendered orbits in array_record files, without TensorFlow.
+
+Needs the extra [data]. One record an orbit: its name, field of view, cameras (OpenCV axes), and
+the frames as PNG, which a reader decodes one by one. Depth and position maps stay in the folders.
+"""
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+from o3d_jax.data.orbits import find_orbits, read_frames, read_index
+from o3d_jax.data.rendered import SPLIT, select
+from o3d_jax.errors import InputError
+
+Example = tuple[int, dict[str, Any]]  # TFDS's own form: key and features.
+
+
+class OrbitRenders(tfds.core.GeneratorBasedBuilder):
+    """Packs the orbits of a folder in the order of their names.
+
+    The first orbit that can be read decides how many frames of what size there are; those that
+    differ, or cannot be read, are left out and logged.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Frames as PNG, cameras with OpenCV axes, orbits by name."}
+
+    def __init__(self, *, root: Path, ids: Path | None = None, beam: bool = False, **kwargs: Any):
+        """`root` as in `orbits`, `ids` as in `rendered.select`; the rest is TFDS's.
+
+        Raises:
+            InputError: no orbit is there, chosen, or readable.
+        """
+        self._root, self._beam = root, beam
+        self.names = select(find_orbits(root), ids)
+        self._shape = _first_shape(root, self.names)
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        frames, h, w, _ = self._shape
+        image = tfds.features.Image(shape=(h, w, 4), encoding_format="png")
+        exact = {"dtype": np.float64, "encoding": "bytes"}  # TFDS would round them to float32.
+        features = {
+            "name": tfds.features.Text(),
+            "fov": tfds.features.Tensor(shape=(), **exact),
+            "camera_to_world": tfds.features.Tensor(shape=(frames, 4, 4), **exact),
+            "frames": tfds.features.Dataset({"image": image}, length=frames),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Objects, each rendered with alpha from cameras on a circle around it.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # The loader shuffles; so both kinds of folder have one order.
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        pack = functools.partial(pack_orbit, self._root, self._shape)
+        if self._beam:
+            import apache_beam as beam  # pyright: ignore[reportMissingImports]
+
+            return beam.Create(list(enumerate(self.names))) | beam.FlatMap(pack)
+        items = tqdm(list(enumerate(self.names)), "packing", unit="orbit")
+        return (example for item in items for example in pack(item))
+
+
+def pack_orbit(root: Path, shape: Sequence[int], item: tuple[int, str]) -> Iterator[Example]:
+    """The record of the orbit with this number and name; nothing, but a warning, if it is broken.
+
+    All its frames are decoded once, to be sure of them; PNG files go in as they are.
+    """
+    number, name = item
+    try:
+        index = read_index(root / name)
+        rgba = read_frames(index.files)
+        if rgba.shape != tuple(shape):
+            raise InputError(f"{root / name} has frames of shape {rgba.shape}, others {shape}")
+    except InputError as error:
+        logging.getLogger(__name__).warning("left out: %s", error)
+        return
+    images = [
+        path.read_bytes() if path.suffix == ".png" else Image.fromarray(frame)
+        for path, frame in zip(index.files, rgba, strict=True)
+    ]
+    yield (
+        number,
+        {
+            "name": name,
+            "fov": index.fov,
+            "camera_to_world": index.camera_to_world,
+            "frames": [{"image": image} for image in images],
+        },
+    )
+
+
+def _first_shape(root: Path, names: Sequence[str]) -> tuple[int, ...]:
+    for name in names:
+        try:
+            return read_frames(read_index(root / name).files).shape
+        except InputError as error:
+            last = error
+    raise InputError(f"none of the {len(names)} orbits below {root} can be read; the last: {last}")

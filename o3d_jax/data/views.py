@@ -1,0 +1,127 @@
+"""One training sample: some frames of an orbit, on white, with cameras relative to the first."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from o3d_jax.config import Config, DataConfig
+from o3d_jax.errors import InputError
+from o3d_jax.geometry.orbits import pinhole, relative_poses
+from o3d_jax.geometry.released import FRAME_CHOICES
+
+FILTERS = {"area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
+"""By `DataConfig.resize_filter`."""
+
+
+@runtime_checkable
+class StoredOrbit(Protocol):
+    """All cameras of an orbit, and frames that are read when asked for."""
+
+    @property
+    def name(self) -> str:
+        """Says which object it is in messages."""
+        ...
+
+    @property
+    def camera_to_world(self) -> Float[np.ndarray, "frames 4 4"]:
+        """OpenCV axes."""
+        ...
+
+    @property
+    def fov(self) -> float:
+        """Horizontal, degrees."""
+        ...
+
+    def read(self, chosen: Int[np.ndarray, " v"]) -> UInt8[np.ndarray, "v h w 4"]:
+        """Some of the frames, straight alpha."""
+        ...
+
+
+@runtime_checkable
+class OrbitSource(Protocol):
+    """Orbits by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> StoredOrbit: ...
+
+
+class Views(NamedTuple):
+    """One training sample, the input view first."""
+
+    images: Float[np.ndarray, "v h w 3"]
+    """On white, in [0, 1]."""
+    camera_to_world: Float[np.ndarray, "v 4 4"]
+    """Relative to view 0."""
+    intrinsics: Float[np.ndarray, "3 3"]
+    """Of all views, in units of the image's width."""
+
+
+def choose_views(config: Config, orbit: StoredOrbit, first: int) -> Views:
+    """The frames of a sample that starts with `first`, the cameras relative to that one's.
+
+    Raises:
+        InputError: the frames cannot be read, are not square, or smaller than model.image_size.
+    """
+    frames, size = len(orbit.camera_to_world), config.model.image_size
+    chosen = FRAME_CHOICES[config.data.orbit_frames](first, config.model.num_views, frames)
+    rgba = orbit.read(chosen)
+    h, w = rgba.shape[1:3]
+    if h != w or h < size:
+        raise InputError(
+            f"{orbit.name}: frames are {w} x {h} pixels; model.image_size {size} needs square ones "
+            "of at least that"
+        )
+    return Views(
+        opaque_images(rgba, size, config.data),
+        relative_poses(orbit.camera_to_world[chosen]).astype(np.float32),
+        pinhole(orbit.fov).astype(np.float32),
+    )
+
+
+def opaque_images(
+    rgba: UInt8[np.ndarray, "v h w 4"], size: int, data: DataConfig
+) -> Float[np.ndarray, "v {size} {size} 3"]:
+    """Frames with straight alpha resized, then laid on white, as the config says; in [0, 1].
+
+    Pillow weights colours by alpha when it resizes, and rounds to 8 bits; so does the release.
+    """
+    if rgba.shape[1:3] != (size, size):
+        images = [Image.fromarray(frame) for frame in rgba]
+        resample = FILTERS[data.resize_filter]
+        rgba = np.stack([np.array(image.resize((size, size), resample)) for image in images])
+    return BLENDING[data.blending](rgba)
+
+
+def on_white(rgba: UInt8[np.ndarray, "*b h w 4"]) -> Float[np.ndarray, "*b h w 3"]:
+    """Straight-alpha images over white, in [0, 1]; a mean of the values in the file."""
+    image = rgba.astype(np.float32) / 255
+    alpha = image[..., 3:]
+    return image[..., :3] * alpha + (1 - alpha)
+
+
+def on_white_in_linear_light(
+    rgba: UInt8[np.ndarray, "*b h w 4"],
+) -> Float[np.ndarray, "*b h w 3"]:
+    """Straight-alpha images over white, in [0, 1]; a mean of light, so edges are brighter."""
+    image = rgba.astype(np.float32) / 255
+    alpha = image[..., 3:]
+    return _to_display(_to_linear(image[..., :3]) * alpha + (1 - alpha))
+
+
+BLENDING = {"display": on_white, "linear": on_white_in_linear_light}
+"""By `DataConfig.blending`."""
+
+
+def _to_linear(display: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
+    """sRGB's transfer curve (IEC 61966-2-1)."""
+    curve = ((display + np.float32(0.055)) / np.float32(1.055)) ** np.float32(2.4)
+    return np.where(display <= 0.04045, display / np.float32(12.92), curve)
+
+
+def _to_display(linear: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
+    """The inverse of `_to_linear`."""
+    curve = np.float32(1.055) * linear ** np.float32(1 / 2.4) - np.float32(0.055)
+    return np.where(linear <= 0.0031308, linear * np.float32(12.92), curve)
