@@ -1,9 +1,17 @@
+import sys
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from o3d_jax.metrics import psnr, ssim
+from o3d_jax.metrics import lpips, psnr, ssim
+from o3d_jax.nn.lpips import Lpips
+
+sys.path.append(str(Path(__file__).parent / "nn"))
+from quick import jit  # noqa: E402
+from synthetic import synthetic_variables  # noqa: E402
 
 
 def pairs(shape, noise, seed=0):
@@ -69,3 +77,44 @@ def test_ssim_of_flat_images_is_the_luminance_term():
 def test_ssim_of_an_image_smaller_than_the_window_is_refused():
     with pytest.raises(ValueError, match="SSIM needs 11"):
         ssim(jnp.zeros((30, 10, 3)), jnp.zeros((30, 10, 3)))
+
+
+@pytest.mark.parametrize("sigma", [0.8, 2.1])
+def test_ssim_of_another_window_agrees_with_skimage(sigma):
+    """scikit-image cuts the window where 3.5 deviations end: at 7 and 15 pixels."""
+    a, b = pairs((18, 23, 3), 0.1)
+    expected = structural_similarity(
+        a.astype(np.float64),
+        b.astype(np.float64),
+        gaussian_weights=True,
+        sigma=sigma,
+        use_sample_covariance=False,
+        data_range=1,
+        channel_axis=-1,
+    )
+    window = 2 * int(3.5 * sigma + 0.5) + 1
+    found = ssim(jnp.asarray(a), jnp.asarray(b), window, sigma)
+    np.testing.assert_allclose(found, expected, atol=2e-4)  # As above.
+    assert abs(float(ssim(jnp.asarray(a), jnp.asarray(b))) - expected) > 1e-3
+
+
+def test_ssim_with_a_reflected_border_is_that_inside_a_mirrored_image():
+    a, b = pairs((2, 12, 15, 3), 0.1)
+    mirrored = [np.pad(x, ((0, 0), (5, 5), (5, 5), (0, 0)), "reflect") for x in (a, b)]
+    found = ssim(jnp.asarray(a), jnp.asarray(b), border="reflected")
+    np.testing.assert_allclose(found, ssim(*map(jnp.asarray, mirrored)), rtol=1e-6)
+    assert found.shape == (2,)
+
+
+def test_lpips_resizes_to_the_size_it_is_told():
+    """Images of a constant color each look alike at all sizes; a checkerboard vanishes at half."""
+    params = synthetic_variables(Lpips(), *jnp.zeros((2, 1, 16, 16, 3)))["params"]
+    board = jnp.indices((32, 32)).sum(axis=0) % 2
+    board = jnp.broadcast_to(board[None, ..., None], (1, 32, 32, 3)).astype(jnp.float32)
+    grey = jnp.full((1, 32, 32, 3), 0.5)
+    compiled = jit(lpips, static_argnums=(3, 4))
+    whole = compiled(params, board, grey, "vgg", None)
+    halved = compiled(params, board, grey, "vgg", 16)
+    assert abs(float(whole[0])) > 1e-2
+    # Windows of an antialiased half weigh both colors alike, but for float32 and the border.
+    assert abs(float(halved[0])) < 0.05 * abs(float(whole[0]))

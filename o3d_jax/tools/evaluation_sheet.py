@@ -1,6 +1,7 @@
-"""The picture of a training run: input | generated views | renders | truth."""
+"""Pictures to judge a model by: of a training run, and of an evaluation."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,3 +38,40 @@ def evaluation_sheet(
             labels.append(name)
     columns = ["input", *(f"view {k}" for k in range(truth.shape[1]))]
     return grid(rows, labels, columns)
+
+
+COMPARISON_TILE = 88
+"""Pixels, so that a sheet of ten objects stays below a megabyte."""
+
+LABEL_LETTERS = 24
+"""Of longer names, the last ones are shown: the first are those of its collection."""
+
+
+class Shown(NamedTuple):
+    """Some views that a model made of an object."""
+
+    label: str
+    """The object's."""
+    model: str
+    image: Float[np.ndarray, "h w 3"]
+    """The input."""
+    truth: Float[np.ndarray, "k H W 3"]
+    views: Float[np.ndarray, "k H W 3"]
+    renders: Float[np.ndarray, "k H W 3"]
+
+
+def comparison_sheet(objects: Sequence[Sequence[Shown]]) -> Float[np.ndarray, "h w 3"]:
+    """A row for each object and model: input | truth | views | renders | error of the renders.
+
+    The error is white where there is none. All models' rows of an object are together.
+    """
+    rows = [row for models in objects for row in models]
+    tiles = [
+        [r.image, *r.truth, *r.views, *r.renders, *(1 - abs(r.renders.clip(0, 1) - r.truth))]
+        for r in rows
+    ]
+    groups = ("truth", "views", "renders", "error")
+    columns = ["input", *(name for name in groups for _ in rows[0].truth)]
+    several = len(objects[0]) > 1
+    labels = [row.label[-LABEL_LETTERS:] + several * f" {row.model}" for row in rows]
+    return grid(tiles, labels, columns, COMPARISON_TILE, COMPARISON_TILE)
