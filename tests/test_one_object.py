@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from o3d_jax.config import LgmConfig, UnetConfig, VaeConfig
-from o3d_jax.data.loader import SyntheticOrbits, choose_views
+from o3d_jax.data.synthetic_orbits import SyntheticOrbits
+from o3d_jax.data.views import choose_views
 from o3d_jax.geometry.orbits import pinhole
 from o3d_jax.metrics import psnr
 from o3d_jax.nn.networks import build_networks, init_networks
