@@ -81,6 +81,8 @@ class Source(NamedTuple):
             raise InputError(f"{path.name} is missing; copy it beside the model") from error
         except PermissionError as error:
             raise InputError(f"{path.name} may not be read; change its permissions") from error
+        except OSError as error:  # Too long a name, a file for a folder, a disk that fails.
+            raise InputError(f"{path.name[:80]} cannot be read: {error.strerror}") from error
 
 
 def _data_uri(uri: str) -> bytes:

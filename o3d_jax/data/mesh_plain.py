@@ -144,8 +144,10 @@ def _material(visual: Any, beside: _Beside, textures: list[Texels]) -> Material:
         opacity = 1 - float(options["tr"][-1])
     red, green, blue = (1.0, 1.0, 1.0)
     texture, mode = -1, AlphaMode.BLEND if opacity < 1 else AlphaMode.OPAQUE
-    if image is not None:
-        name = str(image.info.get("file_path", next(iter(beside.textures))))
+    # Where a file names no texture that is there, trimesh makes up an image.
+    named = "" if image is None else image.info.get("file_path", next(iter(beside.textures), ""))
+    name = str(named)
+    if name in beside.textures:
         texels = beside.textures[name].copy()
         holes = " ".join(options.get("map_d", []))
         texels[..., 3] = _holes(holes, name, texels, beside) if holes else 255

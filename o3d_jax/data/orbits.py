@@ -94,6 +94,9 @@ def write_orbit(folder: Path, orbit: RenderedOrbit) -> None:
     _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    shutil.rmtree(new, ignore_errors=True)  # Of a process of this number that was killed.
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
     try:
         new.mkdir()
         _write_files(new, orbit)
@@ -106,6 +109,15 @@ def write_orbit(folder: Path, orbit: RenderedOrbit) -> None:
             shutil.rmtree(old, ignore_errors=True)
         elif old.exists():
             old.rename(folder)
+
+
+def is_complete(file: Path) -> bool:
+    """Whether a frame or a file of maps has its end."""
+    if file.suffix == ".npz":
+        return zipfile.is_zipfile(file)
+    with file.open("rb") as stream:
+        stream.seek(-min(64, file.stat().st_size), os.SEEK_END)
+        return PNG_END in stream.read()
 
 
 def read_orbit(folder: Path) -> RenderedOrbit:

@@ -1,5 +1,7 @@
 """Sources of rendered orbits: folders of them, or the same packed by TFDS; both sorted by name."""
 
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,16 +128,17 @@ def packed_folder(folder: Path) -> Path | None:
     """Where TFDS's files are: the folder itself, or its newest version below; None if nowhere."""
     if (folder / "features.json").is_file():
         return folder
-    versions = [path.parent for path in folder.glob(f"{DATASET}/[0-9]*.[0-9]*/features.json")]
+    versions = [path.parent for path in folder.glob(f"{DATASET}/*/features.json")]
+    versions = [path for path in versions if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     return max(versions, default=None, key=lambda path: [int(n) for n in path.name.split(".")])
 
 
 def select(names: Sequence[str], ids: Path | None) -> list[str]:
     """The orbits of the objects that a file lists, one id a line; all if there is no file.
 
-    An id is the name of an object or of an orbit, or one part of it between "/" or "__", which
-    tools/render_orbits.py writes for it: so the bare ids of Objaverse-LVIS find `000-023__<id>/0`.
-    Empty lines and those that start with # do not count.
+    An id is the name of an orbit or of an object, or parts of the latter between "__", which
+    tools/render_orbits.py writes for "/": so the bare ids of Objaverse-LVIS find `000-023__<id>/0`.
+    Empty lines and those that start with # do not count; ids of nothing are warned of.
 
     Raises:
         InputError: the file cannot be read, or lists none of the orbits.
@@ -147,21 +150,27 @@ def select(names: Sequence[str], ids: Path | None) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{ids} is no readable list of ids, one a line: {error}") from error
     wanted = {line for line in lines if line and not line.startswith("#")}
-    chosen = [name for name in names if wanted & _ids(name)]
+    chosen = [name for name in names if wanted & ids_of(name)]
     if not chosen:
         raise InputError(
             f"{ids} lists none of the {len(names)} orbits; they are called as {names[0]}"
         )
+    if absent := wanted.difference(*map(ids_of, chosen)):
+        warnings.warn(
+            f"{len(absent)} of {len(wanted)} ids in {ids} are of no orbit, such as {min(absent)}",
+            stacklevel=2,
+        )
     return chosen
 
 
-def _ids(name: str) -> set[str]:
-    """What selects an orbit: its parts, and the paths that it starts with."""
-    found = set()
-    for path in (name, name.replace("__", "/")):
-        parts = path.split("/")
-        found |= {*parts, *("/".join(parts[:end]) for end in range(1, len(parts) + 1))}
-    return found
+def ids_of(name: str) -> set[str]:
+    """What selects an orbit: its name, its object's, and runs of the latter's parts."""
+    thing, _, number = name.rpartition("/")
+    thing = thing if number.isdigit() and thing else name
+    parts = thing.replace("__", "/").split("/")
+    ends = [(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
+    runs = {joint.join(parts[i:j]) for i, j in ends for joint in ("__", "/")}
+    return {name, name.replace("__", "/"), thing, *runs}
 
 
 def check_cameras(orbit: StoredOrbit, config: Config) -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from o3d_jax.data.mesh_orbits import LOOK, OrbitPlan, render_model
 from o3d_jax.data.meshes import READERS
-from o3d_jax.data.orbits import MAPS, META, RenderedOrbit, read_index, write_orbit
+from o3d_jax.data.orbits import MAPS, META, RenderedOrbit, is_complete, read_index, write_orbit
 from o3d_jax.errors import InputError
 from o3d_jax.io.atomic import written_whole
 from o3d_jax.tools.render_blender import Blender, render_with_blender
@@ -68,10 +69,13 @@ _BROKEN = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    EOFError,
     LookupError,
     MemoryError,
-    RecursionError,
+    RuntimeError,
+    StopIteration,
     TypeError,
+    struct.error,
     ValueError,
 )
 
@@ -138,7 +142,7 @@ def _is_whole(folder: Path, plan: OrbitPlan) -> bool:
         return False
     files = (*files, folder / MAPS) if plan.maps else files
     enough = len(files) == plan.frames + plan.maps
-    return enough and all(file.is_file() and file.stat().st_size for file in files)
+    return enough and all(file.is_file() and is_complete(file) for file in files)
 
 
 def work(job: Job) -> Outcome:
@@ -228,7 +232,13 @@ def _until_one_dies(
     while waiting or running:
         while waiting and len(running) < at_once:
             job = waiting.pop()
-            running[submit(job)] = job
+            try:
+                future = submit(job)
+            except BrokenProcessPool:  # While its outcomes were looked at.
+                waiting.append(job)
+                suspects += running.values()
+                return
+            running[future] = job
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             try:

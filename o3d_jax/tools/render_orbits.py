@@ -23,7 +23,8 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from o3d_jax.data.mesh_orbits import OrbitPlan
-from o3d_jax.data.orbits import IDS, read_index, read_rgba
+from o3d_jax.data.orbits import IDS, META, read_index, read_rgba
+from o3d_jax.data.rendered import ids_of
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.io.atomic import written_whole
 from o3d_jax.io.images import save_png
@@ -57,7 +58,7 @@ class RenderOrbits:
     """Folder to write."""
     plan: Annotated[OrbitPlan, tyro.conf.arg(name="")] = field(default_factory=OrbitPlan)
     ids: Path | None = None
-    """File with the names of the objects to render, one a line; all if not given."""
+    """File with the names of the objects to render, or bare ids, one a line; all if not given."""
     workers: int = os.cpu_count() or 1
     """Processes."""
     max_megabytes: int = 1024
@@ -127,13 +128,14 @@ def _wanted(order: RenderOrbits, models: Models) -> dict[str, Path]:
         lines = order.ids.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
         raise InputError(f"--ids {order.ids} is no text file: {error}") from error
-    names = dict.fromkeys(line.strip() for line in lines if line.strip())
-    if unknown := [name for name in names if name not in models.paths]:
+    wanted = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    chosen = [name for name in models.paths if wanted & ids_of(name)]
+    if unknown := sorted(wanted.difference(*map(ids_of, chosen))):
         raise InputError(
             f"--ids {order.ids}: {order.models} has no {unknown[0]!r} ({len(unknown)} such names); "
-            'names are paths without suffix, with "__" for "/"'
+            'names are paths without suffix, with "__" for "/", or parts of them'
         )
-    return {name: models.paths[name] for name in names}
+    return {name: models.paths[name] for name in chosen}
 
 
 def _check_settings(order: RenderOrbits, blender: Blender | None) -> None:
@@ -167,9 +169,13 @@ def _run(order: RenderOrbits, jobs: list[Job]) -> Iterable[Outcome]:
 
 def _write_lists(order: RenderOrbits, jobs: list[Job], failed: list[Outcome]) -> None:
     finished = [job for job in jobs if is_finished(job)]
-    orbits = [f"{job.name}/{i}" for job in finished for i in range(order.plan.orbits)]
-    with written_whole(order.out / IDS) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in orbits), encoding="utf-8")
+    orbits = {f"{job.name}/{i}" for job in finished for i in range(order.plan.orbits)}
+    names, mine = order.out / IDS, {job.name for job in jobs}
+    before = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
+    kept = (n for n in before if n.split("/")[0] not in mine and (order.out / n / META).is_file())
+    with written_whole(names) as temporary:
+        lines = "".join(f"{name}\n" for name in sorted(orbits.union(kept)))
+        temporary.write_text(lines, encoding="utf-8")
     faults = [f"{outcome.name}: {' '.join(outcome.fault.split())}\n" for outcome in failed]
     with written_whole(order.out / FAILURES) as temporary:
         temporary.write_text("".join(faults), encoding="utf-8")

@@ -158,7 +158,13 @@ def delta_interval(
     Differences of single objects cancel in it, as in the paper's, whose smallest is 0.009 dB.
     """
     gaps = a.astype(np.float64) - b.astype(np.float64)
-    return _interval(abs(gaps.mean()), abs(gaps[draws].mean(axis=1)), coverage, len(gaps))
+    signed = _interval(gaps.mean(), gaps[draws].mean(axis=1), coverage, len(gaps))
+    if signed.low is None or signed.high is None:
+        return signed._replace(value=abs(signed.value))
+    # Without its sign; an interval that has 0 in it starts there.
+    least, most = sorted((abs(signed.low), abs(signed.high)))
+    least = 0.0 if signed.low <= 0 <= signed.high else least
+    return Interval(abs(signed.value), least, most)
 
 
 def _interval(

@@ -301,6 +301,14 @@ def test_obj_has_colours_textures_and_holes(read, tmp_path):
     np.testing.assert_allclose(mesh.uvs.reshape(-1, 2)[corner], [0, 1])
 
 
+def test_obj_without_its_textures_is_drawn_without(read, tmp_path):
+    (tmp_path / "scene.mtl").write_text("newmtl other\nKd 1 0 0\n")
+    unnamed = "\n".join(line for line in OBJ.splitlines() if not line.startswith("mtllib"))
+    for content in (unnamed, OBJ):  # No library; one without the material that is used.
+        mesh = read(content, "model.obj")
+        assert len(mesh.corners) == 2 and not mesh.textures
+
+
 PLY = """ply
 format ascii 1.0
 element vertex 4
@@ -420,6 +428,8 @@ def test_damage_is_told_in_one_line(refusal, tmp_path):
     assert "damaged" in refusal("[1, 2]", "model.gltf")
     assert "version 1" in refusal(b"glTF\1\0\0\0" + whole[8:])
     assert "missing" in refusal(with_image("nowhere.png"))
+    assert "cannot be read" in refusal(with_image("n" * 300 + ".png"))
+    assert "cannot be read" in refusal(with_image("model.glb/x.png"))
     (tmp_path / "bad.png").write_bytes(png(np.zeros((9, 9, 3)))[:-30])
     assert "damaged" in refusal(with_image("bad.png"))
     assert "base64" in refusal(with_image("data:image/png;base64,%%%"))

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -142,19 +143,25 @@ def test_heldout_objects_are_the_first_by_name_from_fixed_frames(folder):
 
 
 def test_ids_select_objects_by_name_path_or_part(tmp_path):
-    names = ["000-01__abc/0", "000-01__abc/1", "000-02/def/0", "duck", "goose/0"]
+    names = ["000-01__abc/0", "000-01__abc/1", "000-02/def/0", "duck", "goose/0", "g__a__b/0"]
     ids = tmp_path / "ids.txt"
     for text, expected in {
         "abc": [0, 1],
         "000-02/def\n\n# goose": [2],
         "000-01/abc/1\nduck\nmissing": [1, 3],
         "000-01__abc\r\n goose ": [0, 1, 4],
+        "a__b": [5],
     }.items():
         ids.write_text(text)
-        assert select(names, ids) == [names[i] for i in expected]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert select(names, ids) == [names[i] for i in expected]
+        said = [str(warning.message) for warning in caught]
+        assert len(said) == ("missing" in text)
+        assert not said or "1 of 3 ids" in said[0] and "missing" in said[0]
     assert select(names, None) == names
-    ids.write_text("ab\nbc")
-    with pytest.raises(InputError, match="lists none of the 5 orbits"):
+    ids.write_text("ab\nbc\n0")
+    with pytest.raises(InputError, match="lists none of the 6 orbits"):
         select(names, ids)
     with pytest.raises(InputError, match="no readable list"):
         select(names, tmp_path / "absent.txt")

@@ -149,7 +149,12 @@ def test_a_second_run_mends_what_is_partial_and_leaves_the_rest(run, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in out.rglob("render_*.png")}
     assert "there before      2\n" in run()[1]
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("render_*.png")}
-    (out / "red" / "0" / "render_0001.png").write_bytes(b"")
+    for cut in (0, -20):
+        frame = out / "red" / "0" / "render_0001.png"
+        frame.write_bytes(frame.read_bytes()[:cut])
+        assert "there before      1\n" in run()[1]
+    (out / "red" / f".0.{os.getpid()}.part").mkdir()  # Of a process that was killed.
+    (out / "red" / "0" / "meta.json").unlink()
     assert "there before      1\n" in run()[1]
     path = out / "sub__green" / "1" / "meta.json"
     meta = json.loads(path.read_text())
@@ -196,6 +201,12 @@ def test_ids_choose_objects(run, tmp_path):
     ids.write_text("sub__green\nsub/red\n")
     status, _, err = run(ids=ids)
     assert status == 2 and "'sub/red'" in err
+    ids.write_text("# Another part of the set.\nred\n")
+    assert run(ids=ids)[0] == 0
+    listed = (tmp_path / "out" / "train.txt").read_text().split()
+    assert listed == ["red/0", "red/1", "sub__green/0", "sub__green/1"]
+    ids.write_text("green\n")  # A bare id.
+    assert "there before      1\n" in run(ids=ids)[1]
 
 
 def test_what_cannot_be_is_refused_in_one_line(run, models, tmp_path):
@@ -282,6 +293,18 @@ def test_a_process_that_dies_costs_its_model_only(models, tmp_path):
     assert sorted(outcomes) == sorted(names)
     assert "killed" in outcomes.pop("killer")
     assert not any(outcomes.values())
+
+
+def test_a_process_that_dies_while_outcomes_are_looked_at_costs_its_model_only(models, tmp_path):
+    from o3d_jax.tools.render_jobs import run_in_processes
+
+    names = ["a", "killer", *(f"n{i}" for i in range(8))]
+    outcomes = {}
+    for outcome in run_in_processes([job(models, tmp_path, n) for n in names], 2, die_if_told):
+        time.sleep(0.3)
+        outcomes[outcome.name] = outcome.fault
+    assert sorted(outcomes) == sorted(names)
+    assert [name for name, fault in outcomes.items() if fault] == ["killer"]
 
 
 def test_beam_is_asked_for_by_name(run, monkeypatch):

@@ -89,6 +89,18 @@ def test_views_and_renders_are_resampled_together():
     np.testing.assert_allclose(found, 0.5, rtol=1e-12)
 
 
+def test_a_gap_that_may_be_none_has_an_interval_from_0():
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(0, 1, 30)
+    gaps += 0.01 - gaps.mean()
+    found = delta_interval(gaps, np.zeros(30), resamples(DRAWS, 30), 0.95)
+    assert found.low == 0 and found.value == pytest.approx(0.01)
+    # The standard error of the mean of 30, twice.
+    assert found.high == pytest.approx(0.01 + 1.96 * gaps.std() / 30**0.5, rel=0.1)
+    below = delta_interval(np.zeros(30), gaps + 3, resamples(DRAWS, 30), 0.95)
+    assert 0 < below.low < below.value < below.high
+
+
 def test_the_same_seed_gives_the_same_interval_and_another_does_not():
     values = np.arange(7.0)
     intervals = [
