@@ -34,6 +34,9 @@ AHEAD = 4
 SEED_STEP = 0x9E3779B9
 """Between the seeds of two sources: 2^32 by the golden ratio, so small seeds stay apart."""
 
+PROCESS_STEP = 0x85EBCA6B
+"""Between those of two processes, so that they do not all start orbits from the same frame."""
+
 
 class HeldOut(NamedTuple):
     """Orbits that are never trained on."""
@@ -73,7 +76,8 @@ def training_batches(
             )
         # Processes share out the objects, not the positions: none ever draws another's object.
         mine = grain.MapDataset.source(source)[process_index::process_count]
-        return mine.seed(seed % 2**32).shuffle().repeat().random_map(views)
+        own = (seed + process_index * PROCESS_STEP) % 2**32
+        return mine.seed(own).shuffle().repeat().random_map(views)
 
     sources = open_sources(config)
     each = [samples(s, config.seed + i * SEED_STEP) for i, s in enumerate(sources)]

@@ -64,7 +64,7 @@ class RenderOrbits:
     max_megabytes: int = 1024
     """Largest model file, and largest file that a model refers to, in MiB."""
     time_limit: float = 600.0
-    """Seconds for a model."""
+    """Seconds for a model; looked at between its parts, not in the middle of drawing a frame."""
     sheet: int = 24
     """Objects on the contact sheet; 0 for none."""
     renderer: Literal["software", "blender"] = "software"

@@ -94,6 +94,16 @@ def test_heldout_objects_are_fixed_and_none_is_trained_on():
     assert [index for index, _ in drawn(batch, render)] == [0, 1, 2, 3]
 
 
+def test_processes_start_orbits_from_frames_of_their_own():
+    config = small_config(batch_size=4)
+    whites = white_orbits(config)
+    firsts = []
+    for process in range(2):
+        batches = training_batches(config, process_index=process, process_count=2)
+        firsts.append([first for _ in range(4) for _, first in drawn(next(batches), whites)])
+    assert len(firsts[0]) == 8 and firsts[0] != firsts[1]
+
+
 def test_batches_that_cannot_be_shared_are_refused():
     with pytest.raises(ValueError, match="batch_size 3 must be a multiple of the 2 processes"):
         training_batches(small_config(), process_count=2)
