@@ -28,7 +28,7 @@ from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
-from o3d_jax.io.checkpoint import BUNDLED, Model, load_model, whole_folder
+from o3d_jax.io.checkpoint import BUNDLED, Model, load_model, named_parts, whole_folder
 from o3d_jax.io.foreground import read_foreground, recentre_on_white
 from o3d_jax.io.images import save_png
 from o3d_jax.io.ply import write_ply
@@ -39,6 +39,7 @@ from o3d_jax.nn.networks import build_networks
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
 from o3d_jax.tools.cli import parse, use_compilation_cache
+from o3d_jax.tools.complete import check_complete
 from o3d_jax.types import Cameras, Gaussians, Maps
 
 ORBIT_FRAMES = 48
@@ -94,7 +95,8 @@ def sample(arguments: Arguments) -> Path:
         digest = hashlib.sha256(arguments.image.read_bytes()).hexdigest()
     with _stage("model", seconds):
         model = load_model(arguments.checkpoint)
-        config = _with_arguments(_complete(model, arguments.checkpoint).config, arguments)
+        check_complete(arguments.checkpoint, named_parts(model.weights))
+        config = _with_arguments(model.config, arguments)
     image = recentre_on_white(object_alone, config.model.image_size, arguments.border)
     with whole_folder(folder, FILES) as scratch:
         save_png(scratch / "input.png", image)
@@ -125,22 +127,6 @@ def _check(arguments: Arguments) -> None:
         raise InputError(f"--levels {arguments.levels} is above 1000; 16 to 50 are enough")
     if arguments.image.stem in ("", ".", ".."):
         raise InputError(f"{arguments.image} has no name that results could go under; rename it")
-
-
-def _complete(model: Model, checkpoint: Path) -> Model:
-    """The model, if it has all that sampling needs."""
-    params, frozen = model.weights.params, model.weights.frozen
-    parts = {"unet": params.unet, "lgm": params.lgm, "vae": frozen.vae}
-    parts["image tower"] = params.clip or frozen.clip
-    missing = [name for name, part in parts.items() if part is None]
-    if missing:
-        from_svd = {"vae", "image tower"} & set(missing)
-        or_convert = ", or convert again with --svd SVD_DIR" if from_svd else ""
-        raise InputError(
-            f"{checkpoint} holds no {', no '.join(missing)}; give RUN/model of a whole training run"
-            f"{or_convert}"
-        )
-    return model
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Whether a checkpoint has every network that sampling needs, before anything large is read."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,18 @@ def complete_config(folder: Path) -> Config:
     config = whole_config(folder)
     with ocp.StandardCheckpointer() as checkpointer:
         metadata: Any = checkpointer.metadata(folder / "weights").item_metadata
-    there = set(dict(metadata.tree))
-    if missing := [what for what, names in NEEDED.items() if not there & set(names)]:
+    check_complete(folder, dict(metadata.tree))
+    return config
+
+
+def check_complete(folder: Path, there: Iterable[str]) -> None:
+    """Raises an InputError unless the networks of these names are all that sampling needs."""
+    names = set(there)
+    missing = [what for what, ours in NEEDED.items() if not names & set(ours)]
+    if missing:
+        from_svd = {"vae", "image tower"} & set(missing)
+        or_convert = ", or convert again with --svd SVD_DIR" if from_svd else ""
         raise InputError(
             f"{folder} holds no {', no '.join(missing)}; give RUN/model of a whole training run"
+            f"{or_convert}"
         )
-    return config
