@@ -206,6 +206,11 @@ class ModelConfig:
     """What networks but LPIPS compute in; all else is float32: parameters, geometry, losses."""
     remat: bool = True
     """Recompute each block in the backward pass rather than store it."""
+    remat_keeps: Literal["nothing", "dots", "dots_no_batch"] = "nothing"
+    """What of a recomputed block is stored after all: nothing, the results of all its matrix
+    products (of convolutions none), or of those without a batch axis."""
+    vae_chunk: int = 0
+    """Objects that the VAE encodes or decodes at a time, to save memory; 0: all of a device."""
     vae: VaeConfig = VaeConfig()
     unet: UnetConfig = UnetConfig()
     clip: ClipConfig = ClipConfig()
@@ -213,6 +218,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, "model", self, "image_size", "num_views")
+        _at_least(0, "model", self, "vae_chunk")
         multiple = self.vae.downscale * 2 ** (len(self.unet.block_out_channels) - 1)
         require(
             self.image_size % multiple == 0,
@@ -425,8 +431,16 @@ class TrainConfig:
     """Optimizer steps (Sec. 4.1)."""
     batch_size: int = 32
     """Objects per step over all devices (Sec. 4.1)."""
-    fsdp: int = 1
-    """Devices that share one copy of the state; the others hold further copies."""
+    accumulate: int = 1
+    """Parts into which a device splits its objects; their gradients are added up, one after
+    another, in the memory of one."""
+    fsdp: int = 0
+    """Devices that share one copy of the state; the others hold further copies. 0: all devices."""
+    zero: Literal[0, 1, 2, 3] = 2
+    """What these share out, by ZeRO's stages: 0 nothing, 1 optimizer and average, 2 gradients too
+    (Sec. 4.1), 3 parameters too, trainable and frozen."""
+    smallest_shared: int = 2**18
+    """Elements of the smallest array that is shared out: less is cheaper to keep than to gather."""
     log_every: int = 50
     """Steps between log lines, which are means over them."""
     eval_every: int = 1_000
@@ -437,12 +451,47 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep: int = 3
     """Checkpoints kept."""
+    most_skipped: int = 10
+    """Steps in a row whose loss or gradient is not finite, and which therefore change nothing,
+    after which a run ends."""
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Services that get the log as well; each is a package to install."""
     train_image_encoder: bool = False
     """Train the image tower along; for models with no CLIP weights to load."""
 
     def __post_init__(self) -> None:
-        _at_least(1, "train", self, "steps", "batch_size", "fsdp", "log_every", "eval_every")
-        _at_least(1, "train", self, "eval_objects", "save_every", "keep")
+        _at_least(1, "train", self, "steps", "batch_size", "accumulate", "log_every", "eval_every")
+        _at_least(1, "train", self, "eval_objects", "save_every", "keep", "most_skipped")
+        _at_least(0, "train", self, "fsdp", "smallest_shared")
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Several processes: found out by themselves on TPU pods, SLURM, Open MPI and Kubernetes."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where nothing says so."""
+    processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    timeout: int = 300
+    """Seconds to wait for the others."""
+
+    def __post_init__(self) -> None:
+        given = [x is not None for x in (self.coordinator, self.processes, self.process_id)]
+        require(
+            all(given) or not any(given),
+            "launch.coordinator, launch.processes and launch.process_id go together; give all "
+            "three or none",
+        )
+        _at_least(1, "launch", self, "timeout")
+        if self.processes is not None and self.process_id is not None:
+            require(
+                0 <= self.process_id < self.processes,
+                f"launch.process_id {self.process_id} is not in 0 .. launch.processes - 1 "
+                f"({self.processes - 1})",
+            )
 
 
 @dataclass(frozen=True)
@@ -458,6 +507,9 @@ class Config:
     sample: SampleConfig = SampleConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    launch: LaunchConfig = LaunchConfig()
+    profile: tuple[int, int] | None = None
+    """First step and number of steps to record for XProf and TensorBoard, in run_dir/name."""
     weights: Path | None = None
     """Checkpoint to start from: its frozen networks, and those trainable ones it has. None: what
     tools/train_vae.py, train_unet.py and train_lgm.py left in run_dir/name, else from scratch."""
@@ -481,9 +533,18 @@ class Config:
             f"{self.train.steps} for the cosine schedule; lower it",
         )
         require(
-            self.train.batch_size % self.train.fsdp == 0,
+            self.train.batch_size % max(self.train.fsdp, 1) == 0,
             f"train.batch_size {self.train.batch_size} is not a multiple of train.fsdp "
             f"{self.train.fsdp}",
+        )
+        require(
+            self.train.batch_size % self.train.accumulate == 0,
+            f"train.batch_size {self.train.batch_size} is not a multiple of train.accumulate "
+            f"{self.train.accumulate}",
+        )
+        require(
+            self.profile is None or (self.profile[0] >= 0 and self.profile[1] >= 1),
+            f"profile {self.profile} must be a first step from 0 on and at least 1 step",
         )
 
 

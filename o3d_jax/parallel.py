@@ -26,6 +26,7 @@ def make_mesh(fsdp: int, batch_size: int) -> Mesh:
             cannot be split over them.
     """
     count = jax.device_count()
+    fsdp = fsdp or count
     if count % fsdp:
         raise InputError(f"train.fsdp {fsdp} does not divide the {count} devices present; lower it")
     if batch_size % count:

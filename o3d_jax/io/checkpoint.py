@@ -358,7 +358,11 @@ def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
         return rows
 
     free = ("train.log_every", "train.eval_every", "train.save_every", "train.keep")
-    free += ("train.eval_objects", "train.fsdp", "data.workers", "data.cache", "run_dir", "weights")
+    free += ("train.eval_objects", "train.fsdp", "train.zero", "train.smallest_shared")
+    free += ("train.accumulate", "train.most_skipped", "train.trackers", "profile", "run_dir")
+    free += ("data.workers", "data.cache", "weights", "model.remat", "model.remat_keeps")
+    free += ("model.vae_chunk", "launch.coordinator", "launch.processes", "launch.process_id")
+    free += ("launch.timeout",)
     free += () if wanted["optim"]["schedule"] == "cosine" else ("train.steps",)
     have, want = flat(saved), flat(wanted)
     wrong = [

@@ -219,7 +219,7 @@ def test_a_config_that_contradicts_itself_names_the_field():
         (lambda: dataclasses.replace(good.camera, fov=180.0), "camera.fov 180"),
         (lambda: dataclasses.replace(good.train, steps=-1), "train.steps -1"),
         (lambda: dataclasses.replace(good.train, batch_size=-8), "train.batch_size -8"),
-        (lambda: dataclasses.replace(good.train, fsdp=0), "train.fsdp 0"),
+        (lambda: dataclasses.replace(good.train, fsdp=-1), "train.fsdp -1"),
         (lambda: dataclasses.replace(good.optim, learning_rate=float("nan")), "learning_rate nan"),
         (lambda: dataclasses.replace(good.optim, clip_norm=0.0), "optim.clip_norm 0"),
         (lambda: dataclasses.replace(good.diffusion, feedback_probability=7.0), "7.0 is not in"),
