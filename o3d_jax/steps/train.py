@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from o3d_jax import edm
 from o3d_jax.config import Config, OptimConfig
@@ -56,6 +56,21 @@ class LossTerms:
     """The same for the object made from true views, c_noise = 0 (Sec. 3.2)."""
     lpips_noisy: Float[Array, ""]
     lpips_clean: Float[Array, ""]
+
+
+@pytree
+class StepReport:
+    """What a training step tells about itself; the same on every device."""
+
+    terms: LossTerms
+    gradient_norm: Float[Array, ""]
+    """Before clipping."""
+    sigma: Float[Array, " b"]
+    """Noise levels drawn, one an object."""
+    is_finite: Bool[Array, ""]
+    """Whether loss and gradient were; if not, the step changed nothing but its number."""
+    is_last: Bool[Array, ""]
+    """Whether any process asked to stop."""
 
 
 FEEDBACK_GRADIENTS: dict[str, Callable[[Maps], Maps]] = {
@@ -297,11 +312,14 @@ def train_step(
     config: Config,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
-) -> tuple[TrainState, LossTerms, Float[Array, ""]]:
-    """One step of Algorithm 1: the next state, the loss terms and the gradient's norm.
+    stop: Bool[Array, " n"] | None = None,
+) -> tuple[TrainState, StepReport]:
+    """One step of Algorithm 1: the next state, and what there is to say of the step.
 
     `key` is the run's key; the step number is folded in. `use_feedback` is `draw_coin`'s. The next
-    state lies on `mesh` as `place_state` puts it; None is for one device.
+    state lies on `mesh` as `place_state` puts it; None is for one device. `stop` has a value from
+    every process, which asks to stop or doesn't. Where the loss or the gradient is not finite, the
+    next state is the last but for its number.
     """
     step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
     draws = draw(config, batch.images.shape[0], step_key)
@@ -310,11 +328,29 @@ def train_step(
         return train_loss(networks, config, params, frozen, batch, draws, use_feedback)
 
     gradient, terms = jax.grad(loss, has_aux=True)(state.params)
+    norm = optax.tree.norm(gradient)
+    is_finite = jnp.isfinite(terms.total) & jnp.isfinite(norm)
+    new_state = update(state, gradient, config, optimizer)
+    new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
+    new_state = dataclasses.replace(new_state, step=state.step + 1)
+    report = StepReport(
+        terms=terms,
+        gradient_norm=norm,
+        sigma=draws.sigma,
+        is_finite=is_finite,
+        is_last=jnp.zeros((), bool) if stop is None else jnp.any(stop),
+    )
+    return keep_state(mesh, new_state), report
+
+
+def update(
+    state: TrainState, gradient: Params, config: Config, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state after the optimizer's step, and the average with it."""
     before: Any = state.params
-    updates, opt_state = optimizer.update(gradient, state.opt_state, before)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, before)  # pyright: ignore
     params: Any = optax.apply_updates(before, updates)
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.optim.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
-    new_state = TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-    return keep_state(mesh, new_state), terms, optax.tree.norm(gradient)
+    return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)

@@ -38,7 +38,7 @@ def run(toy, optimizer):
             state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
         reports = []
         for coin in coins:
-            state, terms, norm = train_step(
+            state, report = train_step(
                 state,
                 frozen,
                 batch,
@@ -49,7 +49,7 @@ def run(toy, optimizer):
                 optimizer=optimizer,
                 mesh=mesh,
             )
-            reports.append((terms, norm))
+            reports.append((report.terms, report.gradient_norm))
         return state, reports
 
     return run
