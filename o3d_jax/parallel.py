@@ -1,73 +1,253 @@
 """Devices: the mesh, and where state and batches lie on it. The only file that knows devices.
 
-Mesh axes: "data" holds copies of the state, "fsdp" shards it; batches are split over both.
+Mesh axes: "data" holds copies of the state, "fsdp" shares one out; batches are split over both.
+What is shared out is a matter of ZeRO's stages (Rajbhandari et al. 2020), `TrainConfig.zero`.
 """
 
+import dataclasses
+import functools
+import hashlib
 import math
-from typing import TypeVar
+import socket
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool
 
+from o3d_jax.config import Config, LaunchConfig, TrainConfig, to_dict
 from o3d_jax.errors import InputError
+from o3d_jax.types import Frozen, TrainState
 
 Tree = TypeVar("Tree")
 
-SMALLEST_SHARDED = 2**18
-"""Elements below which an array is replicated: a megabyte is cheaper to keep than to gather."""
+AXES = ("data", "fsdp")
+"""Of the mesh, and of the first axis of a batch."""
+
+HOST_BYTES = 64
+"""Of a host's name in the process map."""
+
+WHOLE = -1
+"""In place of the axis along which an array is shared out: it is not."""
 
 
-def make_mesh(fsdp: int, batch_size: int) -> Mesh:
-    """A mesh of all devices, `fsdp` of which share one copy of the state.
+class ProcessInfo(NamedTuple):
+    """One of the processes of a run."""
+
+    index: int
+    host: str
+    devices: int
+    """How many it drives."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh, and what lies how on it; hashable, a static argument of `jax.jit`."""
+
+    mesh: Mesh
+    zero: int = 2
+    """Stage: 0 nothing is shared out, 1 optimizer state and average, 2 gradients, 3 parameters."""
+    smallest: int = 2**18
+    """Elements of the smallest array that is shared out."""
+
+    @property
+    def devices(self) -> int:
+        """How many share a batch."""
+        return self.mesh.size
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Of a batch: its first axis over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(AXES))
+
+    @property
+    def whole(self) -> NamedSharding:
+        """Of what every device has a copy of."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def axes(self, tree: Tree, stage: int) -> Tree:
+        """The axis along which each array is shared out from `stage` on; WHOLE for none.
+
+        The largest that "fsdp" divides, of arrays with at least `smallest` elements.
+        """
+        count = self.mesh.shape["fsdp"]
+
+        def axis_of(array: Any) -> int:
+            shape = array.shape
+            if count == 1 or self.zero < stage or math.prod(shape) < self.smallest:
+                return WHOLE
+            divisible = (i for i in range(len(shape)) if shape[i] % count == 0)
+            return max(divisible, key=lambda i: (shape[i], -i), default=WHOLE)
+
+        return jax.tree.map(axis_of, tree)
+
+    def specs(self, tree: Tree, stage: int) -> Tree:
+        """A PartitionSpec for each array, as `axes` says."""
+
+        def spec(axis: int) -> PartitionSpec:
+            return PartitionSpec() if axis == WHOLE else PartitionSpec(*(None,) * axis, "fsdp")
+
+        return jax.tree.map(spec, self.axes(tree, stage))
+
+    def shardings(self, tree: Tree, stage: int) -> Tree:
+        """A sharding for each array, as `axes` says."""
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self.specs(tree, stage))
+
+    def of_state(self, state: TrainState) -> TrainState:
+        """Shardings of a training state's arrays."""
+        return TrainState(
+            step=self.whole,
+            params=self.shardings(state.params, stage=3),
+            ema=self.shardings(state.ema, stage=1),
+            opt_state=self.shardings(state.opt_state, stage=1),
+        )
+
+    def of_frozen(self, frozen: Frozen) -> Frozen:
+        """Shardings of the parameters that never train."""
+        return self.shardings(frozen, stage=3)
+
+
+def make_layout(train: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
+    """The layout of a configuration on these devices, by default all there are.
 
     Raises:
-        InputError: the number of devices is not a multiple of `fsdp`, or `batch_size` objects
-            cannot be split over them.
+        InputError: the number of devices is no multiple of `train.fsdp`, or the batch cannot be
+            split over them into `train.accumulate` parts.
     """
-    count = jax.device_count()
-    fsdp = fsdp or count
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    fsdp = train.fsdp or count
     if count % fsdp:
         raise InputError(f"train.fsdp {fsdp} does not divide the {count} devices present; lower it")
-    if batch_size % count:
+    if train.batch_size % (count * train.accumulate):
         raise InputError(
-            f"train.batch_size {batch_size} is not a multiple of the {count} devices it is split "
-            "over; change it"
+            f"train.batch_size {train.batch_size} is not a multiple of the {count} devices it is "
+            f"split over, times train.accumulate {train.accumulate}; change it"
         )
-    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    shape, types = (count // fsdp, fsdp), (AxisType.Auto,) * 2
+    mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    return Layout(mesh=mesh, zero=train.zero, smallest=train.smallest_shared)
 
 
-def state_sharding(mesh: Mesh, state: Tree) -> Tree:
-    """A sharding per array: its largest divisible axis over "fsdp", small arrays replicated."""
+def place(tree: Tree, shardings: Tree) -> Tree:
+    """Arrays that every process has whole, put where the shardings say."""
 
-    count = mesh.shape["fsdp"]
+    def put(array: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    def place(array: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
-        if count > 1 and math.prod(array.shape) >= SMALLEST_SHARDED:
-            for axis in sorted(range(array.ndim), key=lambda i: -array.shape[i]):
-                if array.shape[axis] % count == 0:
-                    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
-        return NamedSharding(mesh, PartitionSpec())
-
-    return jax.tree.map(place, state)
+    return jax.tree.map(put, tree, shardings)
 
 
-def place_state(mesh: Mesh, state: Tree) -> Tree:
-    """Puts the state on the mesh."""
-    return jax.device_put(state, state_sharding(mesh, state))
-
-
-def keep_state(mesh: Mesh | None, state: Tree) -> Tree:
-    """The state as `place_state` places it, inside a compiled step.
-
-    Left alone, XLA splits small arrays beside large ones, and the next step is compiled anew.
-    """
-    if mesh is None:
-        return state
-    return jax.lax.with_sharding_constraint(state, state_sharding(mesh, state))
-
-
-def place_batch(mesh: Mesh, batch: Tree) -> Tree:
+def place_batch(layout: Layout, batch: Tree) -> Tree:
     """Splits a batch, this process's part of it, over all devices along its first axis."""
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
+    return jax.tree.map(
+        lambda a: jax.make_array_from_process_local_data(layout.batch, np.asarray(a)), batch
+    )
+
+
+def place_flag(layout: Layout, flag: bool) -> Bool[Array, " n"]:
+    """A flag of this process beside those of the others, for a step that asks whether any is set.
+
+    One value a device, so that each process has its part.
+    """
+    return place_batch(layout, np.full(jax.local_device_count(), flag))
+
+
+def gather(tree: Tree) -> Tree:
+    """The whole arrays, on the host, in every process."""
+    return jax.tree.map(
+        lambda a: (
+            np.asarray(a)
+            if a.is_fully_addressable
+            else multihost_utils.process_allgather(a, tiled=True)
+        ),
+        tree,
+    )
+
+
+def reduce_gradient(gradient: Tree, axes: Tree, layout: Layout) -> Tree:
+    """The mean over all devices, inside `shard_map`; of arrays with an axis, this device's share.
+
+    From stage 3 on it is a share already: the sum over "fsdp" came with the gathering.
+    """
+
+    def reduce(array: Array, axis: int) -> Array:
+        if axis == WHOLE:
+            return jax.lax.pmean(array, AXES)
+        if layout.zero < 3:
+            array = jax.lax.psum_scatter(array, "fsdp", scatter_dimension=axis, tiled=True)
+        return jax.lax.psum(array, "data") / layout.devices
+
+    return jax.tree.map(reduce, gradient, axes)
+
+
+def start_processes(launch: LaunchConfig) -> None:
+    """Joins the other processes of a run, before anything else is asked of JAX.
+
+    What TPU pods, SLURM, Open MPI and Kubernetes say in the environment is found by JAX; elsewhere
+    `launch` says it. A process by itself goes on alone.
+
+    Raises:
+        InputError: the others were not to be reached in time.
+    """
+    try:
+        jax.distributed.initialize(
+            launch.coordinator,
+            launch.processes,
+            launch.process_id,
+            initialization_timeout=launch.timeout,
+        )
+    except ValueError as error:
+        if "coordinator_address" not in str(error) or launch.coordinator is not None:
+            raise InputError(f"cannot join the run's processes: {error}") from error
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"process {launch.process_id} of {launch.processes} could not join the others at "
+            f"{launch.coordinator} within {launch.timeout} s; see that all run and reach it, or "
+            f"raise launch.timeout ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def process_map() -> tuple[ProcessInfo, ...]:
+    """All processes of the run, by index; a collective call."""
+    name = socket.gethostname().encode()[:HOST_BYTES].ljust(HOST_BYTES, b"\0")
+    row = np.array([*name, jax.local_device_count()], np.int32)
+    rows = multihost_utils.process_allgather(row).reshape(-1, HOST_BYTES + 1)
+    return tuple(
+        ProcessInfo(i, bytes(r[:-1].astype(np.uint8)).rstrip(b"\0").decode(), int(r[-1]))
+        for i, r in enumerate(rows)
+    )
+
+
+def check_same_config(config: Config) -> None:
+    """All processes must run the same experiment; a collective call.
+
+    Raises:
+        InputError: they don't.
+    """
+    values = to_dict(dataclasses.replace(config, launch=LaunchConfig()))
+    digest = hashlib.blake2b(repr(sorted(values.items())).encode(), digest_size=4).digest()
+    mine = np.frombuffer(digest, np.uint32)
+    all_of_them = np.ravel(multihost_utils.process_allgather(mine))
+    if (all_of_them != mine).any():
+        odd = [i for i, value in enumerate(all_of_them) if value != all_of_them[0]]
+        raise InputError(
+            f"processes {odd} have another config than process 0; start all with the same file "
+            "and options"
+        )
+
+
+mean_over_devices = functools.partial(jax.tree.map, lambda a: jax.lax.pmean(a, AXES))
+"""The mean of each array over all devices, inside `shard_map`."""
+
+
+def device_number() -> Array:
+    """Which of the devices runs this, inside `shard_map`."""
+    return jnp.asarray(jax.lax.axis_index(AXES))

@@ -5,6 +5,7 @@ parameters and normalisation statistics are float32.
 """
 
 import math
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
@@ -117,16 +118,56 @@ def sinusoid(t: Float[Array, "*b"], features: int) -> Float[Array, "*b {features
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+ATTENTION_LOGITS = 2**27
+"""Most logits of attention that are in memory at a time: half a GiB in float32."""
+
+
 def attend(
     q: Float[Array, "b q d"], k: Float[Array, "b k d"], v: Float[Array, "b k d"], heads: int
 ) -> Float[Array, "b q d"]:
-    """Softmax attention with `heads` heads over the feature axis, scaled by 1/sqrt(d/heads)."""
+    """Softmax attention with `heads` heads over the feature axis, scaled by 1/sqrt(d/heads).
+
+    Queries whose logits would fill more than ATTENTION_LOGITS go in parts, one after another, each
+    computed again in the backward pass.
+    """
 
     def split(x):
         return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
-    out = jax.nn.dot_product_attention(split(q), split(k), split(v))
-    return out.reshape(q.shape)
+    keys, values = split(k), split(v)
+
+    def of_queries(part: Float[Array, "b p h d"]) -> Float[Array, "b p h d"]:
+        return jax.nn.dot_product_attention(part, keys, values)
+
+    parts = attention_parts(q.shape[0] * heads * k.shape[1], q.shape[1])
+    if parts == 1:
+        return of_queries(split(q)).reshape(q.shape)
+    several = split(q).reshape(q.shape[0], parts, -1, heads, q.shape[-1] // heads)
+    out = jax.lax.map(jax.checkpoint(of_queries), jnp.moveaxis(several, 1, 0))
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
+
+
+def attention_parts(logits_per_query: int, queries: int) -> int:
+    """Into how many equal parts queries go: the fewest with ATTENTION_LOGITS or less in each."""
+    fits = (p for p in range(1, queries) if queries % p == 0)
+    fits = (p for p in fits if logits_per_query * queries // p <= ATTENTION_LOGITS)
+    return next(fits, queries)
+
+
+REMAT_POLICIES = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""By `ModelConfig.remat_keeps`."""
+
+Layer = TypeVar("Layer", bound=type[nn.Module])
+
+
+def recomputed(layer: Layer, keeps: str | None) -> Layer:
+    """The layer, computed again in the backward pass but for what is kept of it (a key of
+    REMAT_POLICIES); None: as it is, all kept."""
+    return layer if keeps is None else nn.remat(layer, policy=REMAT_POLICIES[keeps])
 
 
 def pool2(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h//2 w//2 c"]:

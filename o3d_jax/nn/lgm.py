@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from o3d_jax.config import LgmConfig
 from o3d_jax.geometry.rays import nearest_to_origin, pluecker_rays
-from o3d_jax.nn.layers import GroupNorm, attend, pool2, sinusoid, upsample2
+from o3d_jax.nn.layers import GroupNorm, attend, pool2, recomputed, sinusoid, upsample2
 from o3d_jax.types import Cameras, Gaussians
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -108,18 +108,18 @@ class LgmBlock(nn.Module):
     attention: bool
     config: LgmConfig
     dtype: DTypeLike
-    remat: bool
+    remat: str | None
 
     @nn.nowrap
     def resnet(self, i: int) -> nn.Module:
         """Layer `nets.i`."""
-        cls = nn.remat(LgmResnet) if self.remat else LgmResnet
+        cls = recomputed(LgmResnet, self.remat)
         return cls(self.features, self.config.norm_num_groups, self.dtype, name=f"nets_{i}")
 
     @nn.nowrap
     def mix_views(self, i: int) -> nn.Module:
         """Layer `attns.i`."""
-        cls = nn.remat(ViewAttention) if self.remat else ViewAttention
+        cls = recomputed(ViewAttention, self.remat)
         c = self.config
         return cls(c.num_views, c.num_heads, c.norm_num_groups, self.dtype, name=f"attns_{i}")
 
@@ -184,7 +184,7 @@ class LgmUnet(nn.Module):
 
     config: LgmConfig
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: str | None = None
 
     @nn.compact
     def __call__(
@@ -227,7 +227,7 @@ class Lgm(nn.Module):
 
     config: LgmConfig
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: str | None = None
 
     @nn.compact
     def __call__(

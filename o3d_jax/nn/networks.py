@@ -14,6 +14,7 @@ from o3d_jax.nn.lgm import Lgm
 from o3d_jax.nn.lpips import Lpips
 from o3d_jax.nn.unet import MultiViewUnet
 from o3d_jax.nn.vae import Vae
+from o3d_jax.splat import Backend
 from o3d_jax.types import Cameras, Condition, Frozen, Maps, Params
 
 
@@ -29,23 +30,29 @@ class Networks:
     clip: ClipVision
     vae: Vae
     lpips: Lpips | None
+    vae_chunk: int = 0
+    """As `ModelConfig.vae_chunk`."""
+    splat_backend: Backend | None = None
+    """Of the rasterizer; None: the default device's."""
 
 
 def build_networks(model: ModelConfig, lpips: Literal["vgg", "alex"] | None = None) -> Networks:
     """The networks of a configuration; `lpips` is that of the loss or metric that needs it."""
     dtype = jnp.dtype(model.dtype)
+    remat = model.remat_keeps if model.remat else None
     return Networks(
         unet=MultiViewUnet(
             config=model.unet,
             latent_channels=model.vae.latent_channels,
             cross_attention_dim=model.clip.projection_dim,
             dtype=dtype,
-            remat=model.remat,
+            remat=remat,
         ),
-        lgm=Lgm(config=model.lgm, dtype=dtype, remat=model.remat),
+        lgm=Lgm(config=model.lgm, dtype=dtype, remat=remat),
         clip=ClipVision(config=model.clip, dtype=dtype),
         vae=Vae(config=model.vae, dtype=dtype),
         lpips=Lpips(network=lpips, dtype=jnp.float32) if lpips else None,
+        vae_chunk=model.vae_chunk,
     )
 
 

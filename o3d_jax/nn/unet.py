@@ -46,7 +46,7 @@ class SpatioTemporalUnet(nn.Module):
     out_channels: int = 4
     cross_attention_dim: int = 1024
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: str | None = None
 
     @nn.nowrap
     def _embed(
@@ -135,7 +135,7 @@ class MultiViewUnet(nn.Module):
     latent_channels: int = 4
     cross_attention_dim: int = 1024
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: str | None = None
 
     @nn.nowrap
     def _embed_rays(self, cameras: Cameras, size: tuple[int, int]) -> RayFeatures:

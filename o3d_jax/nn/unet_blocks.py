@@ -17,6 +17,7 @@ from o3d_jax.nn.layers import (
     TemporalConv,
     TimestepMlp,
     attend,
+    recomputed,
     sinusoid,
     upsample2,
 )
@@ -265,8 +266,8 @@ class Scale(nn.Module):
     index: int
     """Which resolution; 0 is the finest."""
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
-    """Recompute each layer in the backward pass rather than store it."""
+    remat: str | None = None
+    """As in `layers.recomputed`."""
 
     @property
     def features(self) -> int:
@@ -281,14 +282,14 @@ class Scale(nn.Module):
     @nn.nowrap
     def resnet(self, i: int, epsilon: float) -> nn.Module:
         """Residual block number i, a child of this block."""
-        block = nn.remat(SpatioTemporalResBlock) if self.remat else SpatioTemporalResBlock
+        block = recomputed(SpatioTemporalResBlock, self.remat)
         groups = self.config.norm_num_groups
         return block(self.features, groups, epsilon, self.dtype, name=f"resnets_{i}")
 
     @nn.nowrap
     def attention(self, i: int) -> nn.Module:
         """Transformer number i, a child of this block."""
-        block = nn.remat(SpatioTemporalTransformer) if self.remat else SpatioTemporalTransformer
+        block = recomputed(SpatioTemporalTransformer, self.remat)
         config = self.config
         return block(
             config.num_attention_heads[self.index],

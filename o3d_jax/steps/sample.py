@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from o3d_jax import edm
 from o3d_jax.config import Config, SampleConfig
 from o3d_jax.nn.networks import Networks, apply
+from o3d_jax.parallel import Layout
 from o3d_jax.steps.condition import encode_condition
 from o3d_jax.steps.denoise import denoise_guided, guidance_scale
 from o3d_jax.steps.reconstruct import (
@@ -19,6 +20,7 @@ from o3d_jax.steps.reconstruct import (
     feedback_maps,
     reconstruct,
 )
+from o3d_jax.steps.sharded import on_own_objects
 from o3d_jax.types import Cameras, Condition, Frozen, Maps, Params, pytree
 
 Video = Float[Array, "b v h w c"]
@@ -186,3 +188,25 @@ def generate(
     empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
     (_, estimate), _ = jax.lax.scan(step, (state, empty), (sigmas[:-1], sigmas[1:]))
     return estimate
+
+
+@functools.partial(jax.jit, static_argnames=("networks", "config", "layout"))
+def generate_on_devices(
+    networks: Networks,
+    config: Config,
+    params: Params,
+    frozen: Frozen,
+    image: Float[Array, "b h w 3"],
+    cameras: Cameras,
+    key: Key[Array, ""],
+    layout: Layout,
+) -> Estimate:
+    """`generate` of objects that lie on many devices; `params` lie as a training state's average.
+
+    Each device has a key of its own, so that what is found depends on their number.
+    """
+
+    def own(params: Params, frozen: Frozen, objects: tuple, key: Key[Array, ""]) -> Estimate:
+        return generate(networks, config, params, frozen, *objects, key)
+
+    return on_own_objects(own, params, frozen, (image, cameras), key, layout)

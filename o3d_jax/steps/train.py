@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Key
 
 from o3d_jax import edm
 from o3d_jax.config import Config, OptimConfig
 from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.nn.unet import MultiViewUnet
-from o3d_jax.parallel import keep_state
+from o3d_jax.parallel import Layout
 from o3d_jax.steps.condition import ConditionDraws, drop_condition, encode_training_condition
 from o3d_jax.steps.denoise import denoise, per_object
 from o3d_jax.steps.reconstruct import (
@@ -27,6 +26,7 @@ from o3d_jax.steps.reconstruct import (
     feedback_maps,
     reconstruct,
 )
+from o3d_jax.steps.sharded import mean_gradient
 from o3d_jax.types import Batch, Frozen, Maps, Params, TrainState, pytree
 
 Video = Float[Array, "b v h w c"]
@@ -298,7 +298,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 @functools.partial(
     jax.jit,
-    static_argnames=("use_feedback", "networks", "config", "optimizer", "mesh"),
+    static_argnames=("use_feedback", "networks", "config", "optimizer", "layout"),
     donate_argnames="state",
 )
 def train_step(
@@ -311,26 +311,30 @@ def train_step(
     networks: Networks,
     config: Config,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh | None = None,
+    layout: Layout | None = None,
     stop: Bool[Array, " n"] | None = None,
 ) -> tuple[TrainState, StepReport]:
     """One step of Algorithm 1: the next state, and what there is to say of the step.
 
-    `key` is the run's key; the step number is folded in. `use_feedback` is `draw_coin`'s. The next
-    state lies on `mesh` as `place_state` puts it; None is for one device. `stop` has a value from
-    every process, which asks to stop or doesn't. Where the loss or the gradient is not finite, the
-    next state is the last but for its number.
+    `key` is the run's key; the step number is folded in. `use_feedback` is `draw_coin`'s. State and
+    frozen networks lie as `layout` says, and so does the next state; None is for one device.
+    `stop` has a value from every process, which asks to stop or doesn't. Where the loss or the
+    gradient is not finite, the next state is the last but for its number.
     """
     step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
     draws = draw(config, batch.images.shape[0], step_key)
 
-    def loss(params: Params) -> tuple[Float[Array, ""], LossTerms]:
-        return train_loss(networks, config, params, frozen, batch, draws, use_feedback)
+    def loss(
+        params: Params, frozen: Frozen, part: tuple[Batch, Draws]
+    ) -> tuple[Float[Array, ""], LossTerms]:
+        return train_loss(networks, config, params, frozen, *part, use_feedback)
 
-    gradient, terms = jax.grad(loss, has_aux=True)(state.params)
+    accumulate = config.train.accumulate
+    parts = (batch, draws)
+    gradient, terms = mean_gradient(loss, state.params, frozen, parts, accumulate, layout)
     norm = optax.tree.norm(gradient)
     is_finite = jnp.isfinite(terms.total) & jnp.isfinite(norm)
-    new_state = update(state, gradient, config, optimizer)
+    new_state = _update(state, gradient, config, optimizer, layout)
     new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
     new_state = dataclasses.replace(new_state, step=state.step + 1)
     report = StepReport(
@@ -340,16 +344,33 @@ def train_step(
         is_finite=is_finite,
         is_last=jnp.zeros((), bool) if stop is None else jnp.any(stop),
     )
-    return keep_state(mesh, new_state), report
+    if layout is None:
+        return new_state, report
+    # Left alone, XLA splits small arrays beside large ones, and the next step is compiled anew.
+    places = layout.of_state(new_state), jax.tree.map(lambda _: layout.whole, report)
+    return jax.lax.with_sharding_constraint((new_state, report), places)
 
 
-def update(
-    state: TrainState, gradient: Params, config: Config, optimizer: optax.GradientTransformation
+def _update(
+    state: TrainState,
+    gradient: Params,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    layout: Layout | None,
 ) -> TrainState:
-    """The state after the optimizer's step, and the average with it."""
+    """The state after the optimizer's step, and the average with it.
+
+    From stage 1 on each device makes its share of both, then the parameters are put together.
+    """
+
+    def share(tree: Params) -> Params:
+        if layout is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, layout.shardings(tree, stage=1))
+
     before: Any = state.params
-    updates, opt_state = optimizer.update(gradient, state.opt_state, before)  # pyright: ignore
-    params: Any = optax.apply_updates(before, updates)
+    updates, opt_state = optimizer.update(share(gradient), state.opt_state, share(before))  # pyright: ignore
+    params: Any = share(optax.apply_updates(share(before), updates))
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.optim.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)

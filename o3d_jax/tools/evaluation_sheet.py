@@ -1,33 +1,21 @@
 """Pictures to judge a model by: of a training run, and of an evaluation."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from o3d_jax.config import Config
 from o3d_jax.io.sheets import grid
-from o3d_jax.nn.networks import Networks
-from o3d_jax.steps.sample import generate
+from o3d_jax.steps.sample import Estimate
 from o3d_jax.types import Batch
 
 
-def evaluation_sheet(
-    networks: Networks, config: Config, params: Any, frozen: Any, batch: Batch
-) -> Float[np.ndarray, "h w 3"]:
-    """Three rows an object: views, renders of its Gaussians, truth; the input on the left."""
-    found = generate(
-        networks,
-        config,
-        params,
-        frozen,
-        jnp.asarray(batch.images[:, 0]),
-        jax.tree.map(jnp.asarray, batch.cameras),
-        jax.random.key(0),  # The same noise at each evaluation, so that pictures compare.
-    )
+def evaluation_sheet(batch: Batch, found: Estimate) -> Float[np.ndarray, "h w 3"]:
+    """Three rows an object: views, renders of its Gaussians, truth; the input on the left.
+
+    Both arguments lie on the host; of what was found, the first objects are the batch's.
+    """
     views = np.asarray(found.views)
     renders = np.asarray(found.reconstruction.rendering.rgb)
     truth = np.asarray(batch.images)

@@ -1,0 +1,64 @@
+"""Parameters that several devices share out (ZeRO stage 3), whole only while a layer uses them."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+from flax.core import meta
+from jaxtyping import Array, Float
+
+from o3d_jax.parallel import WHOLE
+
+Tree = TypeVar("Tree")
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Share(meta.AxisMetadata):
+    """This device's share of a parameter, inside `shard_map`.
+
+    Linen unboxes a parameter where a layer asks for it, which gathers it from all devices of
+    "fsdp"; the gradient goes back as a sum of which each keeps its share. In a layer that is
+    recomputed, the parameter is gathered once more rather than kept.
+    """
+
+    value: Float[Array, "..."]
+    axis: int
+    """Along which it is shared out."""
+
+    def unbox(self) -> Float[Array, "..."]:
+        """The whole parameter."""
+        return jax.lax.all_gather(self.value, "fsdp", axis=self.axis, tiled=True)
+
+    def replace_boxed(self, val: Any) -> "Share":
+        """A box with another value."""
+        return dataclasses.replace(self, value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "Share":
+        """Not to be had: no module here is mapped over its parameters."""
+        raise NotImplementedError("shared parameters under nn.scan or nn.vmap")
+
+    remove_axis = add_axis
+
+    def tree_flatten(self) -> tuple[tuple[Any], int]:
+        """For JAX."""
+        return (self.value,), self.axis
+
+    @classmethod
+    def tree_unflatten(cls, axis: int, children: tuple[Any]) -> "Share":
+        """For JAX."""
+        return cls(children[0], axis)
+
+
+def shared(params: Tree, axes: Tree) -> Tree:
+    """Boxes around the arrays that have an axis (`parallel.Layout.axes`)."""
+    return jax.tree.map(lambda a, axis: a if axis == WHOLE else Share(a, axis), params, axes)
+
+
+def shares(params: Tree) -> Tree:
+    """What `shared` put into boxes."""
+
+    def is_share(leaf: Any) -> bool:
+        return isinstance(leaf, Share)
+
+    return jax.tree.map(lambda a: a.value if is_share(a) else a, params, is_leaf=is_share)

@@ -1,0 +1,114 @@
+"""Functions of objects on many devices: each device works on its own objects, under `shard_map`.
+
+So every collective is written here or in `parallel.py`, and none is left to a compiler to guess.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Key
+
+from o3d_jax.nn.sharing import shared, shares
+from o3d_jax.parallel import AXES, Layout, device_number, mean_over_devices, reduce_gradient
+from o3d_jax.types import Frozen, Params
+
+Terms = TypeVar("Terms")
+Parts = TypeVar("Parts")
+Objects = TypeVar("Objects")
+Result = TypeVar("Result")
+
+
+def mean_gradient(
+    loss: Callable[[Params, Frozen, Parts], tuple[Float[Array, ""], Terms]],
+    params: Params,
+    frozen: Frozen,
+    parts: Parts,
+    accumulate: int,
+    layout: Layout | None,
+) -> tuple[Params, Terms]:
+    """Gradient and terms of the mean loss over all objects, which lie on the layout's devices.
+
+    `loss` takes parameters, frozen networks and some of the objects, and returns the mean over
+    these and its terms; `parts` is all that is given for the objects, by object along first axes.
+    Every device splits its objects into `accumulate` parts, one after another in the memory of
+    one. From stage 2 on, each part's gradient is shared out as soon as it is there, and what
+    comes back is shared out as well.
+    """
+    if layout is None:
+        return _accumulated(jax.grad(loss, has_aux=True), params, frozen, parts, accumulate)
+    of_params, of_frozen = layout.axes(params, stage=3), layout.axes(frozen, stage=3)
+    of_gradient = layout.axes(params, stage=2)
+    early = layout.zero >= 2
+
+    def on_device(params: Params, frozen: Frozen, parts: Parts) -> tuple[Params, Terms]:
+        def gradient(params: Params, frozen: Frozen, part: Parts) -> tuple[Params, Terms]:
+            found, terms = jax.grad(loss, has_aux=True)(params, frozen, part)
+            found = shares(found)
+            return reduce_gradient(found, of_gradient, layout) if early else found, terms
+
+        boxes = shared(params, of_params), shared(frozen, of_frozen)
+        found, terms = _accumulated(gradient, *boxes, parts, accumulate)
+        found = found if early else reduce_gradient(found, of_gradient, layout)
+        return found, mean_over_devices(terms)
+
+    return jax.shard_map(
+        on_device,
+        mesh=layout.mesh,
+        in_specs=(layout.specs(params, 3), layout.specs(frozen, 3), PartitionSpec(AXES)),
+        out_specs=(layout.specs(params, 2), PartitionSpec()),
+        check_vma=False,  # Sums over devices are written out above, not derived.
+    )(params, frozen, parts)
+
+
+def _accumulated(
+    gradient: Callable[[Params, Frozen, Parts], tuple[Params, Terms]],
+    params: Params,
+    frozen: Frozen,
+    parts: Parts,
+    accumulate: int,
+) -> tuple[Params, Terms]:
+    """The mean over so many parts of the objects, one after another."""
+    if accumulate == 1:  # No loop: on CPUs, XLA is slower with convolutions in one.
+        return gradient(params, frozen, parts)
+    several = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), parts)
+
+    def add(total: tuple[Params, Terms], part: Parts) -> tuple[tuple[Params, Terms], None]:
+        return jax.tree.map(jnp.add, total, gradient(params, frozen, part)), None
+
+    first = jax.tree.map(lambda a: a[0], several)
+    like = jax.eval_shape(gradient, params, frozen, first)
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    total, _ = jax.lax.scan(add, nothing, several)
+    return jax.tree.map(lambda a: a / accumulate, total)
+
+
+def on_own_objects(
+    function: Callable[[Params, Frozen, Objects, Key[Array, ""]], Result],
+    params: Params,
+    frozen: Frozen,
+    objects: Objects,
+    key: Key[Array, ""],
+    layout: Layout,
+) -> Result:
+    """What each device makes of its objects, with a key of its own; `params` are the average's."""
+    of_params, of_frozen = layout.axes(params, stage=1), layout.axes(frozen, stage=3)
+
+    def on_device(params: Params, frozen: Frozen, objects: Objects, key: Key[Array, ""]) -> Result:
+        own = jax.random.fold_in(key, device_number())
+        return function(shared(params, of_params), shared(frozen, of_frozen), objects, own)
+
+    return jax.shard_map(
+        on_device,
+        mesh=layout.mesh,
+        in_specs=(
+            layout.specs(params, 1),
+            layout.specs(frozen, 3),
+            PartitionSpec(AXES),
+            PartitionSpec(),
+        ),
+        out_specs=PartitionSpec(AXES),
+        check_vma=False,
+    )(params, frozen, objects, key)

@@ -1,0 +1,109 @@
+"""What devices say to each other in a compiled program, read from its text."""
+
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
+
+BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
+
+_START = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*->.*\{\s*$")
+_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_LIMIT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
+_CALLS = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+
+
+class Collectives(NamedTuple):
+    """All operations of one kind in a program."""
+
+    kind: str
+    count: int
+    """Executed: once for each turn of a loop."""
+    bytes: int
+    """Of one device's results, over all of them."""
+
+
+def collectives(text: str) -> tuple[Collectives, ...]:
+    """The collectives of an HLO module, those in loops as often as these turn."""
+    bodies = _computations(text)
+    times = _executions(bodies)
+    counts, sizes = Counter[str](), Counter[str]()
+    for name, lines in bodies.items():
+        for line in lines:
+            found = _START.search(line)
+            if found:
+                counts[found[2]] += times[name]
+                sizes[found[2]] += times[name] * _size(found[1], found[2], bool(found[3]))
+    return tuple(Collectives(kind, counts[kind], sizes[kind]) for kind in KINDS if counts[kind])
+
+
+def _size(shape: str, kind: str, starts: bool) -> int:
+    """Bytes of a result; one that starts an operation shows its operand before the result."""
+    arrays = [
+        math.prod(int(n) for n in dims.split(",") if n) * BITS.get(name, _digits(name)) // 8
+        for name, dims in _ARRAY.findall(shape)
+    ]
+    if starts and kind in ("all-gather", "collective-permute", "reduce-scatter"):
+        return sum(arrays) - _operands(arrays)
+    return sum(arrays)
+
+
+def _operands(arrays: list[int]) -> int:
+    return sum(arrays[: len(arrays) // 2])
+
+
+def _digits(name: str) -> int:
+    """Bits of an integer type, as in s32 and u8; 0 of a token."""
+    return int(re.sub(r"\D", "", name) or 0)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation by its name; the entry's name is empty."""
+    found: dict[str, list[str]] = {}
+    name = None
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            name = "" if line.startswith("ENTRY") else head[1]
+            found[name] = []
+        elif name is not None:
+            found[name].append(line)
+    return found
+
+
+def _executions(bodies: dict[str, list[str]]) -> Counter[str]:
+    """How often each computation is run; a loop of unknown length counts as one turn."""
+    times = Counter[str]()
+
+    def run(name: str, count: int) -> None:
+        times[name] += count
+        for line in bodies.get(name, ()):
+            loop = _WHILE.search(line)
+            if loop:
+                run(loop[2], count * _trips(line, bodies.get(loop[1], [])))
+            for called in _CALLS.findall(line):
+                if called in bodies:
+                    run(called, count)
+
+    run("", 1)
+    return times
+
+
+def _trips(loop: str, condition: list[str]) -> int:
+    """How often a loop turns: as XLA noted, or up to the one constant its condition looks at."""
+    noted = _TRIPS.search(loop)
+    limits = {int(n) for line in condition for n in _LIMIT.findall(line)}
+    return int(noted[1]) if noted else max(limits) if len(limits) == 1 else 1

@@ -1,0 +1,231 @@
+"""What a compiled program needs of a machine, and how to say it."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from o3d_jax.config import Config
+from o3d_jax.tools.collectives import Collectives, collectives
+from o3d_jax.tools.flops import count_jaxpr
+from o3d_jax.tools.programs import Inputs, System
+from o3d_jax.tools.topologies import FREE_SHARE, GIB, Topology
+
+
+class Bytes(NamedTuple):
+    """Of one device, what a program's memory holds."""
+
+    parameters: int
+    average: int
+    """Exponential moving average of the parameters."""
+    optimizer: int
+    frozen: int
+    batch: int
+    padding: int
+    """That the arguments take beyond their sizes, in the chip's layout."""
+    outputs: int
+    """Those that take no argument's place."""
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """The most that is held at once."""
+        return sum(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A program weighed for a machine."""
+
+    program: str
+    topology: str
+    compiler: str
+    devices: int
+    objects: int
+    """In a batch, over all devices."""
+    bytes: Bytes | None
+    """None: the compiler gave up for want of memory."""
+    needed: int
+    """Bytes of memory on each device."""
+    available: int
+    """Bytes that a program can have there."""
+    flops: float
+    """Executed in one call, on one device; as counted, what is recomputed counts again."""
+    read_and_written: float | None
+    """Bytes between memory and processor in one call on one device, those in loops as if they
+    turned once; None where the compiler does not say."""
+    collectives: tuple[Collectives, ...]
+    seconds: "Seconds"
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether it would run."""
+        return self.needed <= self.available
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = dataclasses.asdict(self)
+        for name in ("bytes", "seconds"):
+            part = getattr(self, name)
+            values[name] = None if part is None else part._asdict()
+        values["collectives"] = [c._asdict() for c in self.collectives]
+        return values | {"fits": self.fits}
+
+
+class Seconds(NamedTuple):
+    """Least times of one call, by what limits it (roofline)."""
+
+    compute: float
+    memory: float
+    links: float
+
+    @property
+    def least(self) -> float:
+        """If all three went on at once, at their peaks."""
+        return max(self)
+
+
+def weigh(
+    program: str,
+    topology: Topology,
+    system: System,
+    inputs: Inputs,
+    traced: jax.stages.Traced,
+    start: float,
+) -> Plan:
+    """Compiles a traced program and reads off what it needs; `start` is when work on it began."""
+    chip, devices = topology.chip, system.layout.devices
+    is_step = program == "step"
+    flops = count_jaxpr(traced.jaxpr).total / devices
+    available = chip.memory if _is_tpu(topology) else int(FREE_SHARE * chip.memory)
+    known: dict[str, Any] = {"bytes": None, "collectives": (), "read_and_written": None}
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed, available = _exhausted(str(error))
+    else:
+        text, cost = compiled.as_text() or "", compiled.cost_analysis() or {}
+        sizes = _bytes(compiled, inputs, is_step)
+        needed = sizes.total
+        known["bytes"], known["collectives"] = sizes, collectives(text)
+        known["read_and_written"] = cost.get("bytes accessed")
+    seconds = Seconds(
+        compute=flops / chip.flops,
+        memory=(known["read_and_written"] or 0) / chip.memory_rate,
+        links=sum(c.bytes for c in known["collectives"]) / chip.link_rate,
+    )
+    return Plan(
+        program=program,
+        topology=topology.name,
+        compiler=topology.compiler,
+        devices=devices,
+        objects=system.config.train.batch_size if is_step else devices,
+        needed=needed,
+        available=available,
+        flops=flops,
+        seconds=seconds,
+        compile_seconds=time.perf_counter() - start,
+        **known,
+    )
+
+
+def _is_tpu(topology: Topology) -> bool:
+    return topology.devices[0].platform == "tpu"
+
+
+_AMOUNT = r"([\d.]+)([KMGT]?)i?B?"
+_USED = re.compile(rf"Used {_AMOUNT} of {_AMOUNT} hbm", re.IGNORECASE)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _exhausted(message: str) -> tuple[int, int]:
+    """Bytes needed and there, from the compiler's complaint; every other one is passed on."""
+    found = _USED.search(message)
+    if found is None:
+        raise RuntimeError(f"the compiler failed: {message}")
+    used, size = (int(float(found[i]) * _UNITS[found[i + 1].upper()]) for i in (1, 3))
+    return used, size
+
+
+def _bytes(compiled: jax.stages.Compiled, inputs: Inputs, is_step: bool) -> Bytes:
+    memory: Any = compiled.memory_analysis()
+    state = inputs.state
+    parts = {
+        "parameters": held(state.params) if is_step else 0,
+        "average": held(state.ema),
+        "optimizer": held(state.opt_state) if is_step else 0,
+        "frozen": held(inputs.frozen),
+        "batch": held(inputs.batch) if is_step else 0,
+    }
+    return Bytes(
+        **parts,
+        padding=max(memory.argument_size_in_bytes - sum(parts.values()), 0),
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+    )
+
+
+def held(tree: Any) -> int:
+    """Bytes that one device holds of arrays or their shapes."""
+    return sum(
+        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
+    )
+
+
+def report(config: Config, topology: Topology, plans: list[Plan]) -> str:
+    """Plans of one machine, as a text of a few tables."""
+    chip, train = topology.chip, config.train
+    lines = [
+        f"{config.name} on {topology.name}: {len(topology.devices)} x {chip.name}, "
+        f"{chip.memory / GIB:.1f} GiB each; compiled by {topology.compiler}",
+        f"batch {train.batch_size} in {train.accumulate} parts, ZeRO stage {train.zero} over "
+        f"{train.fsdp or len(topology.devices)} devices, {config.model.dtype}, "
+        f"remat {config.model.remat_keeps if config.model.remat else 'off'}",
+    ]
+    for plan in plans:
+        lines += ["", *_lines(plan)]
+    return "\n".join(lines) + "\n\n"
+
+
+def _lines(plan: Plan) -> list[str]:
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    lines = [
+        f"{plan.program} of {plan.objects} objects: {verdict}, {plan.needed / GIB:.2f} of "
+        f"{plan.available / GIB:.2f} GiB a device; compiled in {plan.compile_seconds:.0f} s"
+    ]
+    if plan.bytes is not None:
+        lines += [f"  {name:<12} {n / GIB:8.3f} GiB" for name, n in plan.bytes._asdict().items()]
+    lines.append(f"  {plan.flops / 1e12:.2f} TFLOP a device")
+    lines += [
+        f"  {c.kind:<20} {c.count:6} x, {c.bytes / GIB:8.3f} GiB received or made a device"
+        for c in plan.collectives
+    ]
+    s = plan.seconds
+    lines.append(
+        f"  at least {s.least:.3g} s: arithmetic {s.compute:.3g} s, memory {s.memory:.3g} s "
+        f"(loops counted once), links {s.links:.3g} s, each at its peak"
+    )
+    return lines
+
+
+def knobs(config: Config) -> str:
+    """What to change where something does not fit, the cheapest first."""
+    train, model = config.train, config.model
+    choices = [
+        (train.zero < 3, "--train.zero 3: parameters shared out too"),
+        (model.vae_chunk != 1, "--model.vae-chunk 1: one object in the VAE at a time"),
+        (not model.remat, "--model.remat: recompute layers in the backward pass"),
+        (model.remat and model.remat_keeps != "nothing", "--model.remat-keeps nothing"),
+        (True, f"--train.accumulate {2 * train.accumulate}: half as many objects at a time"),
+        (train.fsdp != 0, "--train.fsdp 0: the state shared out over all devices"),
+        (True, "more devices, or devices with more memory"),
+    ]
+    return "What would help, the cheapest first:\n" + "".join(
+        f"  {text}\n" for holds, text in choices if holds
+    )

@@ -1,0 +1,152 @@
+"""The compiled programs of a training run, made before its first step or for a machine elsewhere.
+
+Made in advance, they show at once whether they fit, nothing is compiled while training runs, and a
+signal that comes while they are made finds nothing to lose.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Key
+
+from o3d_jax.config import Config
+from o3d_jax.nn.networks import Networks, init_networks
+from o3d_jax.parallel import Layout, gather, place
+from o3d_jax.steps.sample import Estimate, generate_on_devices
+from o3d_jax.steps.train import StepReport, init_state, train_step
+from o3d_jax.types import Batch, Cameras, Frozen, TrainState, pytree
+
+Step = Callable[..., tuple[TrainState, StepReport]]
+
+
+@pytree
+class Inputs:
+    """All that a step or the sampler reads, as shapes with places or as arrays."""
+
+    state: TrainState
+    frozen: Frozen
+    batch: Batch
+    key: Key[Array, ""]
+    stop: Bool[Array, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """What is to be compiled, and for what."""
+
+    config: Config
+    networks: Networks
+    optimizer: optax.GradientTransformation
+    layout: Layout
+
+    def inputs(self) -> Inputs:
+        """Shapes and places of a step's inputs."""
+        config, layout = self.config, self.layout
+
+        def state_and_frozen(key: Key[Array, ""]) -> tuple[TrainState, Frozen]:
+            trained = config.train.train_image_encoder
+            params, frozen = init_networks(self.networks, config.model, key, trained)
+            return init_state(params, self.optimizer), frozen
+
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        state, frozen = jax.eval_shape(state_and_frozen, key)
+        batch = batch_shapes(config, config.train.batch_size)
+        return Inputs(
+            state=_at(state, layout.of_state(state)),
+            frozen=_at(frozen, layout.of_frozen(frozen)),
+            batch=_at(batch, jax.tree.map(lambda _: layout.batch, batch)),
+            key=_at(key, layout.whole),
+            stop=jax.ShapeDtypeStruct((layout.devices,), bool, sharding=layout.batch),
+        )
+
+    def trace_step(self, inputs: Inputs, use_feedback: bool) -> jax.stages.Traced:
+        """`train_step` on one side of the coin."""
+        return train_step.trace(
+            inputs.state,
+            inputs.frozen,
+            inputs.batch,
+            inputs.key,
+            use_feedback=use_feedback,
+            networks=self.networks,
+            config=self.config,
+            optimizer=self.optimizer,
+            layout=self.layout,
+            stop=inputs.stop,
+        )
+
+    def trace_sampler(self, inputs: Inputs, objects: int) -> jax.stages.Traced:
+        """`generate_on_devices` of so many objects, a multiple of the devices."""
+        batch = batch_shapes(self.config, objects)
+        batch = _at(batch, jax.tree.map(lambda _: self.layout.batch, batch))
+        image = jax.ShapeDtypeStruct(
+            (objects, *batch.images.shape[2:]), jnp.float32, sharding=self.layout.batch
+        )
+        return generate_on_devices.trace(
+            self.networks,
+            self.config,
+            inputs.state.ema,
+            inputs.frozen,
+            image,
+            batch.cameras,
+            inputs.key,
+            self.layout,
+        )
+
+
+def batch_shapes(config: Config, objects: int) -> Batch:
+    """The shapes of a batch."""
+    views, size = config.model.num_views, config.model.image_size
+
+    def of(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct((objects, views, *shape), jnp.float32)
+
+    cameras = Cameras(camera_to_world=of(4, 4), intrinsics=of(3, 3))
+    return Batch(images=of(size, size, 3), cameras=cameras)
+
+
+def _at(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled programs of a run."""
+
+    steps: dict[bool, jax.stages.Compiled]
+    """By the coin: without feedback, with it."""
+    sampler: jax.stages.Compiled
+    heldout: Batch
+    """What the sampler is shown, on the host."""
+    layout: Layout
+
+    def evaluate(self, state: TrainState, frozen: Frozen) -> Estimate:
+        """What the average makes of the held-out objects, on the host."""
+        images, cameras = self.heldout.images[:, 0], self.heldout.cameras
+        count = images.shape[0]
+        rows = np.arange(-(-count // self.layout.devices) * self.layout.devices) % count
+        objects = jax.tree.map(lambda a: a[rows], (images, cameras))
+        placed = place(objects, jax.tree.map(lambda _: self.layout.batch, objects))
+        # The same noise at each evaluation, so that pictures compare.
+        key = jax.device_put(jax.random.key(0), self.layout.whole)
+        found = self.sampler(state.ema, frozen, *placed, key)
+        return jax.tree.map(lambda a: a[:count], gather(found))
+
+
+def compile_programs(system: System, heldout: Batch) -> Programs:
+    """Compiles what a run needs: a step for each side of the coin that can come up, the sampler."""
+    inputs, probability = system.inputs(), system.config.diffusion.feedback_probability
+    sides = [
+        side for side, possible in ((False, probability < 1), (True, probability > 0)) if possible
+    ]
+    steps = {side: system.trace_step(inputs, side).lower().compile() for side in sides}
+    count, devices = heldout.images.shape[0], system.layout.devices
+    shown = -(-count // devices) * devices
+    sampler = system.trace_sampler(inputs, shown).lower().compile()
+    return Programs(steps=steps, sampler=sampler, heldout=heldout, layout=system.layout)
