@@ -99,12 +99,14 @@ class Layout:
 
     def of_state(self, state: TrainState) -> TrainState:
         """Shardings of a training state's arrays."""
-        return TrainState(
-            step=self.whole,
-            params=self.shardings(state.params, stage=3),
-            ema=self.shardings(state.ema, stage=1),
-            opt_state=self.shardings(state.opt_state, stage=1),
+        parts = (
+            self.whole,
+            self.shardings(state.params, stage=3),
+            self.shardings(state.ema, stage=1),
+            self.shardings(state.opt_state, stage=1),
         )
+        # Unflattening skips the check that leaves are arrays.
+        return jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(parts))
 
     def of_frozen(self, frozen: Frozen) -> Frozen:
         """Shardings of the parameters that never train."""

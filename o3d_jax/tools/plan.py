@@ -1,4 +1,4 @@
-"""Whether a config fits a machine you don't have: `python -m o3d_jax.tools.plan CONFIG --topology v5e:4x4`.
+"""Whether a config fits a machine you don't have, and what it would take there.
 
     python -m o3d_jax.tools.plan configs/ouroboros3d.py --topology v5p:2x2x2 --out plan.json
     python -m o3d_jax.tools.plan configs/nano.py --topology gpu:8xA100-80G --train.batch-size 32

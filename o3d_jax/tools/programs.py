@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Key
 
 from o3d_jax.config import Config
 from o3d_jax.nn.networks import Networks, init_networks
@@ -31,8 +31,10 @@ class Inputs:
     state: TrainState
     frozen: Frozen
     batch: Batch
-    key: Key[Array, ""]
-    stop: Bool[Array, " n"]
+    key: Any
+    """Key[Array, ""], the run's."""
+    stop: Any
+    """Bool[Array, " n"], one a device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +104,12 @@ def batch_shapes(config: Config, objects: int) -> Batch:
     """The shapes of a batch."""
     views, size = config.model.num_views, config.model.image_size
 
-    def of(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct((objects, views, *shape), jnp.float32)
+    def batch() -> Batch:
+        poses, lenses = jnp.zeros((objects, views, 4, 4)), jnp.zeros((objects, views, 3, 3))
+        cameras = Cameras(camera_to_world=poses, intrinsics=lenses)
+        return Batch(images=jnp.zeros((objects, views, size, size, 3)), cameras=cameras)
 
-    cameras = Cameras(camera_to_world=of(4, 4), intrinsics=of(3, 3))
-    return Batch(images=of(size, size, 3), cameras=cameras)
+    return jax.eval_shape(batch)
 
 
 def _at(tree: Any, shardings: Any) -> Any:

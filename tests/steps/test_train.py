@@ -33,7 +33,17 @@ def optimizer(toy):
 def run(toy, optimizer):
     """Steps from the start, or from a state; one key each time, as in a run."""
 
-    def run(batch, coins, state=None, frozen=toy.frozen, seed=3, mesh=None):
+    def run(
+        batch,
+        coins,
+        state=None,
+        frozen=toy.frozen,
+        seed=3,
+        layout=None,
+        config=toy.config,
+        raw=False,
+        stop=None,
+    ):
         if state is None:
             state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
         reports = []
@@ -45,11 +55,12 @@ def run(toy, optimizer):
                 jax.random.key(seed),
                 use_feedback=coin,
                 networks=toy.networks,
-                config=toy.config,
+                config=config,
                 optimizer=optimizer,
-                mesh=mesh,
+                layout=layout,
+                stop=stop,
             )
-            reports.append((report.terms, report.gradient_norm))
+            reports.append(report if raw else (report.terms, report.gradient_norm))
         return state, reports
 
     return run
@@ -144,24 +155,68 @@ def test_average_slows_down_to_its_decay(toy, run, optimizer, batch8):
     )
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
-def test_alg1_step_is_the_same_on_one_device_and_on_eight(
-    toy, run, optimizer, batch8, alone, fsdp, monkeypatch
-):
-    monkeypatch.setattr(parallel, "SMALLEST_SHARDED", 90)  # Toys are small.
-    mesh = parallel.make_mesh(fsdp, 8)
-    assert mesh.size == 8
+def layout_of(config, devices=8, **train):
+    """Toys are small: arrays of 90 elements and more are shared out."""
+    train = replace(config.train, batch_size=8, smallest_shared=90, **train)
+    return parallel.make_layout(train, jax.devices()[:devices])
+
+
+def placed_system(layout, toy, optimizer, batch):
+    """State, frozen networks and batch as the layout has them."""
     state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
-    state = parallel.place_state(mesh, state)
-    before = jax.tree.map(lambda a: a.sharding, state)
-    split = [not a.sharding.is_fully_replicated for a in jax.tree.leaves(state)]
-    assert any(split) == (fsdp == 2)
-    frozen = parallel.place_state(mesh, toy.frozen)
-    placed = parallel.place_batch(mesh, batch8)
+    state = parallel.place(state, layout.of_state(state))
+    frozen = parallel.place(toy.frozen, layout.of_frozen(toy.frozen))
+    return state, frozen, parallel.place_batch(layout, batch)
+
+
+def held(tree):
+    """Bytes on one device."""
+    return sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(tree))
+
+
+def share(tree, count):
+    """Bytes of it where arrays are shared out by so many devices that can be."""
+
+    def bytes_of(a):
+        shared = a.size >= 90 and any(n % count == 0 for n in a.shape)
+        return a.nbytes // count if shared else a.nbytes
+
+    return sum(bytes_of(a) for a in jax.tree.leaves(tree))
+
+
+def assert_same_steps(ours, expected):
+    """States after the same steps, with sums over objects and pixels in another order."""
+
+    def check(found, expected):
+        # Rounding is a whole step for Adam where the gradient is nothing else.
+        assert np.mean(np.abs(found - expected) > 0.05 * RATE) < 0.01
+
+    jax.tree.map(check, (ours.params, ours.ema), (expected.params, expected.ema))
+
+    def check_moments(found, expected):
+        # The last gradients are at slightly other parameters, too.
+        assert np.mean(np.abs(found - expected) > 0.01 * np.abs(expected).max()) < 0.01
+
+    jax.tree.map(check_moments, ours.opt_state, expected.opt_state)
+
+
+@pytest.mark.parametrize(
+    ("zero", "fsdp", "kept"),
+    [(0, 4, (1, 1, 1)), (1, 4, (1, 4, 4)), (2, 0, (1, 8, 8)), (3, 4, (4, 4, 4)), (3, 1, (1, 1, 1))],
+)
+def test_zero_stages_take_the_steps_of_one_device_and_hold_their_share(
+    toy, run, optimizer, batch8, alone, zero, fsdp, kept
+):
+    layout = layout_of(toy.config, zero=zero, fsdp=fsdp)
+    state, frozen, placed = placed_system(layout, toy, optimizer, batch8)
+    assert share(toy.params, 4) < 0.5 * share(toy.params, 1)  # So there is something to share.
+    for part, count in zip((state.params, state.ema, state.opt_state), kept, strict=True):
+        assert held(part) == share(part, count)
+    places = jax.tree.map(lambda a: a.sharding, state)
     assert {shard.data.shape[0] for shard in placed.images.addressable_shards} == {1}
 
     programs = train_step._cache_size()
-    many, reports = run(placed, COINS, state, frozen, mesh=mesh)
+    many, reports = run(placed, COINS, state, frozen, layout=layout)
     assert train_step._cache_size() == programs + 1  # Not once more for states it returned.
     for (terms, norm), (terms_alone, norm_alone) in zip(reports, alone[1], strict=True):
         # Sums over objects and pixels in another order.
@@ -173,34 +228,60 @@ def test_alg1_step_is_the_same_on_one_device_and_on_eight(
     def check_place(found, sharding):
         assert found.sharding.is_equivalent_to(sharding, found.ndim)
 
-    jax.tree.map(check_place, many, before)
-
-    def check(found, expected):
-        # See above: rounding is a whole step for Adam where the gradient is nothing else.
-        assert np.mean(np.abs(found - expected) > 0.05 * RATE) < 0.01
-
-    jax.tree.map(check, (many.params, many.ema), (alone[0].params, alone[0].ema))
-
-    def check_moments(found, expected):
-        # Gradients are sums in another order, the last two of them at slightly other parameters.
-        assert np.mean(np.abs(found - expected) > 0.01 * np.abs(expected).max()) < 0.01
-
-    jax.tree.map(check_moments, many.opt_state, alone[0].opt_state)
+    jax.tree.map(check_place, many, places)
+    assert_same_steps(many, alone[0])
 
 
-def test_small_arrays_are_replicated_and_large_ones_split_along_their_largest_even_axis():
-    mesh = parallel.make_mesh(2, 8)
+@pytest.mark.parametrize(("zero", "devices"), [(1, 2), (3, 4)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    toy, run, optimizer, batch8, alone, zero, devices
+):
+    layout = layout_of(toy.config, devices, zero=zero, accumulate=2)
+    placed = placed_system(layout, toy, optimizer, batch8)
+    state, frozen, batch = placed
+    config = replace(toy.config, train=replace(toy.config.train, accumulate=2))
+    ours, reports = run(batch, COINS, state, frozen, layout=layout, config=config)
+    for (terms, _), (terms_alone, _) in zip(reports, alone[1], strict=True):
+        np.testing.assert_allclose(terms.total, terms_alone.total, rtol=1e-4)
+    assert_same_steps(ours, alone[0])
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(toy, run, optimizer, batch8):
+    state, _ = run(batch8, [True])
+    before = jax.tree.map(np.array, state)
+    spoilt = replace(batch8, images=batch8.images.at[5, 2, 0, 0, 1].set(jnp.nan))
+    after, reports = run(spoilt, [True], state, raw=True)
+    assert not reports[0].is_finite
+    jax.tree.map(np.testing.assert_array_equal, after, replace(before, step=jnp.int32(2)))
+    _, reports = run(batch8, [True], after, raw=True)
+    assert reports[0].is_finite and np.isfinite(reports[0].terms.total)
+
+
+def test_a_step_is_the_last_if_any_process_says_so(toy, run, batch8):
+    for flags in ([False] * 3, [False, True, False]):
+        _, reports = run(batch8, [True], raw=True, stop=jnp.array(flags))
+        assert bool(reports[0].is_last) == any(flags)
+
+
+def test_small_arrays_are_whole_and_large_ones_shared_along_their_largest_even_axis(toy):
+    layout = parallel.make_layout(replace(toy.config.train, fsdp=2, zero=2))
     shapes = {"large": (600, 700, 3), "odd": (601, 602), "flat": (2**18 + 1,), "small": (500, 500)}
     arrays = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    found = {k: tuple(s.spec) for k, s in parallel.state_sharding(mesh, arrays).items()}
+    assert layout.axes(arrays, stage=2) == {"large": 1, "odd": 1, "flat": -1, "small": -1}
+    assert set(layout.axes(arrays, stage=3).values()) == {-1}
+    found = {k: tuple(s.spec) for k, s in layout.shardings(arrays, stage=1).items()}
     assert found == {"large": (None, "fsdp"), "odd": (None, "fsdp"), "flat": (), "small": ()}
 
 
-def test_impossible_splits_are_refused():
-    with pytest.raises(ValueError, match="train.fsdp 3 does not divide the 8 devices"):
-        parallel.make_mesh(3, 24)
-    with pytest.raises(ValueError, match="train.batch_size 3 is not a multiple of the 8 devices"):
-        parallel.make_mesh(1, 3)
+def test_impossible_splits_are_refused(toy):
+    train = toy.config.train
+    for change, message in (
+        ({"fsdp": 3, "batch_size": 24}, "train.fsdp 3 does not divide the 8 devices"),
+        ({"batch_size": 3}, "train.batch_size 3 is not a multiple of the 8 devices"),
+        ({"accumulate": 2}, "train.batch_size 8 is not a .* times train.accumulate 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parallel.make_layout(replace(train, **change))
 
 
 def test_coin_is_fair_and_the_same_whenever_it_is_thrown_for_a_step(toy):
