@@ -48,7 +48,7 @@ def train(config: Config) -> None:
     first = int(state.step)
     progress = tqdm(range(first, config.train.steps), initial=first, total=config.train.steps)
     for step in progress:
-        batch = place_batch(mesh, next(batches))
+        batch = place_batch(mesh, next(batches).batch)
         state, terms, gradient_norm = train_step(
             state,
             frozen,
