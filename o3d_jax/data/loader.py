@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from o3d_jax.config import Config
-from o3d_jax.data.rendered import open_orbits
+from o3d_jax.data.rendered import object_of, open_orbits, orbit_names
 from o3d_jax.data.synthetic_orbits import (
     HELDOUT_SEED,
     SyntheticOrbits,
@@ -121,11 +121,25 @@ def open_sources(config: Config) -> list[OrbitSource]:
     """What a config trains on, in the order of `data.shares`.
 
     Raises:
-        InputError: as `SyntheticOrbits` and `rendered.open_orbits`.
+        InputError: as `SyntheticOrbits` and `rendered.open_orbits`, or an object of `data.heldout`
+            is among those trained on.
     """
     data = config.data
+    rendered = [open_orbits(Path(f), config, data.ids) for f in data.rendered]
+    if data.heldout is not None and rendered:
+        held = set(map(object_of, orbit_names(data.heldout)))
+        for folder, orbits in zip(data.rendered, rendered, strict=True):
+            _refuse_overlap(data.heldout, held, folder, orbits.names)
     synthetic: list[OrbitSource] = [] if data.source == "rendered" else [SyntheticOrbits(config)]
-    return [*synthetic, *(open_orbits(Path(f), config, data.ids) for f in data.rendered)]
+    return [*synthetic, *rendered]
+
+
+def _refuse_overlap(heldout: Path, held: set[str], folder: str, names: Sequence[str]) -> None:
+    if common := held.intersection(map(object_of, names)):
+        raise InputError(
+            f"data.heldout {heldout} has {min(common)}, which data.rendered {folder} has too "
+            f"({len(common)} such objects); hold out others, or list in data.ids those to train on"
+        )
 
 
 def heldout_batch(config: Config, count: int) -> Batch:

@@ -2,11 +2,12 @@
 
 Needs the extra [data]. One record an orbit: its name, field of view, cameras (OpenCV axes), and
 the frames as PNG, which a reader decodes one by one. Depth and position maps stay in the folders.
+Beside the records lies names.txt, the orbits' names in the same order, one a line.
 """
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from o3d_jax.data.orbits import find_orbits, read_frames, read_index
-from o3d_jax.data.rendered import SPLIT, select
+from o3d_jax.data.rendered import NAMES, SPLIT, select
 from o3d_jax.errors import InputError
 
+Item = tuple[int, str]  # An orbit's number, which is its key in TFDS, and name.
 Example = tuple[int, dict[str, Any]]  # TFDS's own form: key and features.
+Pack = Callable[[Item], Iterator[Example]]
 
 
 class OrbitRenders(tfds.core.GeneratorBasedBuilder):
@@ -66,14 +69,36 @@ class OrbitRenders(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Any:
         pack = functools.partial(pack_orbit, self._root, self._shape)
         if self._beam:
-            import apache_beam as beam  # pyright: ignore[reportMissingImports]
+            return self._packed_by_beam(pack)
+        return self._packed_here(pack)
 
-            return beam.Create(list(enumerate(self.names))) | beam.FlatMap(pack)
-        items = tqdm(list(enumerate(self.names)), "packing", unit="orbit")
-        return (example for item in items for example in pack(item))
+    def _packed_here(self, pack: Pack) -> Iterator[Example]:
+        packed = []
+        for item in tqdm(list(enumerate(self.names)), "packing", unit="orbit"):
+            for example in pack(item):
+                packed.append(item)
+                yield example
+        _write_names(self._names_file, packed)
+
+    def _packed_by_beam(self, pack: Pack) -> Any:
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+
+        def expand(pipeline: Any) -> Any:
+            examples = pipeline | beam.Create(list(enumerate(self.names))) | beam.FlatMap(pack)
+            packed = examples | "names" >> beam.Map(_item) | beam.combiners.ToList()
+            write = functools.partial(_write_names, self._names_file)
+            _ = packed | "file of names" >> beam.Map(write)
+            return examples
+
+        return beam.ptransform_fn(expand)()
+
+    @property
+    def _names_file(self) -> Path:
+        """In the folder that becomes the dataset's when all is written."""
+        return Path(self.data_dir) / NAMES
 
 
-def pack_orbit(root: Path, shape: Sequence[int], item: tuple[int, str]) -> Iterator[Example]:
+def pack_orbit(root: Path, shape: Sequence[int], item: Item) -> Iterator[Example]:
     """The record of the orbit with this number and name; nothing, but a warning, if it is broken.
 
     All its frames are decoded once, to be sure of them; PNG files go in as they are.
@@ -100,6 +125,14 @@ def pack_orbit(root: Path, shape: Sequence[int], item: tuple[int, str]) -> Itera
             "frames": [{"image": image} for image in images],
         },
     )
+
+
+def _item(example: Example) -> Item:
+    return example[0], example[1]["name"]
+
+
+def _write_names(path: Path, packed: Sequence[Item]) -> None:
+    path.write_text("".join(f"{name}\n" for _, name in sorted(packed)), encoding="utf-8")
 
 
 def _first_shape(root: Path, names: Sequence[str]) -> tuple[int, ...]:

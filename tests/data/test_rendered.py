@@ -80,16 +80,10 @@ def test_a_batch_has_the_frames_of_the_folder_and_its_cameras(folder):
 def test_packed_orbits_give_the_same_batches_as_their_folder_bit_for_bit(tmp_path, size):
     folder = write_set(tmp_path / "rendered", 5, size)
     build(Build(folder, tmp_path / "packed"))
-    for make in (lambda config: batches_of(config, 6), one_heldout):
-        one, other = (
-            make(config_of(place, heldout=place, workers=2))
-            for place in (folder, tmp_path / "packed")
-        )
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def one_heldout(config):
-    return heldout_batch(config, 3)
+    one, other = (config_of(place, workers=2) for place in (folder, tmp_path / "packed"))
+    assert_equal(batches_of(one, 6), batches_of(other, 6))
+    one, other = (small_config(heldout=place) for place in (folder, tmp_path / "packed"))
+    assert_equal(heldout_batch(one, 3), heldout_batch(other, 3))
 
 
 def test_two_passes_have_one_order_and_a_resumed_one_goes_on_exactly(folder, packed):
@@ -196,11 +190,50 @@ def test_both_kinds_of_folder_select_the_same(folder, packed, tmp_path):
 
 def test_the_configs_ids_are_what_is_trained_on_and_not_what_is_held_out(folder, tmp_path):
     (tmp_path / "ids.txt").write_text("object07\nobject02\n")
-    config = config_of(folder, ids=tmp_path / "ids.txt", heldout=folder)
+    heldout = write_set(tmp_path / "heldout", 2, size=16)  # Of objects 0 and 1.
+    config = config_of(folder, ids=tmp_path / "ids.txt", heldout=heldout)
     whites = whites_of(folder)
     trained = sum((drawn(batch, whites) for batch in batches_of(config, 2)), [])
     assert {index for index, _ in trained} == {2, 7}
-    assert [index for index, _ in drawn(heldout_batch(config, 3), whites)] == [0, 1, 2]
+    assert [index for index, _ in drawn(heldout_batch(config, 2), whites)] == [0, 1]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_held_out_objects_that_are_trained_on_are_refused_by_name(folder, packed, tmp_path, pack):
+    heldout = write_set(tmp_path / "heldout", 1, kind="another")
+    training_batches(config_of(packed if pack else folder, heldout=heldout))
+    for name in ("object08/1", "object04/3"):  # Other orbits of objects that are trained on.
+        write_orbit(heldout / name, random_orbit(name, 3))
+    if pack:
+        build(Build(heldout, tmp_path / "heldout-packed"))
+        heldout = tmp_path / "heldout-packed"
+    config = config_of(packed if pack else folder, heldout=heldout)
+    with pytest.raises(InputError, match=r"has object04, which .* has too \(2 such.*data.ids"):
+        training_batches(config)
+    (tmp_path / "ids.txt").write_text("object08\nobject02\n")
+    data = dataclasses.replace(config.data, ids=tmp_path / "ids.txt")
+    with pytest.raises(InputError, match=r"has object08, which .* has too \(1 such"):
+        training_batches(dataclasses.replace(config, data=data))
+    (tmp_path / "ids.txt").write_text("object02\n")
+    training_batches(dataclasses.replace(config, data=data))
+
+
+def test_a_pack_has_its_names_in_a_file_and_no_record_is_read_for_them(folder, packed, tmp_path):
+    (tmp_path / "ids.txt").write_text("object07\nobject02\n")
+    pack = shutil.copytree(packed, tmp_path / "packed")
+    names = packed_folder(pack) / "names.txt"
+    assert names.read_text().splitlines() == find_orbits(folder)
+    (found,) = open_orbits(pack, small_config(), tmp_path / "ids.txt").names[1:]
+    assert found == "object07/0"
+    names.write_text(names.read_text().replace("object07", "renamed!"))
+    with pytest.warns(UserWarning, match="object07"):
+        assert len(open_orbits(pack, small_config(), tmp_path / "ids.txt")) == 1
+    names.write_text("one\ntwo\n")
+    with pytest.raises(InputError, match="names.txt has 2 lines, not one for each of 10 orbits; d"):
+        open_orbits(pack, small_config(), tmp_path / "ids.txt")
+    names.unlink()  # As in sets of before there was such a file.
+    old = open_orbits(pack, small_config(), tmp_path / "ids.txt")
+    assert old.names == ["object02/0", "object07/0"] and old[1].name.endswith("object07/0")
 
 
 def test_the_newest_version_is_read_and_an_unfinished_one_is_not(tmp_path):
@@ -292,6 +325,7 @@ def test_broken_orbits_are_left_out_of_the_pack_and_told(tmp_path, caplog):
     assert "object02/0 has frames of shape (7, 10, 10, 4)" in caplog.text
     orbits = open_orbits(tmp_path / "packed", small_config())
     assert [orbits[i].name.split()[-1] for i in range(2)] == ["object01/0", "object03/0"]
+    assert (built.folder / "names.txt").read_text() == "object01/0\nobject03/0\n"
 
 
 def test_a_pack_is_never_overwritten_and_one_of_nothing_never_made(packed, folder, tmp_path):
