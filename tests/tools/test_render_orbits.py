@@ -329,6 +329,21 @@ def test_blender_gets_the_same_cameras_and_limits(tmp_path):
     assert command[2] == str(tmp_path / "task.json")
 
 
+def test_blender_is_not_started_on_a_model_that_refers_to_elsewhere(models, tmp_path, monkeypatch):
+    from o3d_jax.tools import render_blender
+    from o3d_jax.tools.render_jobs import work
+
+    made = cube()
+    made.tree["images"] = [{"uri": "../secret.png"}]  # Of no material.
+    (models / "red.glb").write_bytes(made.glb())
+    assert work(job(models, tmp_path)).fault == ""  # The software renderer never opens it.
+    started = []
+    monkeypatch.setattr(render_blender, "blender_command", lambda *task: started.append(task))
+    blender = render_blender.Blender(Path(sys.executable), 8)
+    outcome = work(job(models, tmp_path, blender=blender))
+    assert "'../secret.png', outside its folder" in outcome.fault and not started
+
+
 def test_the_command_line_has_flat_options(models, tmp_path, monkeypatch, capsys):
     from o3d_jax.tools import render_orbits as tool
     from o3d_jax.tools.cli import parse
