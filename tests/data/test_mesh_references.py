@@ -68,7 +68,13 @@ def test_obj_files_may_refer_to_their_folder_only_in_what_is_not_read_too(folder
     for name in ("normal.png", "sub/a normal.png", "x/../n.png"):
         (folder / "m.mtl").write_text(f"newmtl /paint\n{keyword} {name}\n")
         assert check(folder, "m.obj", f"mtllib m.mtl\n{TRIANGLE}") == "", name
-    for name in ("/etc/pass wd", "../normal.png", "a b/../../n.png", "\\\n ../n.png", "link/n.png"):
+    for name in (
+        "/etc/pass wd",
+        "../normal.png",
+        "a b/../../n.png",
+        "a\\\n ../n.png",
+        "link/n.png",
+    ):
         (folder / "m.mtl").write_text(f"newmtl paint\n{keyword} {name}\n")
         assert "outside its folder" in check(folder, "m.obj", f"mtllib m.mtl\n{TRIANGLE}"), name
 
