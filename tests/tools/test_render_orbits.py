@@ -268,11 +268,15 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_orbit(run, models, tmp_path
 
     def full(folder, orbit):
         (folder / "render_0000.png").write_bytes(b"some")
-        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        raise OSError(errno.ENOSPC, "No space left on device")  # Of a write: it names no file.
 
     monkeypatch.setattr(orbits, "_write_files", full)
     status, _, err = run()
-    assert status == 2 and "make room" in err
+    assert status == 2
+    assert err.endswith(
+        f"{tmp_path / 'out'}: No space left on device; make room, or choose a place "
+        "on another disk\n"
+    )
     assert not list((tmp_path / "out").rglob("render_*.png"))
 
 
