@@ -7,6 +7,7 @@ Beside the records lies names.txt, the orbits' names in the same order, one a li
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from o3d_jax.data.orbits import find_orbits, read_frames, read_index
 from o3d_jax.data.rendered import NAMES, SPLIT, select
 from o3d_jax.errors import InputError
 
+JUDGED = 100
+"""Orbits that are read to see of what shape most are: seconds, also of the largest set."""
+
 Item = tuple[int, str]  # An orbit's number, which is its key in TFDS, and name.
 Example = tuple[int, dict[str, Any]]  # TFDS's own form: key and features.
 Pack = Callable[[Item], Iterator[Example]]
@@ -28,8 +32,8 @@ Pack = Callable[[Item], Iterator[Example]]
 class OrbitRenders(tfds.core.GeneratorBasedBuilder):
     """Packs the orbits of a folder in the order of their names.
 
-    The first orbit that can be read decides how many frames of what size there are; those that
-    differ, or cannot be read, are left out and logged.
+    Most orbits decide how many frames of what size there are; those that differ, or cannot be read,
+    are left out and logged.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -43,7 +47,7 @@ class OrbitRenders(tfds.core.GeneratorBasedBuilder):
         """
         self._root, self._beam = root, beam
         self.names = select(find_orbits(root), ids)
-        self._shape = _first_shape(root, self.names)
+        self._shape = _usual_shape(root, self.names)
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -135,10 +139,28 @@ def _write_names(path: Path, packed: Sequence[Item]) -> None:
     path.write_text("".join(f"{name}\n" for _, name in sorted(packed)), encoding="utf-8")
 
 
-def _first_shape(root: Path, names: Sequence[str]) -> tuple[int, ...]:
+def _usual_shape(root: Path, names: Sequence[str]) -> tuple[int, ...]:
+    """Of the frames of most orbits, judged by some all over the set; else of one that is readable.
+
+    Raises:
+        InputError: none can be read.
+    """
+    spread = np.linspace(0, len(names) - 1, min(len(names), JUDGED)).astype(int)
+    faults: list[InputError] = []
+    shapes = list(_shapes(root, [names[i] for i in spread], faults))
+    if shapes:
+        return Counter(shapes).most_common(1)[0][0]
+    for shape in _shapes(root, names, faults):
+        return shape
+    raise InputError(
+        f"none of the {len(names)} orbits below {root} can be read; the last: {faults[-1]}"
+    )
+
+
+def _shapes(root: Path, names: Sequence[str], faults: list[InputError]) -> Iterator[tuple]:
+    """Of those that can be read; why the others cannot is added to `faults`."""
     for name in names:
         try:
-            return read_frames(read_index(root / name).files).shape
+            yield read_frames(read_index(root / name).files).shape
         except InputError as error:
-            last = error
-    raise InputError(f"none of the {len(names)} orbits below {root} can be read; the last: {last}")
+            faults.append(error)

@@ -328,6 +328,14 @@ def test_broken_orbits_are_left_out_of_the_pack_and_told(tmp_path, caplog):
     assert (built.folder / "names.txt").read_text() == "object01/0\nobject03/0\n"
 
 
+def test_an_odd_orbit_that_comes_first_does_not_decide_what_is_packed(tmp_path, caplog):
+    root = write_set(tmp_path / "set", 4)
+    write_orbit(root / "object00" / "0", random_orbit("object00/0", 5, frames=6))
+    built = build(Build(root, tmp_path / "packed"))
+    assert (built.found, built.packed) == (4, 3)
+    assert "object00/0 has frames of shape (6, 24, 24, 4), others (7, 24, 24, 4)" in caplog.text
+
+
 def test_a_pack_is_never_overwritten_and_one_of_nothing_never_made(packed, folder, tmp_path):
     with pytest.raises(InputError, match="1.0.0 exists already"):
         build(Build(folder, packed))
