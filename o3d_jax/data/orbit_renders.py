@@ -147,7 +147,7 @@ def _usual_shape(root: Path, names: Sequence[str]) -> tuple[int, ...]:
     """
     spread = np.linspace(0, len(names) - 1, min(len(names), JUDGED)).astype(int)
     faults: list[InputError] = []
-    shapes = list(_shapes(root, [names[i] for i in spread.tolist()], faults))
+    shapes = list(_shapes(root, [names[int(i)] for i in spread], faults))
     if shapes:
         return Counter(shapes).most_common(1)[0][0]
     for shape in _shapes(root, names, faults):
