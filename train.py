@@ -48,8 +48,8 @@ def train(config: Config) -> None:
     first = int(state.step)
     progress = tqdm(range(first, config.train.steps), initial=first, total=config.train.steps)
     for step in progress:
-        batch = place_batch(mesh, next(batches))
-        state, report = train_step(
+        batch = place_batch(mesh, next(batches).batch)
+        state, terms, gradient_norm = train_step(
             state,
             frozen,
             batch,
@@ -60,7 +60,7 @@ def train(config: Config) -> None:
             optimizer=optimizer,
             mesh=mesh,
         )
-        log.record(step + 1, report.terms, report.gradient_norm)
+        log.record(step + 1, terms, gradient_norm)
         last = step + 1 == config.train.steps
         if last or (step + 1) % config.train.eval_every == 0:
             log.image(step + 1, evaluation_sheet(networks, config, state.ema, frozen, heldout))

@@ -81,7 +81,7 @@ def sample_all(
 
 def mean_orbit(config: Config) -> Float[np.ndarray, "v h w 3"]:
     """The mean of training orbits, view by view."""
-    batches = iter(training_batches(config))
+    batches = (loaded.batch for loaded in training_batches(config))
     count = -(-MEAN_OBJECTS // config.train.batch_size)
     return np.mean([np.asarray(next(batches).images).mean(0) for _ in range(count)], axis=0)
 

@@ -266,8 +266,8 @@ class DataConfig:
     ids: Path | None = None
     """File of objects, one id a line; only these are taken from `rendered`. None: all."""
     heldout: Path | None = None
-    """Folder of orbits for pictures and losses during training, all of them; they should be none of
-    `rendered`. None: synthetic objects of seeds from 2^30 on, which are never trained on."""
+    """Folder of orbits for pictures and losses during training, all of them; of objects, by name,
+    that are not trained on. None: synthetic ones of seeds from 2^30 on, which never are."""
     objects: int = 80_000
     """Distinct synthetic objects in the training set (Sec. 4.1: around 80K)."""
     seed: int = 0

@@ -2,7 +2,8 @@
 
 RENDERED is a folder of tools/render_orbits.py, or one in the release's format. Writes the TFDS
 dataset OUT/orbit_renders/<version> in array_record files, whole or not at all, which
-`--data.rendered OUT` trains on. Needs the extra [data], not TensorFlow.
+`--data.rendered OUT` trains on, with the orbits' names in a file names.txt. Needs the extra [data],
+not TensorFlow.
 
 Orbits that cannot be read are left out, each with one line that says why; the exit status is then
 1. 2: nothing was written.

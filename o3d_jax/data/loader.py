@@ -1,7 +1,8 @@
 """Training batches from synthetic and rendered orbits, and held-out ones, with grain.
 
 Each time an orbit is drawn, another frame may come first. Batches have numpy leaves: nothing here
-touches a device.
+touches a device. What is drawn depends on the config alone, not on how many processes or threads
+draw it, so that a run may go on with others.
 """
 
 import functools
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from o3d_jax.config import Config
-from o3d_jax.data.rendered import open_orbits
+from o3d_jax.data.rendered import object_of, open_orbits, orbit_names
 from o3d_jax.data.synthetic_orbits import (
     HELDOUT_SEED,
     SyntheticOrbits,
@@ -34,8 +35,36 @@ AHEAD = 4
 SEED_STEP = 0x9E3779B9
 """Between the seeds of two sources: 2^32 by the golden ratio, so small seeds stay apart."""
 
-PROCESS_STEP = 0x85EBCA6B
-"""Between those of two processes, so that they do not all start orbits from the same frame."""
+
+class LoadedBatch(NamedTuple):
+    """A process's rows of a training batch, and what they are of."""
+
+    batch: Batch
+    objects: tuple[str, ...]
+    """Names of the orbits, in the order of the rows."""
+
+
+class _Sample(NamedTuple):
+    """One row of a batch."""
+
+    views: Views
+    name: str
+
+
+class _OwnRows:
+    """A process's rows of every batch that all of them share, one after the other."""
+
+    def __init__(self, samples: grain.MapDataset, batch_size: int, first: int, rows: int):
+        self._samples, self._batch_size, self._first, self._rows = samples, batch_size, first, rows
+
+    def __len__(self) -> int:
+        return len(self._samples) // self._batch_size * self._rows
+
+    def __getitem__(self, index: int) -> _Sample:
+        batch, row = divmod(index, self._rows)
+        sample = self._samples[batch * self._batch_size + self._first + row]
+        assert sample is not None  # Nothing is filtered out.
+        return sample
 
 
 class HeldOut(NamedTuple):
@@ -48,56 +77,69 @@ class HeldOut(NamedTuple):
 
 def training_batches(
     config: Config, *, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
-    """An endless iterator of `Batch`es: this process's share of each, shuffled anew every epoch.
+) -> grain.DatasetIterator[LoadedBatch]:
+    """An endless iterator of this process's rows of each batch; shuffled anew every epoch.
 
-    Its `get_state` gives a position, as plain JSON values; `set_state` goes there exactly. Of
-    several sources, each has its own epochs.
+    Process p of P has the rows from p B / P to (p + 1) B / P of a batch of B. Its `get_state` gives
+    a position, as plain JSON values that are the same in all processes; `set_state` goes there
+    exactly, with any number of processes. Of several sources, each has its own epochs.
 
     Raises:
         InputError: as `open_sources`, or the batch cannot be shared among the processes; from the
             iterator, a frame that is missing or damaged.
     """
+    batch_size = config.train.batch_size
     if not 0 <= process_index < process_count:
         raise InputError(f"process_index {process_index} is not below {process_count} processes")
-    if config.train.batch_size % process_count:
+    if batch_size % process_count:
         raise InputError(
-            f"train.batch_size {config.train.batch_size} must be a multiple of the {process_count} "
-            "processes"
+            f"train.batch_size {batch_size} must be a multiple of the {process_count} processes"
         )
-
-    def views(orbit: StoredOrbit, rng: np.random.Generator) -> Views:
-        return choose_views(config, orbit, int(rng.integers(config.data.frames_per_orbit)))
-
-    def samples(source: OrbitSource, seed: int) -> grain.MapDataset:
-        if len(source) < process_count:
-            raise InputError(
-                f"{len(source)} objects cannot be shared among {process_count} processes"
-            )
-        # Processes share out the objects, not the positions: none ever draws another's object.
-        mine = grain.MapDataset.source(source)[process_index::process_count]
-        own = (seed + process_index * PROCESS_STEP) % 2**32
-        return mine.seed(own).shuffle().repeat().random_map(views)
-
-    sources = open_sources(config)
-    each = [samples(s, config.seed + i * SEED_STEP) for i, s in enumerate(sources)]
-    shares = config.data.shares or None
-    mixed = each[0] if len(each) == 1 else grain.MapDataset.mix(each, shares)
-    local = config.train.batch_size // process_count
-    batches = mixed.batch(local, drop_remainder=True, batch_fn=_batch)
+    rows = batch_size // process_count
+    own = _OwnRows(_all_samples(config), batch_size, process_index * rows, rows)
+    batches = grain.MapDataset.source(own).batch(rows, drop_remainder=True, batch_fn=_loaded)
     options = grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=AHEAD)
     return iter(batches.to_iter_dataset(options))
+
+
+def _all_samples(config: Config) -> grain.MapDataset[_Sample]:
+    """The rows of all batches, one after the other; each is made when asked for."""
+
+    def sample(orbit: StoredOrbit, rng: np.random.Generator) -> _Sample:
+        first = int(rng.integers(config.data.frames_per_orbit))
+        return _Sample(choose_views(config, orbit, first), orbit.name)
+
+    def samples(source: OrbitSource, seed: int) -> grain.MapDataset:
+        return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(sample)
+
+    sources = open_sources(config)
+    each = [samples(s, (config.seed + i * SEED_STEP) % 2**32) for i, s in enumerate(sources)]
+    return each[0] if len(each) == 1 else grain.MapDataset.mix(each, config.data.shares or None)
 
 
 def open_sources(config: Config) -> list[OrbitSource]:
     """What a config trains on, in the order of `data.shares`.
 
     Raises:
-        InputError: as `SyntheticOrbits` and `rendered.open_orbits`.
+        InputError: as `SyntheticOrbits` and `rendered.open_orbits`, or an object of `data.heldout`
+            is among those trained on.
     """
     data = config.data
+    rendered = [open_orbits(Path(f), config, data.ids) for f in data.rendered]
+    if data.heldout is not None and rendered:
+        held = set(map(object_of, orbit_names(data.heldout)))
+        for folder, orbits in zip(data.rendered, rendered, strict=True):
+            _refuse_overlap(data.heldout, held, folder, orbits.names)
     synthetic: list[OrbitSource] = [] if data.source == "rendered" else [SyntheticOrbits(config)]
-    return [*synthetic, *(open_orbits(Path(f), config, data.ids) for f in data.rendered)]
+    return [*synthetic, *rendered]
+
+
+def _refuse_overlap(heldout: Path, held: set[str], folder: str, names: Sequence[str]) -> None:
+    if common := held.intersection(map(object_of, names)):
+        raise InputError(
+            f"data.heldout {heldout} has {min(common)}, which data.rendered {folder} has too "
+            f"({len(common)} such objects); hold out others, or list in data.ids those to train on"
+        )
 
 
 def heldout_batch(config: Config, count: int) -> Batch:
@@ -132,6 +174,10 @@ def _heldout_source(config: Config, count: int) -> HeldOut:
             "asked for; lower train.eval_objects"
         )
     return HeldOut(orbits.__getitem__, range(count))
+
+
+def _loaded(samples: Sequence[_Sample]) -> LoadedBatch:
+    return LoadedBatch(_batch([s.views for s in samples]), tuple(s.name for s in samples))
 
 
 def _batch(samples: Sequence[Views]) -> Batch:

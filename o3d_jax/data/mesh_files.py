@@ -40,7 +40,7 @@ class Source(NamedTuple):
         Raises:
             InputError: missing, empty, or above the limit.
         """
-        return self._read(self.path)
+        return self.read_at(self.path)
 
     def read_beside(self, reference: str) -> bytes:
         """What a model refers to: a data URI, or a file in its folder or below.
@@ -50,21 +50,34 @@ class Source(NamedTuple):
         """
         if reference.startswith("data:"):
             return _data_uri(reference)
-        name = urllib.parse.unquote(reference).strip().replace("\\", "/")
+        return self.read_at(self.beside(urllib.parse.unquote(reference)))
+
+    def beside(self, name: str) -> Path:
+        """Where a file is that a model refers to by name.
+
+        Raises:
+            InputError: not in the model's folder or below.
+        """
+        plain = name.strip().replace("\\", "/")
         folder = self.path.parent.resolve()
         try:
-            target = (folder / name).resolve()
+            target = (folder / plain).resolve()
         except (ValueError, OSError, RuntimeError) as error:  # A null byte; a loop of links.
-            raise InputError(f"it refers to {reference[:80]!r}, which is no file name") from error
-        outside = Path(name).is_absolute() or not target.is_relative_to(folder)
-        if outside or ":" in name.split("/")[0]:
+            raise InputError(f"it refers to {name[:80]!r}, which is no file name") from error
+        outside = Path(plain).is_absolute() or not target.is_relative_to(folder)
+        if outside or ":" in plain.split("/")[0]:
             raise InputError(
-                f"it refers to {reference[:200]!r}, outside its folder; copy that file beside the "
+                f"it refers to {name[:200]!r}, outside its folder; copy that file beside the "
                 "model and refer to it by name"
             )
-        return self._read(target)
+        return target
 
-    def _read(self, path: Path) -> bytes:
+    def read_at(self, path: Path) -> bytes:
+        """A file; its limit is the model's.
+
+        Raises:
+            InputError: missing, empty, or above the limit.
+        """
         try:
             size = path.stat().st_size
             if not path.is_file():

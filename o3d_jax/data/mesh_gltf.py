@@ -32,6 +32,15 @@ UNDERSTOOD = {DRACO, "KHR_texture_transform", "KHR_mesh_quantization", "EXT_text
 """Extensions that change what one sees and are read here; materials' besides, see `_check`."""
 
 
+class Container(NamedTuple):
+    """What a file holds."""
+
+    tree: Any
+    """The JSON."""
+    binary: bytes | None
+    """The buffer that is in the same file."""
+
+
 class Document(NamedTuple):
     """The parsed file."""
 
@@ -81,7 +90,13 @@ def read_gltf(source: Source) -> Model:
     return Model(parts, looks.materials, looks.textures)
 
 
-def _open(source: Source) -> Document:
+def read_container(source: Source) -> Container:
+    """The parts of a glTF file, .glb or .gltf.
+
+    Raises:
+        InputError: cut short, or of another version; or as `Source.read`.
+        ValueError: damaged; also a KeyError, a TypeError or a struct.error.
+    """
     data = source.read()
     binary = None
     if data[:4] == b"glTF":
@@ -99,6 +114,11 @@ def _open(source: Source) -> Document:
     tree = json.loads(text)
     if not str(tree["asset"]["version"]).startswith("2"):
         raise InputError(f"it is glTF {tree['asset']['version']}; export it anew as glTF 2.0")
+    return Container(tree, binary)
+
+
+def _open(source: Source) -> Document:
+    tree, binary = read_container(source)
     _check(tree)
     buffers = [
         source.read_beside(buffer["uri"]) if "uri" in buffer else binary or b""

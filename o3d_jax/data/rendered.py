@@ -1,5 +1,6 @@
 """Sources of rendered orbits: folders of them, or the same packed by TFDS; both sorted by name."""
 
+import functools
 import re
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from o3d_jax.errors import InputError
 
 DATASET, SPLIT = "orbit_renders", "train"
 """Names of the TFDS dataset and of its one split."""
+
+NAMES = "names.txt"
+"""In the folder of a TFDS dataset: the orbits' names, one a line, in the order of the records."""
 
 CAMERA_TOLERANCE = 0.01
 """Relative; by how much an orbit's radius and field of view may differ from the config's."""
@@ -73,6 +77,11 @@ class FolderOrbits:
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the orbits, in order."""
+        return self._names
+
     def __getitem__(self, index: int) -> FolderOrbit:
         return self._open(self._names[index])
 
@@ -94,12 +103,20 @@ class PackedOrbits:
         self._records = _open_records(folder)
         self._chosen = range(len(self._records))
         if ids is not None:
-            names = [self._records[i]["name"].decode() for i in self._chosen]
-            place = {name: i for i, name in enumerate(names)}
-            self._chosen = [place[name] for name in select(names, ids)]
+            place = {name: i for i, name in enumerate(self._all_names)}
+            self._chosen = [place[name] for name in select(self._all_names, ids)]
 
     def __len__(self) -> int:
         return len(self._chosen)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the orbits, in order."""
+        return [self._all_names[i] for i in self._chosen]
+
+    @functools.cached_property
+    def _all_names(self) -> list[str]:
+        return _packed_names(self._folder, self._records)
 
     def __getitem__(self, index: int) -> PackedOrbit:
         record = self._records[self._chosen[index]]
@@ -131,6 +148,21 @@ def packed_folder(folder: Path) -> Path | None:
     versions = [path.parent for path in folder.glob(f"{DATASET}/*/features.json")]
     versions = [path for path in versions if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     return max(versions, default=None, key=lambda path: [int(n) for n in path.name.split(".")])
+
+
+def orbit_names(folder: Path) -> list[str]:
+    """Of all orbits in a folder of either kind, sorted; no orbit is opened, if that can be.
+
+    Raises:
+        InputError: as `open_orbits`, but for what is wrong with single orbits.
+    """
+    packed = packed_folder(folder)
+    return find_orbits(folder) if packed is None else _packed_names(packed, _open_records(packed))
+
+
+def object_of(name: str) -> str:
+    """The name of an orbit's object, parts joined by "__" as tools/render_orbits.py does."""
+    return _without_number(name).replace("/", "__")
 
 
 def select(names: Sequence[str], ids: Path | None) -> list[str]:
@@ -165,12 +197,16 @@ def select(names: Sequence[str], ids: Path | None) -> list[str]:
 
 def ids_of(name: str) -> set[str]:
     """What selects an orbit: its name, its object's, and runs of the latter's parts."""
-    thing, _, number = name.rpartition("/")
-    thing = thing if number.isdigit() and thing else name
+    thing = _without_number(name)
     parts = thing.replace("__", "/").split("/")
     ends = [(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
     runs = {joint.join(parts[i:j]) for i, j in ends for joint in ("__", "/")}
     return {name, name.replace("__", "/"), thing, *runs}
+
+
+def _without_number(name: str) -> str:
+    thing, _, number = name.rpartition("/")
+    return thing if number.isdigit() and thing else name
 
 
 def check_cameras(orbit: StoredOrbit, config: Config) -> None:
@@ -193,6 +229,25 @@ def check_cameras(orbit: StoredOrbit, config: Config) -> None:
             f"{orbit.name}: its field of view is {orbit.fov:.4g} degrees, not camera.fov "
             f"{camera.fov}; set that, or render it anew"
         )
+
+
+def _packed_names(folder: Path, records: Any) -> list[str]:
+    """Of the orbits in a TFDS folder, in the order of its records.
+
+    Sets that were packed before there was a file of names have every record read, which takes long.
+    """
+    path = folder / NAMES
+    if not path.is_file():
+        numbers = tqdm(range(len(records)), f"names in {folder}", disable=len(records) < 1000)
+        return [records[i]["name"].decode() for i in numbers]
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    names = text.removesuffix("\n").split("\n")
+    if len(names) != len(records):
+        raise InputError(
+            f"{path} has {len(names)} lines, not one for each of {len(records)} orbits; delete it, "
+            "and the names are read from the orbits"
+        )
+    return names
 
 
 def _open_records(folder: Path) -> Any:

@@ -7,7 +7,8 @@
 
 RENDERED is a folder that render_orbits wrote. Of each orbit a model is given the first frame and
 all cameras; its views, and renders of its Gaussians, are compared with the other frames. FOLDER
-gets results.json, results.md, and sheet.png to look at.
+gets results.json, results.md, and sheet.png to look at. Until then FOLDER.unfinished has what is
+done: an evaluation that broke off goes on from there when run again.
 """
 
 import dataclasses
@@ -48,10 +49,12 @@ from o3d_jax.tools.evaluation_data import (
     read_sample,
     resized_views,
 )
+from o3d_jax.tools.evaluation_progress import Finished, Unfinished, key_of
 from o3d_jax.tools.evaluation_report import (
     LpipsFacts,
     ModelResult,
     Results,
+    plain,
     to_json,
     to_markdown,
 )
@@ -97,6 +100,20 @@ class Task(NamedTuple):
     """Parameters; None leaves LPIPS out."""
     shown: frozenset[int]
     """Orbits that come on the sheet."""
+    facts: Any
+    """Plain values: what the numbers of all models depend on."""
+    unfinished: Unfinished
+    """Keeps the orbits that are done."""
+
+
+class Row(NamedTuple):
+    """A model of the table."""
+
+    folder: Path
+    config: Config
+    label: str
+    sampler: Any
+    """`generate`, given all but image, cameras and key."""
 
 
 class Made(NamedTuple):
@@ -123,7 +140,10 @@ def evaluate(arguments: Arguments) -> Path:
     lpips, lpips_facts = _read_lpips(arguments.lpips, protocol)
     with whole_folder(arguments.out.absolute(), FILES) as scratch:
         data = check_data(arguments.rendered, orbits, protocol, configs)
-        task = Task(arguments.rendered, orbits, protocol, lpips, _shown(orbits))
+        versions, device = _versions(), f"{jax.devices()[0].device_kind} ({platform.machine()})"
+        facts = plain([protocol, data, lpips_facts, versions, device])
+        unfinished = Unfinished(arguments.out.absolute())
+        task = Task(arguments.rendered, orbits, protocol, lpips, _shown(orbits), facts, unfinished)
         models, rows = [], []
         with tqdm(total=len(orbits) * len(configs), unit="orbit") as bar:
             for folder, config, label in zip(arguments.weights, configs, labels, strict=True):
@@ -139,10 +159,11 @@ def evaluate(arguments: Arguments) -> Path:
             objects=len({orbit.object_name for orbit in orbits}),
             lpips=lpips_facts,
             models=tuple(models),
-            versions=_versions(),
-            device=f"{jax.devices()[0].device_kind} ({platform.machine()})",
+            versions=versions,
+            device=device,
         )
         _write(scratch, results, list(zip(*rows, strict=True)))
+    unfinished.remove()
     return arguments.out
 
 
@@ -225,31 +246,50 @@ def run_model(
     weights = jax.device_put(model.weights)
     networks = build_networks(config.model)
     sampler = functools.partial(generate, networks, config, weights.params, weights.frozen)
-    scores, shown, seconds, frames = [], [], [], ()
+    row = Row(folder, config, label, sampler)
+    checksum = (folder / "checksum").read_text().strip()
+    key = key_of([task.facts, checksum, plain(config)])
+    finished, compiled = [], False
     for i, orbit in enumerate(task.orbits):
-        sample = read_sample(task.root, orbit, task.protocol, config)
-        frames = frames or sample.frames
-        started = time.perf_counter()
-        made = _sample(sampler, sample, orbit, task.protocol)
-        seconds.append(time.perf_counter() - started)
-        if not (np.isfinite(made.views).all() and np.isfinite(made.renders).all()):
-            raise InputError(f"{folder} makes views of {orbit.orbit_name} that are not finite")
-        scores.append(_score(task, orbit, sample, made))
-        if i in task.shown:
-            shown.append(_row(label, orbit, sample, made))
+        found = task.unfinished.read(key, orbit, label)
+        if found is None or (found.shown is None) != (i not in task.shown):
+            found = _run_orbit(task, row, i)._replace(compiled=not compiled)
+            task.unfinished.write(key, orbit, found)
+            compiled = True
+        finished.append(found)
         bar.update()
+    seconds = [x.seconds for x in finished]
+    scores = [x.score for x in finished]
     result = ModelResult(
         label=label,
         weights=str(folder),
-        checksum=(folder / "checksum").read_text().strip(),
+        checksum=checksum,
         config=config,
         resolution=compared_size(task.protocol, config),
-        frames=frames,
+        frames=finished[0].frames,
         summary=summarise(task.protocol, scores),
         orbits=tuple(scores),
-        seconds_an_orbit=float(np.mean(seconds[1:] or seconds)),
+        seconds_an_orbit=float(np.mean([x.seconds for x in finished if not x.compiled] or seconds)),
     )
-    return result, shown
+    return result, [x.shown for x in finished if x.shown is not None]
+
+
+def _run_orbit(task: Task, row: Row, number: int) -> Finished:
+    """Samples and measures one."""
+    orbit = task.orbits[number]
+    sample = read_sample(task.root, orbit, task.protocol, row.config)
+    started = time.perf_counter()
+    made = _sample(row.sampler, sample, orbit, task.protocol)
+    seconds = time.perf_counter() - started
+    if not (np.isfinite(made.views).all() and np.isfinite(made.renders).all()):
+        raise InputError(f"{row.folder} makes views of {orbit.orbit_name} that are not finite")
+    return Finished(
+        score=_score(task, orbit, sample, made),
+        frames=sample.frames,
+        seconds=seconds,
+        compiled=False,
+        shown=_shown_views(row.label, orbit, sample, made) if number in task.shown else None,
+    )
 
 
 def _sample(sampler: Any, sample: Sample, orbit: OrbitName, protocol: Protocol) -> Made:
@@ -272,7 +312,7 @@ def _score(task: Task, orbit: OrbitName, sample: Sample, made: Made) -> OrbitSco
     return OrbitScore(orbit.object_name, orbit.orbit_name, views, renders, copies)
 
 
-def _row(label: str, orbit: OrbitName, sample: Sample, made: Made) -> Shown:
+def _shown_views(label: str, orbit: OrbitName, sample: Sample, made: Made) -> Shown:
     v = len(sample.truth)
     chosen = sorted({max(1, k * v // (SHEET_VIEWS + 1)) for k in range(1, SHEET_VIEWS + 1)})
     return Shown(

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from o3d_jax.data.mesh_files import Source
 from o3d_jax.data.mesh_orbits import OrbitPlan
+from o3d_jax.data.mesh_references import check_references
 from o3d_jax.data.meshes import SAFE_FILL, read_mesh, visible_radius
 from o3d_jax.data.orbits import RenderedOrbit, read_frames
 from o3d_jax.errors import InputError
@@ -76,9 +78,11 @@ def render_with_blender(
     """All orbits of a model, as `render_model` gives them; without maps.
 
     Raises:
-        InputError: the model is one that `read_mesh` refuses, or Blender fails.
+        InputError: the model is one that `read_mesh` or `check_references` refuses, or Blender
+            fails.
     """
-    read_mesh(path, max_bytes, plan.up)  # Blender would follow references to anywhere.
+    check_references(Source(path, max_bytes))  # Blender would follow them to anywhere.
+    read_mesh(path, max_bytes, plan.up)
     with tempfile.TemporaryDirectory() as scratch:
         task = Path(scratch) / "task.json"
         task.write_text(json.dumps(task_of(path, name, plan, blender.samples, Path(scratch))))

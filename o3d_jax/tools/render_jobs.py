@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import json
 import multiprocessing
@@ -165,6 +166,10 @@ def work(job: Job) -> Outcome:
         return Outcome(job.name, fault, 0.0, 0.0)
     except _BROKEN as error:
         return Outcome(job.name, f"{type(error).__name__}: {error}", 0.0, 0.0)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # It names no file, or one that is gone.
+            error.filename = str(job.out)
+        raise
     return Outcome(job.name, "", drawn - start, time.process_time() - drawn)
 
 

@@ -32,7 +32,7 @@ def train_lgm(config: Config, steps: int) -> str:
     """Trains, writes, and says how good it is on held-out objects."""
     networks = build_networks(config.model)
     init_key, key = jax.random.split(jax.random.key(config.seed))
-    batches = iter(training_batches(config))
+    batches = (loaded.batch for loaded in training_batches(config))
     first = jax.tree.map(jnp.asarray, next(batches))
     c_noise = jnp.zeros(first.images.shape[0])
     if config.weights is not None:

@@ -35,7 +35,7 @@ def train_unet(config: Config, steps: int) -> str:
     networks = build_networks(config.model)
     start = start_weights(config, networks)
     params = dataclasses.replace(start.params, lgm=None)
-    batches = iter(training_batches(config))
+    batches = (loaded.batch for loaded in training_batches(config))
     loss = functools.partial(unet_loss, networks, config)
     key = jax.random.key(config.seed)
     trained = fit(loss, params, start.frozen, batches, key, steps, LEARNING_RATE)

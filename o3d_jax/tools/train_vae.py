@@ -30,7 +30,7 @@ def train_vae(config: Config, steps: int) -> str:
     """Trains, writes, and says how good it is on held-out objects."""
     vae = build_networks(config.model).vae
     init_key, key = jax.random.split(jax.random.key(config.seed))
-    batches = iter(training_batches(config))
+    batches = (loaded.batch for loaded in training_batches(config))
     params = vae.init(init_key, jnp.asarray(next(batches).images))
     trained = fit(
         functools.partial(vae_loss, vae), params, None, batches, key, steps, LEARNING_RATE

@@ -57,8 +57,9 @@ def random_orbit(name: str, seed: int, size: int = 24, frames: int = FRAMES) -> 
     return RenderedOrbit(name, rgba, poses, 49.1)
 
 
-def write_set(root: Path, objects: int, size: int = 24) -> Path:
+def write_set(root: Path, objects: int, size: int = 24, kind: str = "object") -> Path:
     """A folder with one orbit of each of some objects."""
     for i in range(objects):
-        write_orbit(root / f"object{i:02d}" / "0", random_orbit(f"object{i:02d}/0", i, size))
+        name = f"{kind}{i:02d}/0"
+        write_orbit(root / name, random_orbit(name, i, size))
     return root

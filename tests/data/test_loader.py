@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -6,9 +7,10 @@ import numpy as np
 import pytest
 from small_sets import FRAMES, OBJECTS, VIEWS, small_config, white, white_orbits
 
-from o3d_jax.data.loader import heldout_batch, training_batches
+from o3d_jax.data import loader
+from o3d_jax.data.loader import LoadedBatch, heldout_batch, training_batches
 from o3d_jax.data.synthetic import orbit_elevation
-from o3d_jax.data.synthetic_orbits import HELDOUT_SEED, seeded_orbit
+from o3d_jax.data.synthetic_orbits import HELDOUT_SEED, SyntheticOrbits, seeded_orbit
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 
 
@@ -40,7 +42,7 @@ def test_resuming_gives_the_identical_next_batches():
 def test_a_batch_has_every_second_frame_on_white_and_cameras_relative_to_the_first():
     config = small_config()
     whites = white_orbits(config)
-    batch = next(training_batches(config))
+    batch = next(training_batches(config)).batch
     assert batch.images.dtype == batch.cameras.camera_to_world.dtype == np.float32
     for k, (index, first) in enumerate(drawn(batch, whites)):
         frames = [(first + 2 * i) % FRAMES for i in range(VIEWS)]
@@ -54,22 +56,95 @@ def test_a_batch_has_every_second_frame_on_white_and_cameras_relative_to_the_fir
         np.testing.assert_allclose(batch.cameras.intrinsics[k], expected.intrinsics, atol=1e-6)
 
 
-def test_two_processes_share_out_all_objects_and_every_epoch_differs():
+def joined(parts) -> LoadedBatch:
+    """The batch whose rows several processes have."""
+    batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part.batch for part in parts))
+    return LoadedBatch(batch, sum((part.objects for part in parts), ()))
+
+
+def opened(config, processes, position=None):
+    """The iterators of all processes, at a position."""
+    iterators = [
+        training_batches(config, process_index=p, process_count=processes) for p in range(processes)
+    ]
+    for iterator in iterators if position is not None else []:
+        iterator.set_state(position)
+    return iterators
+
+
+def take_joined(iterators, count):
+    return [joined([next(iterator) for iterator in iterators]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_rows_of_processes_are_those_of_one_process_in_order(processes):
+    config = small_config(batch_size=8)  # Epochs of 12 end within batches.
+    alone = take_joined(opened(config, 1), 6)
+    assert_equal(take_joined(opened(config, processes), 6), alone)
+    assert len({objects for _, objects in alone}) == 6
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1)])
+def test_a_run_goes_on_exactly_with_another_number_of_processes(before, after):
+    config = small_config(batch_size=8)
+    expected = take_joined(opened(config, 1), 6)
+    first = opened(config, before)
+    take_joined(first, 2)
+    states = [json.dumps(iterator.get_state()) for iterator in first]
+    assert len(set(states)) == 1  # The first process's, which is saved, is that of all.
+    assert_equal(take_joined(opened(config, after, json.loads(states[0])), 4), expected[2:])
+
+
+def test_the_order_does_not_depend_on_the_number_of_threads():
+    one, three = (opened(small_config(batch_size=4, workers=n), 2) for n in (1, 3))
+    assert_equal(take_joined(one, 9), take_joined(three, 9))
+
+
+class Watched(SyntheticOrbits):
+    """Remembers what was drawn of it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.read = []
+
+    def __getitem__(self, index):
+        orbit = super().__getitem__(index)
+        self.read.append(orbit.name)
+        return orbit
+
+
+def test_a_process_draws_its_own_rows_only(monkeypatch):
+    config = small_config(batch_size=4)
+    named = [loaded.objects for loaded in take_joined(opened(config, 1), 3)]
+    source = Watched(config)
+    monkeypatch.setattr(loader, "open_sources", lambda config: [source])
+    monkeypatch.setattr(loader, "AHEAD", 0)
+    batches = training_batches(config, process_index=1, process_count=2)
+    for _ in range(3):
+        next(batches)
+    assert source.read == [name for objects in named for name in objects[2:]]
+
+
+def test_every_object_is_drawn_once_an_epoch_and_epochs_differ():
     config = small_config(batch_size=4)
     whites = white_orbits(config)
-    epochs = []
-    for process in range(2):
-        batches = training_batches(config, process_index=process, process_count=2)
-        seen = [drawn(next(batches), whites) for _ in range(6)]
-        assert all(len(objects) == 2 for objects in seen)
-        epochs.append([sum(seen[:3], []), sum(seen[3:], [])])
-    for epoch in range(2):
-        mine, other = ({index for index, _ in epochs[p][epoch]} for p in range(2))
-        assert not mine & other
-        assert mine | other == set(range(OBJECTS))
-    assert epochs[0][0] != epochs[0][1]
-    firsts = {first for process in epochs for epoch in process for _, first in epoch}
+    seen = [drawn(loaded.batch, whites) for loaded in take_joined(opened(config, 2), 6)]
+    epochs = [sum(seen[:3], []), sum(seen[3:], [])]
+    for epoch in epochs:
+        assert sorted(index for index, _ in epoch) == list(range(OBJECTS))
+    assert [index for index, _ in epochs[0]] != [index for index, _ in epochs[1]]
+    firsts = {first for epoch in epochs for _, first in epoch}
     assert len(firsts) > 3  # Of 7, in 24 draws.
+    one, other = ([f for batch in seen for _, f in batch[rows]] for rows in (np.s_[:2], np.s_[2:]))
+    assert one != other  # Processes have first frames of their own.
+
+
+def test_a_batch_comes_with_the_names_of_its_objects():
+    config = small_config()
+    whites = white_orbits(config)
+    for loaded in itertools.islice(training_batches(config), 3):
+        seeds = [config.data.seed + index for index, _ in drawn(loaded.batch, whites)]
+        assert loaded.objects == tuple(f"synthetic object {seed}" for seed in seeds)
 
 
 def test_the_config_seed_decides_the_order():
@@ -77,7 +152,7 @@ def test_the_config_seed_decides_the_order():
     other = dataclasses.replace(config, seed=1)
     one, same, changed = (next(training_batches(c)) for c in (config, config, other))
     assert_equal(one, same)
-    assert np.abs(one.images - changed.images).max() > 0.1
+    assert np.abs(one.batch.images - changed.batch.images).max() > 0.1
 
 
 def test_heldout_objects_are_fixed_and_none_is_trained_on():
@@ -92,16 +167,6 @@ def test_heldout_objects_are_fixed_and_none_is_trained_on():
     render = white(np.stack([each.rgba for each in orbits]))
     assert [first for _, first in drawn(batch, render)] != [0, 0, 0, 0]
     assert [index for index, _ in drawn(batch, render)] == [0, 1, 2, 3]
-
-
-def test_processes_start_orbits_from_frames_of_their_own():
-    config = small_config(batch_size=4)
-    whites = white_orbits(config)
-    firsts = []
-    for process in range(2):
-        batches = training_batches(config, process_index=process, process_count=2)
-        firsts.append([first for _ in range(4) for _, first in drawn(next(batches), whites)])
-    assert len(firsts[0]) == 8 and firsts[0] != firsts[1]
 
 
 def test_batches_that_cannot_be_shared_are_refused():

@@ -47,6 +47,10 @@ def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def batches_of(config, count):
+    return [loaded.batch for loaded in take(training_batches(config), count)]
+
+
 def whites_of(folder):
     return np.stack([white(read_orbit(folder / name).rgba) for name in find_orbits(folder)])
 
@@ -61,9 +65,9 @@ def drawn(batch, whites):
 def test_a_batch_has_the_frames_of_the_folder_and_its_cameras(folder):
     config = config_of(folder)
     whites, names = whites_of(folder), find_orbits(folder)
-    batch = next(training_batches(config))
+    batch, objects = next(training_batches(config))
     found = drawn(batch, whites)
-    assert len(found) == 3
+    assert objects == tuple(str(folder / names[index]) for index, _ in found)
     for k, (index, first) in enumerate(found):
         frames = [(first + 2 * i) % FRAMES for i in range(VIEWS)]
         np.testing.assert_allclose(batch.images[k], whites[index, frames], atol=1e-6)
@@ -76,16 +80,10 @@ def test_a_batch_has_the_frames_of_the_folder_and_its_cameras(folder):
 def test_packed_orbits_give_the_same_batches_as_their_folder_bit_for_bit(tmp_path, size):
     folder = write_set(tmp_path / "rendered", 5, size)
     build(Build(folder, tmp_path / "packed"))
-    for make in (lambda config: take(training_batches(config), 6), one_heldout):
-        one, other = (
-            make(config_of(place, heldout=place, workers=2))
-            for place in (folder, tmp_path / "packed")
-        )
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def one_heldout(config):
-    return heldout_batch(config, 3)
+    one, other = (config_of(place, workers=2) for place in (folder, tmp_path / "packed"))
+    assert_equal(batches_of(one, 6), batches_of(other, 6))
+    one, other = (small_config(heldout=place) for place in (folder, tmp_path / "packed"))
+    assert_equal(heldout_batch(one, 3), heldout_batch(other, 3))
 
 
 def test_two_passes_have_one_order_and_a_resumed_one_goes_on_exactly(folder, packed):
@@ -105,29 +103,39 @@ def test_two_passes_have_one_order_and_a_resumed_one_goes_on_exactly(folder, pac
         assert_equal(take(resumed, 5), straight[4:])
 
 
+def shared_out(config, processes, count):
+    """The objects of the first batches, in the order of all processes' rows."""
+    iterators = [
+        training_batches(config, process_index=p, process_count=processes) for p in range(processes)
+    ]
+    return [sum((next(it).objects for it in iterators), ()) for _ in range(count)]
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_partition_each_epoch_exactly(folder, processes):
-    config = config_of(folder, batch_size=processes)
-    whites = whites_of(folder)
-    epochs = [[], []]
-    for process in range(processes):
-        share = len(range(process, OBJECTS, processes))  # With 4, not all the same.
-        batches = training_batches(config, process_index=process, process_count=processes)
-        for epoch in epochs:
-            epoch += [drawn(batch, whites)[0][0] for batch in take(batches, share)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(OBJECTS))
+    objects = sum(shared_out(config_of(folder, batch_size=4), processes, 5), ())
+    epochs = [objects[:OBJECTS], objects[OBJECTS:]]  # The first ends within a batch.
+    expected = [str(folder / name) for name in find_orbits(folder)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == expected
     assert epochs[0] != epochs[1]
+
+
+def test_processes_share_out_mixtures_as_one_has_them(folder):
+    config = config_of(folder, source="mixed", shares=(1.0, 3.0), batch_size=4)
+    alone = shared_out(config, 1, 10)
+    assert shared_out(config, 2, 10) == shared_out(config, 4, 10) == alone
+    assert sum(name.startswith("synthetic") for objects in alone for name in objects) == 10
 
 
 def test_sources_are_mixed_by_their_shares_and_shuffled_apart(folder):
     whites = whites_of(folder)
     config = config_of(folder, source="mixed", shares=(1.0, 3.0), batch_size=4)
-    found = sum((drawn(b, whites) for b in take(training_batches(config), 10)), [])
+    found = sum((drawn(b, whites) for b in batches_of(config, 10)), [])
     assert sum(index >= 0 for index, _ in found) == 30
     epoch = [index for index, _ in found if index >= 0][:OBJECTS]
     assert sorted(epoch) == list(range(OBJECTS))
     twice = config_of(folder, folder, batch_size=2)
-    pairs = sum((drawn(b, whites) for b in take(training_batches(twice), OBJECTS)), [])
+    pairs = sum((drawn(b, whites) for b in batches_of(twice, OBJECTS)), [])
     assert pairs[::2] != pairs[1::2]
 
 
@@ -182,11 +190,50 @@ def test_both_kinds_of_folder_select_the_same(folder, packed, tmp_path):
 
 def test_the_configs_ids_are_what_is_trained_on_and_not_what_is_held_out(folder, tmp_path):
     (tmp_path / "ids.txt").write_text("object07\nobject02\n")
-    config = config_of(folder, ids=tmp_path / "ids.txt", heldout=folder)
+    heldout = write_set(tmp_path / "heldout", 2, size=16)  # Of objects 0 and 1.
+    config = config_of(folder, ids=tmp_path / "ids.txt", heldout=heldout)
     whites = whites_of(folder)
-    trained = sum((drawn(batch, whites) for batch in take(training_batches(config), 2)), [])
+    trained = sum((drawn(batch, whites) for batch in batches_of(config, 2)), [])
     assert {index for index, _ in trained} == {2, 7}
-    assert [index for index, _ in drawn(heldout_batch(config, 3), whites)] == [0, 1, 2]
+    assert [index for index, _ in drawn(heldout_batch(config, 2), whites)] == [0, 1]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_held_out_objects_that_are_trained_on_are_refused_by_name(folder, packed, tmp_path, pack):
+    heldout = write_set(tmp_path / "heldout", 1, kind="another")
+    training_batches(config_of(packed if pack else folder, heldout=heldout))
+    for name in ("object08/1", "object04/3"):  # Other orbits of objects that are trained on.
+        write_orbit(heldout / name, random_orbit(name, 3))
+    if pack:
+        build(Build(heldout, tmp_path / "heldout-packed"))
+        heldout = tmp_path / "heldout-packed"
+    config = config_of(packed if pack else folder, heldout=heldout)
+    with pytest.raises(InputError, match=r"has object04, which .* has too \(2 such.*data.ids"):
+        training_batches(config)
+    (tmp_path / "ids.txt").write_text("object08\nobject02\n")
+    data = dataclasses.replace(config.data, ids=tmp_path / "ids.txt")
+    with pytest.raises(InputError, match=r"has object08, which .* has too \(1 such"):
+        training_batches(dataclasses.replace(config, data=data))
+    (tmp_path / "ids.txt").write_text("object02\n")
+    training_batches(dataclasses.replace(config, data=data))
+
+
+def test_a_pack_has_its_names_in_a_file_and_no_record_is_read_for_them(folder, packed, tmp_path):
+    (tmp_path / "ids.txt").write_text("object07\nobject02\n")
+    pack = shutil.copytree(packed, tmp_path / "packed")
+    names = packed_folder(pack) / "names.txt"
+    assert names.read_text().splitlines() == find_orbits(folder)
+    (found,) = open_orbits(pack, small_config(), tmp_path / "ids.txt").names[1:]
+    assert found == "object07/0"
+    names.write_text(names.read_text().replace("object07", "renamed!"))
+    with pytest.warns(UserWarning, match="object07"):
+        assert len(open_orbits(pack, small_config(), tmp_path / "ids.txt")) == 1
+    names.write_text("one\ntwo\n")
+    with pytest.raises(InputError, match="names.txt has 2 lines, not one for each of 10 orbits; d"):
+        open_orbits(pack, small_config(), tmp_path / "ids.txt")
+    names.unlink()  # As in sets of before there was such a file.
+    old = open_orbits(pack, small_config(), tmp_path / "ids.txt")
+    assert old.names == ["object02/0", "object07/0"] and old[1].name.endswith("object07/0")
 
 
 def test_the_newest_version_is_read_and_an_unfinished_one_is_not(tmp_path):
@@ -263,9 +310,9 @@ def test_frames_below_the_models_size_are_refused(tmp_path):
         next(training_batches(config_of(root, batch_size=1)))
 
 
-def test_fewer_objects_than_processes_are_refused(folder):
-    with pytest.raises(InputError, match="10 objects cannot be shared among 11"):
-        training_batches(config_of(folder, batch_size=11), process_count=11)
+def test_more_processes_than_objects_share_them_out(folder):
+    objects = sum(shared_out(config_of(folder, batch_size=20), 20, 1), ())
+    assert sorted(objects) == sorted([str(folder / name) for name in find_orbits(folder)] * 2)
 
 
 def test_broken_orbits_are_left_out_of_the_pack_and_told(tmp_path, caplog):
@@ -278,6 +325,15 @@ def test_broken_orbits_are_left_out_of_the_pack_and_told(tmp_path, caplog):
     assert "object02/0 has frames of shape (7, 10, 10, 4)" in caplog.text
     orbits = open_orbits(tmp_path / "packed", small_config())
     assert [orbits[i].name.split()[-1] for i in range(2)] == ["object01/0", "object03/0"]
+    assert (built.folder / "names.txt").read_text() == "object01/0\nobject03/0\n"
+
+
+def test_an_odd_orbit_that_comes_first_does_not_decide_what_is_packed(tmp_path, caplog):
+    root = write_set(tmp_path / "set", 4)
+    write_orbit(root / "object00" / "0", random_orbit("object00/0", 5, frames=6))
+    built = build(Build(root, tmp_path / "packed"))
+    assert (built.found, built.packed) == (4, 3)
+    assert "object00/0 has frames of shape (6, 24, 24, 4), others (7, 24, 24, 4)" in caplog.text
 
 
 def test_a_pack_is_never_overwritten_and_one_of_nothing_never_made(packed, folder, tmp_path):

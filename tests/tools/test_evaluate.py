@@ -25,9 +25,11 @@ from o3d_jax.steps.reconstruct import Reconstruction
 from o3d_jax.steps.sample import Estimate, generate
 from o3d_jax.tools import evaluate, scores
 from o3d_jax.tools.evaluation_data import OrbitName, read_sample
-from o3d_jax.tools.evaluation_sheet import COMPARISON_TILE
+from o3d_jax.tools.evaluation_progress import Finished, Unfinished
+from o3d_jax.tools.evaluation_report import plain
+from o3d_jax.tools.evaluation_sheet import COMPARISON_TILE, Shown
 from o3d_jax.tools.protocol import ImagesProtocol, Protocol
-from o3d_jax.tools.scores import measure
+from o3d_jax.tools.scores import OrbitScore, PerMetric, measure
 from o3d_jax.types import Frozen, Gaussians, Params, Rendering
 
 FRAMES, FILE_SIZE = 8, 32  # The tiny model makes 4 views of 16 px, every second frame.
@@ -334,6 +336,93 @@ def test_views_are_those_of_generate(toy, quick_compilation, monkeypatch, render
     np.testing.assert_allclose(measured[0], found.views[0], atol=1e-4)
     np.testing.assert_allclose(measured[1], found.reconstruction.rendering.rgb[0], atol=1e-4)
     assert np.ptp(measured[0]) > 0.1 and abs(measured[0] - measured[1]).max() > 0.1
+
+
+def result_of(out):
+    """All but the times."""
+    found = json.loads((out / "results.json").read_text())
+    assert [model.pop("seconds_an_orbit") >= 0 for model in found["models"]]
+    return found, (out / "sheet.png").read_bytes()
+
+
+def broken_off(monkeypatch, calls, after, arguments):
+    """A run that is stopped when it samples once too often."""
+
+    def stops(*inputs):
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(inputs)
+        return oracle(*inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "generate", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(patch, *arguments)
+
+
+@pytest.mark.parametrize("after", [2, 4])  # In the first of two models, and in the second.
+def test_a_run_that_broke_off_goes_on_and_ends_as_one_that_did_not(
+    with_oracle, monkeypatch, rendered, models, tmp_path, after
+):
+    arguments = (rendered, "--weights", *models, "--out")
+    run(monkeypatch, *arguments, tmp_path / "straight")
+    with_oracle.clear()
+    out = tmp_path / "out"
+    broken_off(monkeypatch, with_oracle, after, (*arguments, out))
+    kept = sorted((tmp_path / "out.unfinished").iterdir())
+    assert len(kept) == after and not out.exists()
+    kept[0].write_bytes(kept[0].read_bytes()[:-100])  # Damaged: done once more.
+    run(monkeypatch, *arguments, out)
+    assert len(with_oracle) == 6 + 1
+    assert result_of(out) == result_of(tmp_path / "straight")
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+@pytest.mark.parametrize("change", ["data", "weights", "protocol", "lpips"])
+def test_what_was_done_for_other_numbers_is_not_gone_on_with(
+    with_oracle, monkeypatch, rendered, models, tiny, tmp_path, change
+):
+    """The first two orbits were finished; all three are done again."""
+    model = save_named(tmp_path, tiny, "good")
+    arguments = [rendered, "--weights", model, "--out", tmp_path / "out"]
+    broken_off(monkeypatch, with_oracle, 2, arguments)
+    with_oracle.clear()
+    if change == "data":
+        write_object(rendered, "hat/0", 15.0)
+    elif change == "weights":
+        save_named(tmp_path, tiny, "good", lgm={"params": {"x": np.ones(1, np.float32)}})
+    elif change == "protocol":
+        (tmp_path / "mine.toml").write_text('name = "orbits"\nversion = 1\n[intervals]\nseed = 7\n')
+        arguments += ["--protocol", tmp_path / "mine.toml"]
+    else:
+        (tmp_path / "trunk.h5").touch()
+        monkeypatch.setattr(evaluate, "read_lpips", lambda files, network: 1.0)
+        monkeypatch.setattr(scores, "lpips", lambda w, a, b, n, s: abs(a - b).mean(axis=(1, 2, 3)))
+        arguments += ["--lpips", tmp_path / "trunk.h5", tmp_path / "trunk.h5"]
+    run(monkeypatch, *arguments)
+    assert len(with_oracle) == 3
+
+
+@pytest.mark.parametrize("lpips", [None, np.array([0.5, 0.25, 0.125], np.float32)])
+def test_what_is_kept_of_an_orbit_comes_back_as_it_was(tmp_path, lpips):
+    rng = np.random.default_rng(0)
+
+    def numbers():
+        psnr, ssim = rng.random((2, 3), np.float32)
+        return PerMetric(psnr, ssim, None if lpips is None else lpips + rng.random())
+
+    score = OrbitScore("cup", "cup/1", numbers(), numbers(), numbers())
+    images = (rng.random((n, 4, 5, 3), np.float32) for n in (1, 2, 2, 2))
+    done = Finished(score, (3, 0, 7), 1.25, True, Shown("cup/1", "good", *images))
+    unfinished, orbit = Unfinished(tmp_path / "out"), OrbitName("cup", "cup/1")
+    unfinished.write("0f" * 32, orbit, done)
+    (tmp_path / "out.unfinished" / "letter.txt").write_text("keep me")
+    found = unfinished.read("0f" * 32, orbit, "good")
+    jax.tree.map(np.testing.assert_array_equal, plain(found), plain(done))
+    assert unfinished.read("f0" * 32, orbit, "good") is None
+    assert unfinished.read("0f" * 32, OrbitName("cup", "cup/0"), "good") is None
+    unfinished.remove()
+    assert [path.name for path in (tmp_path / "out.unfinished").iterdir()] == ["letter.txt"]
 
 
 def broken(folder, fault):

@@ -268,11 +268,15 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_orbit(run, models, tmp_path
 
     def full(folder, orbit):
         (folder / "render_0000.png").write_bytes(b"some")
-        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        raise OSError(errno.ENOSPC, "No space left on device")  # Of a write: it names no file.
 
     monkeypatch.setattr(orbits, "_write_files", full)
     status, _, err = run()
-    assert status == 2 and "make room" in err
+    assert status == 2
+    assert err.endswith(
+        f"{tmp_path / 'out'}: No space left on device; make room, or choose a place "
+        "on another disk\n"
+    )
     assert not list((tmp_path / "out").rglob("render_*.png"))
 
 
@@ -327,6 +331,21 @@ def test_blender_gets_the_same_cameras_and_limits(tmp_path):
     command = blender_command(Blender(Path("/opt/bpy/bin/python"), 8), tmp_path / "task.json")
     assert command[0] == "/opt/bpy/bin/python" and Path(command[1]).is_file()
     assert command[2] == str(tmp_path / "task.json")
+
+
+def test_blender_is_not_started_on_a_model_that_refers_to_elsewhere(models, tmp_path, monkeypatch):
+    from o3d_jax.tools import render_blender
+    from o3d_jax.tools.render_jobs import work
+
+    made = cube()
+    made.tree["images"] = [{"uri": "../secret.png"}]  # Of no material.
+    (models / "red.glb").write_bytes(made.glb())
+    assert work(job(models, tmp_path)).fault == ""  # The software renderer never opens it.
+    started = []
+    monkeypatch.setattr(render_blender, "blender_command", lambda *task: started.append(task))
+    blender = render_blender.Blender(Path(sys.executable), 8)
+    outcome = work(job(models, tmp_path, blender=blender))
+    assert "'../secret.png', outside its folder" in outcome.fault and not started
 
 
 def test_the_command_line_has_flat_options(models, tmp_path, monkeypatch, capsys):
