@@ -1,75 +1,186 @@
 """Trains Ouroboros3D (Algorithm 1): `python train.py configs/nano.py [--optim.learning-rate 3e-4]`.
 
-Read top to bottom: config, mesh, data, state, loop.
+Read top to bottom: what a run consists of, how it is set up, its loop. Of several processes all do
+the same; process 0 alone prints and writes. A signal ends a run well, at any moment.
 """
 
+import functools
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
+import grain
 import jax
+from jaxtyping import Array, Key
 from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import InputError, exit_on_input_error
-from o3d_jax.io.checkpoint import RunCheckpoints, Weights, save_model
+from o3d_jax.io.banner import Setting, banner, program_memory
+from o3d_jax.io.checkpoint import Weights, save_model
+from o3d_jax.io.interruption import Interruption
+from o3d_jax.io.run_checkpoints import RunCheckpoints
 from o3d_jax.io.runlog import RunLog
 from o3d_jax.nn.networks import build_networks
-from o3d_jax.parallel import make_mesh, place_batch, place_state
-from o3d_jax.steps.train import draw_coin, init_state, make_optimizer, train_step
-from o3d_jax.tools.cli import read_config, use_compilation_cache
+from o3d_jax.parallel import (
+    Layout,
+    check_same_config,
+    make_layout,
+    place,
+    place_batch,
+    place_flag,
+    process_map,
+    start_processes,
+)
+from o3d_jax.steps.train import StepReport, draw_coin, init_state, make_optimizer
+from o3d_jax.tools.cli import explained_config, use_compilation_cache
 from o3d_jax.tools.evaluation_sheet import evaluation_sheet
+from o3d_jax.tools.flops import train_step_flops
+from o3d_jax.tools.programs import Programs, System, compile_programs
 from o3d_jax.tools.start import start_weights
+from o3d_jax.types import Frozen, TrainState
 
 
-def train(config: Config) -> None:
-    """Runs training to its last step, from the newest checkpoint if there is one."""
-    folder = config.run_dir / config.name
-    mesh = make_mesh(config.train.fsdp, config.train.batch_size)
+class Run(NamedTuple):
+    """What a run consists of."""
+
+    state: TrainState
+    """Fresh, or the newest checkpoint's."""
+    frozen: Frozen
+    batches: grain.DatasetIterator
+    """Behind the last batch of `state`."""
+    checkpoints: RunCheckpoints
+    system: System
+
+
+def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
+    """Runs training to its last step, from the newest checkpoint if there is one.
+
+    Asked by a signal to end, it saves and ends before; by Ctrl-C, with SystemExit. `settings` say
+    where the config's values came from.
+    """
+    with Interruption(tqdm.write, alone=jax.process_count() == 1) as interruption:
+        with interruption.unattended(None):
+            run = _set_up(config)
+        first = int(run.state.step)
+        flops = train_step_flops(config, run.system.networks).total
+        with RunLog(config.run_dir / config.name, config, first, step_flops=flops) as log:
+            with interruption.unattended(None):  # As long as there is nothing to lose.
+                programs = _compile(run, log, settings)
+            state = _loop(config, run, programs, log, interruption)
+            if int(state.step) == config.train.steps:
+                with interruption.unattended(None):  # The last state is saved.
+                    _finish(config, state, run.frozen, log)
+    if interruption.status:
+        raise SystemExit(interruption.status)
+
+
+def _set_up(config: Config) -> Run:
+    """Opens the data, and puts weights or the newest checkpoint on the devices."""
+    check_same_config(config)
+    layout = make_layout(config.train)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = iter(training_batches(config, **process))
     networks = build_networks(config.model, lpips=config.optim.lpips_loss)
-    weights = start_weights(config, networks)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    state = place_state(mesh, init_state(weights.params, optimizer))
-    frozen = place_state(mesh, weights.frozen)
-
-    checkpoints = RunCheckpoints(folder / "checkpoints", config, weights.frozen)
-    restored = checkpoints.restore(state)
-    log = RunLog(folder, config, state.params, frozen)
-    if restored is not None:
+    system = System(config, networks, optimizer, layout)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        weights = start_weights(config, networks)
+    frozen = place(weights.frozen, layout.of_frozen(weights.frozen))
+    folder = config.run_dir / config.name / "checkpoints"
+    checkpoints = RunCheckpoints(folder, config, weights.frozen)
+    restored = checkpoints.restore(system.inputs().state)
+    if restored is None:
+        state = _fresh_state(weights, system)
+    else:
         state, position = restored
         batches.set_state(position)
-        log.rewind(int(state.step))
-        log.say(f"resumed at step {int(state.step)}")
-    heldout = heldout_batch(config, config.train.eval_objects)
+    return Run(state, frozen, batches, checkpoints, system)
 
+
+def _fresh_state(weights: Weights, system: System) -> TrainState:
+    """The state before the first step, made where it is to lie: it may fit nowhere else."""
+    layout = system.layout
+    params = place(weights.params, layout.shardings(weights.params, stage=3))
+    init = functools.partial(init_state, optimizer=system.optimizer)
+    places = layout.of_state(jax.eval_shape(init, params))
+    return jax.jit(init, out_shardings=places)(params)
+
+
+def _compile(run: Run, log: RunLog, settings: tuple[Setting, ...]) -> Programs:
+    """All programs, before the first step; says what runs where."""
+    system, config = run.system, run.system.config
+    heldout = heldout_batch(config, config.train.eval_objects)
+    log.say(f"{config.name}: compiling for {system.layout.devices} devices ...")
+    programs = compile_programs(system, heldout)
+    text = banner(
+        config,
+        system.layout.mesh,
+        run.state.params,
+        run.frozen,
+        processes=process_map(),
+        memory=program_memory(programs.largest_step),
+        settings=settings,
+    )
+    log.banner(text)
+    if int(run.state.step):
+        log.say(f"resumed at step {int(run.state.step)}")
+    return programs
+
+
+def _loop(
+    config: Config, run: Run, programs: Programs, log: RunLog, interruption: Interruption
+) -> TrainState:
+    """Training steps to the last, or to a signal; the state after them is saved."""
+    state, layout, key = run.state, run.system.layout, _run_key(config, run.system.layout)
+    first, steps, before = int(state.step), config.train.steps, None
+    log.start()
+    for step in tqdm(range(first, steps), initial=first, total=steps, disable=not log.leads):
+        log.begin_step(step)
+        asked = time.perf_counter()
+        loaded = next(run.batches)
+        waited = time.perf_counter() - asked
+        batch, stop = place_batch(layout, loaded.batch), place_flag(layout, interruption.requested)
+        step_program = programs.steps[draw_coin(config, step)]
+        state, report = step_program(state, run.frozen, batch, key, stop=stop)
+        log.record(step + 1, report, loaded.objects, waited)
+        position, last = run.batches.get_state(), step + 1 == steps
+        stops, before = _stops(interruption, before), report
+        save = functools.partial(run.checkpoints.save_now, state, position)
+        if last or ((step + 1) % config.train.eval_every == 0 and not stops):
+            with log.paused(), interruption.unattended(save):
+                found = programs.evaluate(state, run.frozen)
+                log.image(step + 1, evaluation_sheet(programs.heldout, found))
+        if last or stops or (step + 1) % config.train.save_every == 0:
+            with log.paused():
+                run.checkpoints.save(state, position)
+        if stops and not last:
+            log.stopped(interruption.name or "a signal to another process")
+            break
+    run.checkpoints.close()
+    return state
+
+
+def _run_key(config: Config, layout: Layout) -> Key[Array, ""]:
+    """The key of all steps, on every device."""
     _, key = jax.random.split(jax.random.key(config.seed))  # The first is start_weights'.
-    first = int(state.step)
-    progress = tqdm(range(first, config.train.steps), initial=first, total=config.train.steps)
-    for step in progress:
-        batch = place_batch(mesh, next(batches).batch)
-        state, terms, gradient_norm = train_step(
-            state,
-            frozen,
-            batch,
-            key,
-            use_feedback=draw_coin(config, step),
-            networks=networks,
-            config=config,
-            optimizer=optimizer,
-            mesh=mesh,
-        )
-        log.record(step + 1, terms, gradient_norm)
-        last = step + 1 == config.train.steps
-        if last or (step + 1) % config.train.eval_every == 0:
-            log.image(step + 1, evaluation_sheet(networks, config, state.ema, frozen, heldout))
-        if last or (step + 1) % config.train.save_every == 0:
-            checkpoints.save(state, batches.get_state())
-    checkpoints.close()
-    save_model(folder / "model", config, Weights(params=state.ema, frozen=frozen))
-    log.say(f"done: python sample.py IMAGE --checkpoint {folder / 'model'}")
-    log.close()
+    return jax.device_put(key, layout.whole)
+
+
+def _stops(interruption: Interruption, before: StepReport | None) -> bool:
+    """Whether this step was the last. Of several processes all know, from the step before it."""
+    if jax.process_count() == 1:
+        return interruption.requested
+    return before is not None and bool(before.is_last)
+
+
+def _finish(config: Config, state: TrainState, frozen: Frozen, log: RunLog) -> None:
+    """Writes the model."""
+    folder = config.run_dir / config.name / "model"
+    save_model(folder, config, Weights(params=state.ema, frozen=frozen))
+    log.say(f"done: python sample.py IMAGE --checkpoint {folder}")
 
 
 @exit_on_input_error()
@@ -80,9 +191,10 @@ def main() -> None:
         return
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         raise InputError("no config file; give one first, as `python train.py configs/nano.py`")
-    config = read_config(Path(sys.argv[1]), sys.argv[2:])
+    config, settings = explained_config(Path(sys.argv[1]), sys.argv[2:])
     use_compilation_cache()
-    train(config)
+    start_processes(config.launch)
+    train(config, settings)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,11 @@ class Programs:
     """What the sampler is shown, on the host."""
     layout: Layout
 
+    @property
+    def largest_step(self) -> jax.stages.Compiled:
+        """The step that needs more memory: with feedback, if that can come up."""
+        return self.steps[max(self.steps)]
+
     def evaluate(self, state: TrainState, frozen: Frozen) -> Estimate:
         """What the average makes of the held-out objects, on the host."""
         images, cameras = self.heldout.images[:, 0], self.heldout.cameras
