@@ -12,7 +12,8 @@ from tqdm import tqdm
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import InputError, exit_on_input_error
-from o3d_jax.io.checkpoint import RunCheckpoints, Weights, save_model
+from o3d_jax.io.checkpoint import Weights, save_model
+from o3d_jax.io.run_checkpoints import RunCheckpoints
 from o3d_jax.io.runlog import RunLog
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.parallel import make_mesh, place_batch, place_state
