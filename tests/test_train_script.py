@@ -13,7 +13,8 @@ import pytest
 
 import train
 from o3d_jax.errors import InputError
-from o3d_jax.io.checkpoint import RunCheckpoints, Weights, load_model, save_model
+from o3d_jax.io.checkpoint import Weights, load_model, save_model
+from o3d_jax.io.run_checkpoints import RunCheckpoints
 from o3d_jax.nn.networks import build_networks, init_networks
 from o3d_jax.steps.train import init_state
 from o3d_jax.tools.cli import read_config

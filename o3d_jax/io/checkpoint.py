@@ -1,8 +1,7 @@
-"""Checkpoints: a folder with `config.json` beside orbax arrays. Nothing is ever unpickled.
+"""Models on disk: a folder with `config.json` beside orbax arrays. Nothing is ever unpickled.
 
-Two kinds. A *model* (`save_model`, `load_model`) is what samples: config, averaged parameters
-and frozen networks; the bundled default model is one. A *run* (`RunCheckpoints`) is what resumes:
-the training state and the data iterator's position, several steps of it, and the config.
+A model is what samples: config, averaged parameters and frozen networks; the bundled default model
+is one. What a training run resumes from is in `run_checkpoints.py`.
 """
 
 import contextlib
@@ -19,15 +18,18 @@ import types
 import typing
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError
-from o3d_jax.types import Frozen, Params, TrainState, pytree
+from o3d_jax.types import Frozen, Params, pytree
+
+Tree = TypeVar("Tree")
 
 BUNDLED = Path(__file__).parents[1] / "assets"
 """Models shipped with the package, by name."""
@@ -158,10 +160,46 @@ MODEL_FILES = ("config.json", "checksum", "report.txt")
 
 
 def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None = None) -> None:
-    """Writes a model, whole or not at all; `dtype` ("float16") makes it smaller."""
-    host = jax.tree.map(lambda a: np.asarray(a, dtype or a.dtype), weights)
-    with model_folder(folder, config) as arrays, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(arrays, named_parts(host))
+    """Writes a model, whole or not at all; `dtype` ("float16") makes it smaller.
+
+    With several processes all must call it; the first writes, and all wait until it has.
+    """
+    host = on_first_host(weights, dtype)
+    try:
+        if jax.process_index() == 0:
+            with model_folder(folder, config) as arrays, _checkpointer_of_one() as checkpointer:
+                checkpointer.save(arrays, named_parts(host))
+    finally:  # The others must not wait for a process that could not write.
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{folder.name} is written")
+
+
+def on_first_host(tree: Tree, dtype: str | None = None) -> Tree:
+    """Whole arrays in numpy, on process 0; on the others, nothing is kept and leaves are None.
+
+    With several processes all must call it. Arrays are gathered one by one, so that no device
+    holds more than one of them beside its own share.
+    """
+    is_first = jax.process_index() == 0
+
+    def fetch(array: jax.Array | np.ndarray) -> np.ndarray | None:
+        if isinstance(array, jax.Array) and not (
+            array.is_fully_addressable or array.is_fully_replicated
+        ):
+            array = multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array, dtype or array.dtype) if is_first else None
+
+    return jax.tree.map(fetch, tree)
+
+
+def _checkpointer_of_one() -> ocp.StandardCheckpointer:
+    """For process 0 alone: orbax's own ones let all processes wait for each other."""
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="model"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 @contextlib.contextmanager
@@ -174,7 +212,7 @@ def model_folder(folder: Path, config: Config) -> Iterator[Path]:
     with whole_folder(folder, names) as scratch:
         (scratch / "config.json").write_text(json.dumps(to_dict(config), indent=1))
         arrays = scratch / "weights"
-        with _full_disk_named(folder):
+        with full_disk_named(folder):
             yield arrays
         # Orbax notes there where it wrote, which is not where the folder will be.
         (arrays / "commit_success.txt").unlink(missing_ok=True)
@@ -182,8 +220,8 @@ def model_folder(folder: Path, config: Config) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
-    """orbax has its own errors; of these, a full disk is the user's to mend."""
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Orbax has its own errors; of these, a full disk is the user's to mend: an OSError."""
     try:
         yield
     except ValueError as error:
@@ -286,92 +324,4 @@ def check_fits(found: Any, wanted: Any, what: str) -> None:
     if wrong:
         raise InputError(
             f"{what} is of another config: {len(wrong)} parameters differ, {'; '.join(wrong[:3])}"
-        )
-
-
-class RunCheckpoints:
-    """The checkpoints of a training run in `folder`: state, data position, and the config."""
-
-    def __init__(self, folder: Path, config: Config, frozen: Frozen):
-        self.folder = folder.absolute()
-        self.saved_with = to_dict(config) | {"frozen networks": _digest(frozen)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=config.train.keep)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
-
-    def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
-        """Saves a step; arrays are copied at once and written behind training's back."""
-        self.manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
-                data=ocp.args.JsonSave(data_state),  # pyright: ignore[reportCallIssue]
-                config=ocp.args.JsonSave(self.saved_with),  # pyright: ignore[reportCallIssue]
-            ),
-        )
-
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest state, placed like `like`, and the data position; None if there is none.
-
-        Raises:
-            InputError: the run was made by another config; the fields that differ are named.
-        """
-        step = self.manager.latest_step()
-        if step is None:
-            return None
-        saved = self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        _check_same_run(saved["config"], self.saved_with, self.folder)
-        found = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
-                data=ocp.args.JsonRestore(),
-            ),
-        )
-        return found["state"], found["data"]
-
-    def close(self) -> None:
-        """Waits until all is written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
-
-
-def _digest(frozen: Frozen) -> str:
-    """Of all values: a run that goes on with another VAE would train on other latents."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in jax.tree.leaves(frozen):
-        digest.update(np.asarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
-    """Only how long and how often may change between the parts of a run.
-
-    How long not with the cosine schedule: each step's rate depends on the last.
-    """
-
-    def flat(values: dict, prefix: str = "") -> dict[str, Any]:
-        rows = {}
-        for name, value in values.items():
-            nested = isinstance(value, dict)
-            rows.update(flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
-        return rows
-
-    free = ("train.log_every", "train.eval_every", "train.save_every", "train.keep")
-    free += ("train.eval_objects", "train.fsdp", "train.zero", "train.smallest_shared")
-    free += ("train.accumulate", "train.most_skipped", "train.trackers", "profile", "run_dir")
-    free += ("data.workers", "data.cache", "weights", "model.remat", "model.remat_keeps")
-    free += ("model.vae_chunk", "launch.coordinator", "launch.processes", "launch.process_id")
-    free += ("launch.timeout",)
-    free += () if wanted["optim"]["schedule"] == "cosine" else ("train.steps",)
-    have, want = flat(saved), flat(wanted)
-    wrong = [
-        f"{name} {have.get(name)!r} there, {want.get(name)!r} here"
-        for name in sorted(have.keys() | want.keys())
-        if have.get(name) != want.get(name) and name not in free and not name.startswith("sample.")
-    ]
-    if wrong:
-        raise InputError(
-            f"{folder} is a run of another config ({'; '.join(wrong[:3])}); choose another name "
-            "or run_dir, or the same values"
         )

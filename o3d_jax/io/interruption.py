@@ -1,0 +1,152 @@
+"""A run that is asked to end saves and ends: SIGTERM, SIGUSR1 (SLURM's `--signal`), Ctrl-C.
+
+Python handles a signal between two of its instructions, but a compilation keeps the main thread
+in C++ for minutes, longer than any grace period. So a second thread watches: the interpreter
+writes each signal's number to a pipe as it arrives (`signal.set_wakeup_fd`).
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable, Iterator
+
+from o3d_jax.errors import exit_on_input_error
+
+STATUS = {signal.SIGTERM: 0, signal.SIGUSR1: 0, signal.SIGINT: 130}
+"""With which a run ends. A scheduler's wish is fulfilled; of Ctrl-C a shell script should know."""
+
+Save = Callable[[], None]
+"""Saves what there is to save; all is on disk when it returns."""
+
+
+class Interruption:
+    """While entered, signals ask the training loop to end instead of killing it.
+
+    The loop looks at `requested` after each step, saves and ends with `status`. Where it cannot
+    look for long, it says so by `unattended`. A second Ctrl-C raises KeyboardInterrupt.
+
+    `say` prints a line. `alone` is false if other processes take part in the run: saving then needs
+    all of them, so that no process may end by itself. In any but the main thread, which is the
+    only one to get signals, nothing is ever requested.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, alone: bool = True):
+        self._say = say
+        self._alone = alone
+        self._signal: signal.Signals | None = None
+        self._interrupts = 0
+        self._is_unattended = False
+        self._save: Save | None = None
+        self._changing = threading.Lock()  # Held by who ends the process, and never given back.
+        self._restore = contextlib.ExitStack()
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run is to end."""
+        return self._signal is not None
+
+    @property
+    def name(self) -> str:
+        """The signal that came, as "SIGTERM"; empty if none did."""
+        return self._signal.name if self._signal is not None else ""
+
+    @property
+    def status(self) -> int:
+        """With which the process is to end, if it is."""
+        return STATUS[self._signal] if self._signal is not None else 0
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        watcher = threading.Thread(target=self._watch, args=(reader,), daemon=True)
+        watcher.start()
+        self._restore.callback(os.close, writer)  # Which ends the watcher.
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._restore.callback(signal.set_wakeup_fd, before)
+        for number in STATUS:
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN:  # As `nohup` and shells have it for what they start.
+                signal.signal(number, self._handle)
+                self._restore.callback(signal.signal, number, handler or signal.SIG_DFL)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self._restore.close()
+
+    @contextlib.contextmanager
+    def unattended(self, save: Save | None) -> Iterator[None]:
+        """While the block runs, a signal calls `save` in another thread and ends the process.
+
+        So does one that came before. Nothing that `save` reads may be changed or given away in the
+        block; None means that there is nothing to lose. Files half written must not matter. With
+        other processes, a signal only makes `requested` true, as it does outside.
+
+        Raises:
+            KeyboardInterrupt: on leaving, Ctrl-C while the process was about to end.
+        """
+        before = (self._is_unattended, self._save)
+        self._declare(True, save)
+        try:
+            yield
+        finally:
+            self._declare(*before)
+
+    def _declare(self, is_unattended: bool, save: Save | None) -> None:
+        with self._changing:
+            self._is_unattended, self._save = is_unattended, save
+            self._end_if_asked()
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        """In the main thread, when it is back in Python."""
+        self._note(number)
+        self._interrupts += number == signal.SIGINT
+        if number == signal.SIGINT and self._interrupts > 1:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int) -> None:
+        if self._signal is None:
+            self._signal = signal.Signals(number)
+
+    def _watch(self, reader: int) -> None:
+        """In a thread of its own, until the pipe is closed."""
+        while numbers := os.read(reader, 64):
+            for number in numbers:
+                if number in STATUS:
+                    self._note(number)
+            with self._changing:
+                self._end_if_asked()
+        os.close(reader)
+
+    def _end_if_asked(self) -> None:
+        if self.requested and self._is_unattended and self._alone:
+            self._end()
+
+    def _end(self) -> None:
+        """Ends the process as it is: whatever the main thread does cannot be called off."""
+        status = 1
+        try:
+            if self._save is not None:
+                with exit_on_input_error():
+                    self._save()
+            done = "nothing to save" if self._save is None else "saved"
+            self._say(f"{self.name}: {done}; the same command goes on")
+            status = self.status
+        except SystemExit:  # It has said why.
+            status = 2
+        finally:
+            if status == 1:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
