@@ -1,0 +1,183 @@
+"""Floating-point operations of a function, counted in its jaxpr: shapes only, nothing computed.
+
+Counted are matrix products and convolutions, a multiplication and an addition each; all else is
+left out, as is usual for model FLOPs. Of a convolution those multiplications count whose factors
+are both numbers of the inputs: not those with padding, nor with the zeros that dilation puts
+between. So one convolution and its two gradients count alike, also with strides, as they should:
+they pair the same numbers.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from o3d_jax.config import Config
+from o3d_jax.nn.networks import Networks, init_networks
+from o3d_jax.steps.train import draw, train_loss
+from o3d_jax.types import Batch, Cameras
+
+
+class Flops(NamedTuple):
+    """What was counted."""
+
+    total: int
+    """Of one call, on all devices together."""
+    unbounded: int
+    """While loops with matrix products or convolutions in them. How often they run is not in the
+    program, so they count as if they ran once: the total is a lower bound unless this is 0."""
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
+    """The floating-point operations of `function(*arguments)`, which are arrays or their shapes.
+
+    What is computed anew by `jax.checkpoint` counts each time. Of a `lax.cond` the larger branch
+    counts. Inside a `shard_map` shapes are those of one device, so what is there counts once for
+    each. Kernels of Pallas count nothing.
+    """
+    return count_jaxpr(jax.make_jaxpr(function)(*arguments))
+
+
+def count_jaxpr(program: ClosedJaxpr) -> Flops:
+    """The same of what is traced already, as `jitted.trace(...).jaxpr`, which costs no time."""
+    return _of_jaxpr(program.jaxpr)
+
+
+def _of_jaxpr(jaxpr: Jaxpr) -> Flops:
+    each = [_of_equation(equation) for equation in jaxpr.eqns]
+    return Flops(sum(f.total for f in each), sum(f.unbounded for f in each))
+
+
+def _of_equation(equation: JaxprEqn) -> Flops:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return Flops(_of_dot(equation), 0)
+    if name == "conv_general_dilated":
+        return Flops(_of_convolution(equation), 0)
+    if name == "pallas_call":
+        return Flops(0, 0)
+    inside = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(params)]
+    if name == "cond":
+        return max(inside)
+    total, unbounded = sum(f.total for f in inside), sum(f.unbounded for f in inside)
+    if name == "scan":
+        return Flops(params["length"] * total, unbounded)
+    if name == "shard_map":
+        return Flops(_shards(params) * total, unbounded)
+    if name == "while":
+        return Flops(total, unbounded + (total > 0))
+    return Flops(total, unbounded)
+
+
+def _jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs within an equation: bodies, branches, what is called."""
+    for value in params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, Jaxpr):
+                yield one
+
+
+def _shards(params: dict[str, Any]) -> int:
+    """Into how many parts a shard_map cuts its work."""
+    names = params.get("newly_manual_axes", params.get("manual_axes"))  # Before jax 0.10.
+    mesh = params["mesh"]
+    return math.prod(mesh.shape[name] for name in (mesh.axis_names if names is None else names))
+
+
+def _of_dot(equation: JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left: Any = equation.invars[0].aval
+    result: Any = equation.outvars[0].aval
+    return 2 * math.prod(result.shape) * math.prod(left.shape[axis] for axis in contracted)
+
+
+def _of_convolution(equation: JaxprEqn) -> int:
+    numbers = equation.params["dimension_numbers"]
+    left: Any = equation.invars[0].aval
+    kernel: Any = equation.invars[1].aval
+    result: Any = equation.outvars[0].aval
+    pairs = 1
+    for axis, padding in enumerate(equation.params["padding"]):
+        pairs *= _pairs(
+            size=left.shape[numbers.lhs_spec[2 + axis]],
+            taps=kernel.shape[numbers.rhs_spec[2 + axis]],
+            outputs=result.shape[numbers.out_spec[2 + axis]],
+            stride=equation.params["window_strides"][axis],
+            padding=padding[0],
+            left_dilation=equation.params["lhs_dilation"][axis],
+            kernel_dilation=equation.params["rhs_dilation"][axis],
+        )
+    # A kernel's input features are those of one group, whichever way groups are made.
+    features = kernel.shape[numbers.rhs_spec[1]]
+    images_and_features = math.prod(result.shape[axis] for axis in numbers.out_spec[:2])
+    return 2 * images_and_features * features * pairs
+
+
+def _pairs(
+    *,
+    size: int,
+    taps: int,
+    outputs: int,
+    stride: int,
+    padding: int,
+    left_dilation: int,
+    kernel_dilation: int,
+) -> int:
+    """Along one axis, how often a tap of the kernel meets a number of the input."""
+    places = stride * np.arange(outputs)[:, None] + kernel_dilation * np.arange(taps) - padding
+    index, hole = np.divmod(places, left_dilation)
+    return int(((hole == 0) & (index >= 0) & (index < size)).sum())
+
+
+def train_step_flops(config: Config, networks: Networks) -> Flops:
+    """Model FLOPs of one step of Algorithm 1, all objects of the batch: the mean over the coin.
+
+    What a backward pass computes anew to save memory does not count, nor does the optimizer. The
+    rasterizer's few products of matrices count once for each of its loops. Traces the loss anew,
+    some ten seconds: where nothing is computed anew, `count_jaxpr` of the traced step does as well.
+    """
+    plain = dataclasses.replace(
+        networks,
+        unet=networks.unet.clone(remat=False),
+        lgm=networks.lgm.clone(remat=False),
+    )
+    share = config.diffusion.feedback_probability
+    with_feedback, without = (_one_object(config, plain, coin) for coin in (True, False))
+    mean = share * with_feedback.total + (1 - share) * without.total
+    unbounded = max(with_feedback.unbounded, without.unbounded)
+    return Flops(round(config.train.batch_size * mean), unbounded)
+
+
+def _one_object(config: Config, networks: Networks, use_feedback: bool) -> Flops:
+    """Of the loss and its gradient."""
+    model = config.model
+
+    def loss_and_gradient(params, frozen, batch, key):
+        draws = draw(config, 1, key)
+
+        def loss(params):
+            return train_loss(networks, config, params, frozen, batch, draws, use_feedback)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    def arguments(key):
+        params, frozen = init_networks(networks, model, key, config.train.train_image_encoder)
+        return params, frozen, _batch(model.num_views, model.image_size), key
+
+    return count_flops(loss_and_gradient, *jax.eval_shape(arguments, jax.random.key(0)))
+
+
+def _batch(views: int, size: int) -> Batch:
+    """One object."""
+    cameras = Cameras(
+        camera_to_world=jnp.zeros((1, views, 4, 4)),
+        intrinsics=jnp.zeros((1, views, 3, 3)),
+    )
+    return Batch(images=jnp.zeros((1, views, size, size, 3)), cameras=cameras)
