@@ -14,6 +14,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
+def varying(
+    parameter: Float[Array, "*s"], x: Float[Array, "..."], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "*s"]:
+    """The parameter in `dtype`, and inside `shard_map` typed as varying over what `x` varies over.
+
+    Its gradient is then summed over devices there, as a gradient that is written out must leave it
+    to JAX. The same value otherwise; XLA removes the sum.
+    """
+    zero = jnp.zeros_like(x, dtype, shape=(1,) * parameter.ndim)
+    return parameter.astype(dtype) + zero
+
+
 class Dense(nn.Module):
     """`linen.Dense`, with the product that is fast on the way back."""
 
@@ -26,7 +38,7 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.features}"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel.astype(self.dtype))
+        y = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), varying(kernel, x, self.dtype))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)[None]
@@ -46,7 +58,8 @@ class PointwiseConv(nn.Module):
         shape = (1, 1, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        y = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel[0, 0].astype(self.dtype))
+        kernel = varying(kernel[0, 0], x, self.dtype)
+        y = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel)
         return (y + bias.astype(self.dtype)[None]).reshape(*x.shape[:-1], self.features)
 
 
@@ -104,7 +117,7 @@ class TemporalConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 1, 1, c, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x = x.astype(self.dtype).reshape(b, v, h * w, c)
-        x = over_frames(x, kernel[:, 0, 0].astype(self.dtype))
+        x = over_frames(x, varying(kernel[:, 0, 0], x, self.dtype))
         return (x + bias.astype(self.dtype)[None, None, None]).reshape(b, v, h, w, self.features)
 
 

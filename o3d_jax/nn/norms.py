@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from o3d_jax.nn.layers import varying
+
 
 def sum_rows(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
     """Sums over the middle axis in two stages, of about as many rows each.
@@ -55,6 +57,7 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        scale, bias = varying(scale, x), varying(bias, x)
         rows = x.reshape(x.shape[0], -1, channels)
         y = _group_norm(self.num_groups, self.epsilon, self.dtype, rows, scale, bias)
         return cast(Array, y).reshape(x.shape)
@@ -125,6 +128,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        scale, bias = varying(scale, x), varying(bias, x)
         y = _layer_norm(self.epsilon, self.dtype, x.reshape(-1, x.shape[-1]), scale, bias)
         return cast(Array, y).reshape(x.shape)
 
