@@ -4,6 +4,7 @@ Half of `benchmarks/train_step.py`; needs the extra `[parity]`.
 """
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -49,8 +50,38 @@ class Pair(NamedTuple):
     torch: Callable[[], object]
 
 
-def pairs(size: Size, channels_last: bool = False) -> list[Pair]:
+class Ratio(NamedTuple):
+    """Processor seconds of both, in order of the rounds."""
+
+    name: str
+    ours: tuple[float, ...]
+    torch: tuple[float, ...]
+
+
+def measure(size: Size, threads: int, repeats: int, channels_last: bool) -> list[Ratio]:
+    """Both sides in turn, ours first and torch first in every other round."""
+    torch.set_num_threads(threads)
+    found = []
+    for pair in pairs(size, channels_last):
+        rounds = []
+        for i in range(repeats):
+            order = (pair.ours, pair.torch)
+            times = [_clock(call) for call in (order if i % 2 else order[::-1])]
+            rounds.append(times if i % 2 else times[::-1])
+        found.append(Ratio(pair.name, *(tuple(side) for side in zip(*rounds, strict=True))))
+    return found
+
+
+def _clock(call: Callable[[], object]) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def pairs(size: Size, channels_last: bool) -> list[Pair]:
     """Forward, and forward with all gradients, checked to agree.
+
+    `channels_last` lays out torch's kernels so; it is asked for by name, as diffusers does not.
 
     Raises:
         AssertionError: outputs or gradients differ by more than rounding.
@@ -68,7 +99,7 @@ def pairs(size: Size, channels_last: bool = False) -> list[Pair]:
     variables = synthetic_variables(unet, x, *rest)
     twin = load(svd_unet(config, LATENTS, CONTEXT, GIVEN), variables)
     if channels_last:
-        twin = _channels_last(twin)
+        twin = twin.to(memory_format=torch.channels_last)
 
     @jax.jit
     def forward(variables, x):
@@ -107,11 +138,6 @@ def pairs(size: Size, channels_last: bool = False) -> list[Pair]:
     ]
 
 
-def _channels_last(module: torch.nn.Module) -> torch.nn.Module:
-    """Kernels in the layout that torch recommends for processors; 3-D and 2-D ones."""
-    return module.to(memory_format=torch.channels_last)
-
-
 def _check_gradients(ours, ours_x, torch_x: torch.Tensor, twin: torch.nn.Module) -> None:
     """Every parameter's, and the input's, together by relative L2, none missing on either side."""
     found = {
@@ -134,4 +160,3 @@ def _check_gradients(ours, ours_x, torch_x: torch.Tensor, twin: torch.nn.Module)
     off_x = np.linalg.norm(np.asarray(ours_x) - torch_x.movedim(2, -1).numpy())
     off_x /= np.linalg.norm(np.asarray(ours_x))
     assert off_x < GRADIENTS_OFF, off_x
-    print(f"gradients off {off:.1e} {off_x:.1e}")
