@@ -13,12 +13,12 @@ from typing import NamedTuple
 import grain
 import jax
 from jaxtyping import Array, Key
+from o3d_jax.io.banner import Setting, banner, program_memory
 from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import InputError, exit_on_input_error
-from o3d_jax.io.banner import Setting, banner, program_memory
 from o3d_jax.io.checkpoint import Weights, save_model
 from o3d_jax.io.interruption import Interruption
 from o3d_jax.io.run_checkpoints import RunCheckpoints

@@ -15,13 +15,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from o3d_jax.config import ClipConfig
-from o3d_jax.nn.layers import attend, gelu
+from o3d_jax.nn.attention import attend
+from o3d_jax.nn.layers import Dense, gelu
+from o3d_jax.nn.norms import LayerNorm
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC_A = -0.75  # Free constant of the cubic convolution kernel (Keys 1981); torch's choice.
-
-LayerNorm = partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
 class ClipAttention(nn.Module):
@@ -32,7 +32,7 @@ class ClipAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dense = partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+        dense = partial(Dense, x.shape[-1], dtype=self.dtype)
         q, k, v = dense(name="q_proj")(x), dense(name="k_proj")(x), dense(name="v_proj")(x)
         return dense(name="out_proj")(attend(q, k, v, self.heads))
 
@@ -45,8 +45,8 @@ class ClipMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        y = gelu(nn.Dense(self.features, dtype=self.dtype, name="fc1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
+        y = gelu(Dense(self.features, dtype=self.dtype, name="fc1")(x))
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
 
 
 class ClipLayer(nn.Module):
@@ -128,7 +128,7 @@ class ClipVision(nn.Module):
     ) -> Float[Array, "b 1 {self.config.projection_dim}"]:
         x = normalise(resize_antialiased(images, self.config.image_size))
         x = ClipTransformer(self.config, self.dtype, name="vision_model")(x)
-        project = nn.Dense(
+        project = Dense(
             self.config.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection"
         )
         return project(x)[:, None].astype(jnp.float32)

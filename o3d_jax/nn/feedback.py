@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from o3d_jax.nn.layers import pool2
+from o3d_jax.nn.layers import PointwiseConv, pool2
 
 
 class FeedbackBlock(nn.Module):
@@ -23,10 +23,10 @@ class FeedbackBlock(nn.Module):
         if self.downsample:
             x = pool2(x)
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="in_conv")(x)
+            x = PointwiseConv(self.features, self.dtype, name="in_conv")(x)
         y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="block1")(x)
         zeros = nn.initializers.zeros
-        last = nn.Conv(self.features, (1, 1), dtype=self.dtype, kernel_init=zeros, name="block2")
+        last = PointwiseConv(self.features, self.dtype, zeros, name="block2")
         return x + last(nn.relu(y))
 
 

@@ -5,7 +5,7 @@ parameters and normalisation statistics are float32.
 """
 
 import math
-from typing import TypeVar
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,34 +14,94 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-class GroupNorm(nn.Module):
-    """Group normalisation over all axes but the first (batch) and, within groups, the last.
+def varying(
+    parameter: Float[Array, "*s"], x: Float[Array, "..."], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "*s"]:
+    """The parameter in `dtype`, and inside `shard_map` typed as varying over what `x` varies over.
 
-    Two-stage sums, per channel, then per group: up to four times faster than `linen.GroupNorm`.
-    A video of shape `b v h w c` is thus normalised over its frames too, as torch does in 3-D.
+    Its gradient is then summed over devices there, as a gradient that is written out must leave it
+    to JAX. The same value otherwise; XLA removes the sum.
     """
+    zero = jnp.zeros_like(x, dtype, shape=(1,) * parameter.ndim)
+    return parameter.astype(dtype) + zero
 
-    num_groups: int = 32
-    epsilon: float = 1e-5
+
+class Dense(nn.Module):
+    """`linen.Dense`, with the product that is fast on the way back."""
+
+    features: int
+    use_bias: bool = True
     dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        x32 = x.reshape(x.shape[0], -1, channels).astype(jnp.float32)
-        groups = (x.shape[0], self.num_groups, channels // self.num_groups)
-        count = x32.shape[1] * groups[-1]
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.features}"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), varying(kernel, x, self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)[None]
+        return y.reshape(*x.shape[:-1], self.features)
 
-        def spread(per_group):
-            return jnp.broadcast_to(per_group, groups).reshape(x.shape[0], 1, channels)
 
-        mean = spread(x32.sum(1).reshape(groups).sum(-1, keepdims=True) / count)
-        centred = x32 - mean
-        variance = (centred**2).sum(1).reshape(groups).sum(-1, keepdims=True) / count
-        gain = spread(jax.lax.rsqrt(variance + self.epsilon)) * scale[None, None]
-        return (centred * gain + bias[None, None]).reshape(x.shape).astype(self.dtype)
+class PointwiseConv(nn.Module):
+    """A convolution with a (1, 1) kernel, as a product of matrices."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w {self.features}"]:
+        shape = (1, 1, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        kernel = varying(kernel[0, 0], x, self.dtype)
+        y = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel)
+        return (y + bias.astype(self.dtype)[None]).reshape(*x.shape[:-1], self.features)
+
+
+class Factors(NamedTuple):
+    """Of a product."""
+
+    x: Float[Array, "..."]
+    kernel: Float[Array, "..."]
+
+
+Pair = tuple[Float[Array, "..."], Float[Array, "..."]]
+"""Gradients of both factors; JAX asks for a plain tuple."""
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "n d"], kernel: Float[Array, "d f"]) -> Float[Array, "n f"]:
+    """The matrix product. First derivatives only, in reverse mode."""
+    return x @ kernel
+
+
+def _product_forward(
+    x: Float[Array, "n d"], kernel: Float[Array, "d f"]
+) -> tuple[Float[Array, "n f"], Factors]:
+    return x @ kernel, Factors(x, kernel)
+
+
+def _product_backward(kept: Factors, dy: Float[Array, "n f"]) -> Pair:
+    dx = jax.lax.dot_general(dy, kept.kernel, (((1,), (1,)), ((), ())))
+    return dx, _over_rows(kept.x, dy)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _over_rows(x: Float[Array, "n d"], dy: Float[Array, "n f"]) -> Float[Array, "d f"]:
+    """x^T dy.
+
+    The barrier keeps XLA from laying out an operand by columns: where it does, to save a copy
+    elsewhere, its product on CPUs takes ten times as long.
+    """
+    x, dy = jax.lax.optimization_barrier((x, dy))
+    return jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
 
 
 class TemporalConv(nn.Module):
@@ -57,14 +117,47 @@ class TemporalConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 1, 1, c, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x = x.astype(self.dtype).reshape(b, v, h * w, c)
-        x = jax.lax.conv_general_dilated(
-            x,
-            kernel[:, 0].astype(self.dtype),
-            window_strides=(1, 1),
-            padding=((1, 1), (0, 0)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x = over_frames(x, varying(kernel[:, 0, 0], x, self.dtype))
         return (x + bias.astype(self.dtype)[None, None, None]).reshape(b, v, h, w, self.features)
+
+
+@jax.custom_vjp
+def over_frames(
+    x: Float[Array, "b v s c"], kernel: Float[Array, "3 c f"]
+) -> Float[Array, "b v s f"]:
+    """Each frame, the one before and the one after, by a matrix each; zeros beyond the ends.
+
+    First derivatives only, in reverse mode.
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[:, None],
+        window_strides=(1, 1),
+        padding=((1, 1), (0, 0)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _over_frames_forward(
+    x: Float[Array, "b v s c"], kernel: Float[Array, "3 c f"]
+) -> tuple[Float[Array, "b v s f"], Factors]:
+    return over_frames(x, kernel), Factors(x, kernel)
+
+
+def _over_frames_backward(kept: Factors, dy: Float[Array, "b v s f"]) -> Pair:
+    x, kernel = kept
+    dx = over_frames(dy, jnp.swapaxes(kernel[::-1], 1, 2))
+
+    def gradient(x: Float[Array, "b v s c"], dy: Float[Array, "b v s f"]) -> Float[Array, "c f"]:
+        return _over_rows(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
+
+    # Three products; as a convolution, whose window is the whole video, it takes three times that.
+    before = gradient(x[:, :-1], dy[:, 1:])
+    after = gradient(x[:, 1:], dy[:, :-1])
+    return dx, jnp.stack([before, gradient(x, dy), after])
+
+
+over_frames.defvjp(_over_frames_forward, _over_frames_backward)
 
 
 class TimestepMlp(nn.Module):
@@ -76,8 +169,8 @@ class TimestepMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.out_features}"]:
-        x = nn.Dense(self.features, dtype=self.dtype, name="linear_1")(x)
-        return nn.Dense(self.out_features, dtype=self.dtype, name="linear_2")(nn.silu(x))
+        x = Dense(self.features, dtype=self.dtype, name="linear_1")(x)
+        return Dense(self.out_features, dtype=self.dtype, name="linear_2")(nn.silu(x))
 
 
 class GegluProjection(nn.Module):
@@ -88,7 +181,7 @@ class GegluProjection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.features}"]:
-        x = nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x)
+        x = Dense(2 * self.features, dtype=self.dtype, name="proj")(x)
         value, gate = jnp.split(x, 2, axis=-1)
         return value * gelu(gate)
 
@@ -102,7 +195,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.features}"]:
         x = GegluProjection(4 * x.shape[-1], self.dtype, name="net_0")(x)
-        return nn.Dense(self.features, dtype=self.dtype, name="net_2")(x)
+        return Dense(self.features, dtype=self.dtype, name="net_2")(x)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -116,58 +209,6 @@ def sinusoid(t: Float[Array, "*b"], features: int) -> Float[Array, "*b {features
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t[..., None].astype(jnp.float32) * jax.lax.broadcast(frequencies, t.shape)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-ATTENTION_LOGITS = 2**27
-"""Most logits of attention that are in memory at a time: half a GiB in float32."""
-
-
-def attend(
-    q: Float[Array, "b q d"], k: Float[Array, "b k d"], v: Float[Array, "b k d"], heads: int
-) -> Float[Array, "b q d"]:
-    """Softmax attention with `heads` heads over the feature axis, scaled by 1/sqrt(d/heads).
-
-    Queries whose logits would fill more than ATTENTION_LOGITS go in parts, one after another, each
-    computed again in the backward pass.
-    """
-
-    def split(x):
-        return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
-
-    keys, values = split(k), split(v)
-
-    def of_queries(part: Float[Array, "b p h d"]) -> Float[Array, "b p h d"]:
-        return jax.nn.dot_product_attention(part, keys, values)
-
-    parts = attention_parts(q.shape[0] * heads * k.shape[1], q.shape[1])
-    if parts == 1:
-        return of_queries(split(q)).reshape(q.shape)
-    several = split(q).reshape(q.shape[0], parts, -1, heads, q.shape[-1] // heads)
-    out = jax.lax.map(jax.checkpoint(of_queries), jnp.moveaxis(several, 1, 0))
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
-
-
-def attention_parts(logits_per_query: int, queries: int) -> int:
-    """Into how many equal parts queries go: the fewest with ATTENTION_LOGITS or less in each."""
-    fits = (p for p in range(1, queries) if queries % p == 0)
-    fits = (p for p in fits if logits_per_query * queries // p <= ATTENTION_LOGITS)
-    return next(fits, queries)
-
-
-REMAT_POLICIES = {
-    "nothing": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-"""By `ModelConfig.remat_keeps`."""
-
-Layer = TypeVar("Layer", bound=type[nn.Module])
-
-
-def recomputed(layer: Layer, keeps: str | None) -> Layer:
-    """The layer, computed again in the backward pass but for what is kept of it (a key of
-    REMAT_POLICIES); None: as it is, all kept."""
-    return layer if keeps is None else nn.remat(layer, policy=REMAT_POLICIES[keeps])
 
 
 def pool2(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h//2 w//2 c"]:

@@ -16,7 +16,10 @@ from jaxtyping import Array, Float, Key
 
 from o3d_jax.config import LgmConfig
 from o3d_jax.geometry.rays import nearest_to_origin, pluecker_rays
-from o3d_jax.nn.layers import GroupNorm, attend, pool2, recomputed, sinusoid, upsample2
+from o3d_jax.nn.attention import attend
+from o3d_jax.nn.layers import Dense, PointwiseConv, pool2, sinusoid, upsample2
+from o3d_jax.nn.norms import GroupNorm
+from o3d_jax.nn.remat import recomputed
 from o3d_jax.types import Cameras, Gaussians
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,7 +31,7 @@ GAUSSIAN_CHANNELS = (3, 1, 3, 4, 3)  # mean, opacity, scale, quaternion, color
 # Linen's. The biases start at zero.
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 Conv3 = partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=torch_init)
-Conv1 = partial(nn.Conv, kernel_size=(1, 1), kernel_init=torch_init)
+Conv1 = partial(PointwiseConv, kernel_init=torch_init)
 
 
 def faint_and_small(
@@ -59,7 +62,7 @@ class LgmResnet(nn.Module):
     ) -> Float[Array, "b h w {self.features}"]:
         norm = partial(GroupNorm, self.num_groups, dtype=self.dtype)
         y = Conv3(self.features, dtype=self.dtype, name="conv1")(nn.silu(norm(name="norm1")(x)))
-        project = nn.Dense(
+        project = Dense(
             self.features,
             dtype=self.dtype,
             kernel_init=nn.initializers.zeros,
@@ -80,7 +83,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=torch_init)
+        dense = partial(Dense, dtype=self.dtype, kernel_init=torch_init)
         q, k, v = jnp.split(dense(3 * x.shape[-1], use_bias=False, name="qkv")(x), 3, axis=-1)
         return dense(x.shape[-1], name="proj")(attend(q, k, v, self.heads))
 
@@ -191,7 +194,7 @@ class LgmUnet(nn.Module):
         self, x: Float[Array, "bv h w 9"], c_noise: Float[Array, " b"]
     ) -> Float[Array, "bv h2 w2 14"]:
         c = self.config
-        dense = partial(nn.Dense, 4 * c.time_features, dtype=self.dtype)
+        dense = partial(Dense, 4 * c.time_features, dtype=self.dtype)
         time = dense(name="time_embed_0")(sinusoid(c_noise, c.time_features))
         time = dense(name="time_embed_2")(nn.silu(time))
         time = jnp.repeat(time, c.num_views, axis=0)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from o3d_jax.nn.layers import Dense
+
 
 class RayEmbedding(nn.Module):
     """The "two-layered MLP" of Sec. 3.1: features to add to those of the U-Net, one a latent pixel.
@@ -17,5 +19,5 @@ class RayEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, rays: Float[Array, "b v h w r"]) -> Float[Array, "b v h w {self.features}"]:
-        x = nn.Dense(self.features, dtype=self.dtype, name="embed_0")(rays)
-        return nn.Dense(self.features, dtype=self.dtype, name="embed_2")(nn.silu(x))
+        x = Dense(self.features, dtype=self.dtype, name="embed_0")(rays)
+        return Dense(self.features, dtype=self.dtype, name="embed_2")(nn.silu(x))

@@ -12,7 +12,8 @@ from o3d_jax.config import UnetConfig
 from o3d_jax.geometry.rays import harmonic_embedding, pluecker_rays
 from o3d_jax.geometry.released import released_rays
 from o3d_jax.nn.feedback import FeedbackEncoder
-from o3d_jax.nn.layers import GroupNorm, TimestepMlp, sinusoid
+from o3d_jax.nn.layers import TimestepMlp, sinusoid
+from o3d_jax.nn.norms import GroupNorm
 from o3d_jax.nn.rays import RayEmbedding
 from o3d_jax.nn.unet_blocks import DownBlock, MidBlock, UpBlock
 from o3d_jax.types import Cameras, Condition, Maps, pytree

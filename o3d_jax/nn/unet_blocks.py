@@ -11,16 +11,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from o3d_jax.config import UnetConfig
+from o3d_jax.nn.attention import attend
 from o3d_jax.nn.layers import (
+    Dense,
     FeedForward,
-    GroupNorm,
+    PointwiseConv,
     TemporalConv,
     TimestepMlp,
-    attend,
-    recomputed,
     sinusoid,
     upsample2,
 )
+from o3d_jax.nn.norms import GroupNorm, LayerNorm
 
 
 class ResBlock(nn.Module):
@@ -49,12 +50,12 @@ class ResBlock(nn.Module):
         y = GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm1")(x)
         y = self._convolution("conv1")(nn.silu(y))
         if emb is not None:
-            shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))
+            shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))
             y = y + shift.reshape(-1, *(1,) * (x.ndim - 2), self.features)
         y = GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm2")(y)
         y = self._convolution("conv2")(nn.silu(y))
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+            x = PointwiseConv(self.features, self.dtype, name="conv_shortcut")(x)
         return x + y
 
 
@@ -110,10 +111,10 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
         def project(name: str) -> Float[Array, "b q d"]:
-            return nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)(x)
+            return Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)(x)
 
         x_out = attend(project("to_q"), project("to_k"), project("to_v"), self.heads)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(x_out)
+        return Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(x_out)
 
 
 class TokenAttention(nn.Module):
@@ -131,12 +132,12 @@ class TokenAttention(nn.Module):
         self, x: Float[Array, "b v s d"], context: Float[Array, "b 1 e"]
     ) -> Float[Array, "b 1 1 d"]:
         def project(name: str, y: Float[Array, "..."]) -> Float[Array, "..."]:
-            return nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)(y)
+            return Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)(y)
 
         if self.is_initializing():
             project("to_q", x)
             project("to_k", context)
-        out = nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(project("to_v", context))
+        out = Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(project("to_v", context))
         return out[:, None]
 
 
@@ -188,8 +189,8 @@ class TransformerBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b v s d"], context: Float[Array, "b 1 e"]
     ) -> Float[Array, "b v s d"]:
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(dtype=self.dtype, name=name)
 
         if self.across_frames:
             x = x + FeedForward(x.shape[-1], self.dtype, name="ff_in")(norm("norm_in")(x))
@@ -219,7 +220,7 @@ class SpatioTemporalTransformer(nn.Module):
         tokens = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(
             x.reshape(b * v, h, w, c)
         ).reshape(b, v, h * w, c)
-        tokens = nn.Dense(c, dtype=self.dtype, name="proj_in")(tokens)
+        tokens = Dense(c, dtype=self.dtype, name="proj_in")(tokens)
         frame_emb = TimestepMlp(4 * c, c, self.dtype, name="time_pos_embed")(
             sinusoid(jnp.arange(v, dtype=jnp.float32), c)
         )[None, :, None]
@@ -234,7 +235,7 @@ class SpatioTemporalTransformer(nn.Module):
             name="temporal_transformer_blocks_0",
         )(spatial + frame_emb, context)
         mixed = AlphaBlender(name="time_mixer")(spatial, temporal)
-        return x + nn.Dense(c, dtype=self.dtype, name="proj_out")(mixed).reshape(x.shape)
+        return x + Dense(c, dtype=self.dtype, name="proj_out")(mixed).reshape(x.shape)
 
 
 class Downsample(nn.Module):
@@ -267,7 +268,7 @@ class Scale(nn.Module):
     """Which resolution; 0 is the finest."""
     dtype: DTypeLike = jnp.float32
     remat: str | None = None
-    """As in `layers.recomputed`."""
+    """As in `remat.recomputed`."""
 
     @property
     def features(self) -> int:

@@ -10,7 +10,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from o3d_jax.config import VaeConfig
-from o3d_jax.nn.layers import GroupNorm, TemporalConv, attend
+from o3d_jax.nn.attention import attend
+from o3d_jax.nn.layers import Dense, PointwiseConv, TemporalConv
+from o3d_jax.nn.norms import GroupNorm
 from o3d_jax.nn.unet_blocks import AlphaBlender, ResBlock, Upsample
 from o3d_jax.types import pytree
 
@@ -36,8 +38,8 @@ class PixelAttention(nn.Module):
         n, h, w, c = x.shape
         y = GroupNorm(self.num_groups, 1e-6, self.dtype, name="group_norm")(x)
         y = y.reshape(n, h * w, c)
-        q, k, v = (nn.Dense(c, dtype=self.dtype, name=f"to_{part}")(y) for part in "qkv")
-        y = nn.Dense(c, dtype=self.dtype, name="to_out_0")(attend(q, k, v, heads=1))
+        q, k, v = (Dense(c, dtype=self.dtype, name=f"to_{part}")(y) for part in "qkv")
+        y = Dense(c, dtype=self.dtype, name="to_out_0")(attend(q, k, v, heads=1))
         return x + y.reshape(x.shape)
 
 
@@ -226,7 +228,7 @@ class Vae(nn.Module):
         """Names the children as diffusers does."""
         self.encoder = Encoder(self.config, self.dtype)
         self.decoder = Decoder(self.config, self.dtype)
-        self.quant_conv = nn.Conv(2 * self.config.latent_channels, (1, 1), dtype=self.dtype)
+        self.quant_conv = PointwiseConv(2 * self.config.latent_channels, self.dtype)
 
     def encode(self, images: Float[Array, "*n h w 3"]) -> LatentMoments:
         """Moments of the latents of each image in [0, 1], unscaled, float32.

@@ -145,8 +145,8 @@ def train_step_flops(config: Config, networks: Networks) -> Flops:
     """
     plain = dataclasses.replace(
         networks,
-        unet=networks.unet.clone(remat=False),
-        lgm=networks.lgm.clone(remat=False),
+        unet=networks.unet.clone(remat=None),
+        lgm=networks.lgm.clone(remat=None),
     )
     share = config.diffusion.feedback_probability
     with_feedback, without = (_one_object(config, plain, coin) for coin in (True, False))
