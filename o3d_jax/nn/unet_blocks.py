@@ -22,6 +22,7 @@ from o3d_jax.nn.layers import (
     upsample2,
 )
 from o3d_jax.nn.norms import GroupNorm, LayerNorm
+from o3d_jax.nn.remat import recomputed
 
 
 class ResBlock(nn.Module):

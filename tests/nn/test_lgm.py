@@ -220,7 +220,7 @@ def test_recomputing_blocks_changes_neither_output_nor_gradient(inputs, variable
             variables
         )
 
-    stored, recomputed = loss(Lgm(TOY)), loss(Lgm(TOY, remat=True))
+    stored, recomputed = loss(Lgm(TOY)), loss(Lgm(TOY, remat="nothing"))
     for a, b in zip(jax.tree.leaves(stored), jax.tree.leaves(recomputed), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)  # Fusions differ: float32 rounding.
 
