@@ -64,6 +64,9 @@ def test_a_run_leaves_log_pictures_checkpoints_and_a_model(in_one_go):
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(np.isfinite(row["total"]) and row["gradient_norm"] > 0 for row in rows)
+    assert all(row["tflops_per_second_per_device"] > 0 for row in rows)
+    assert "unet" in (folder / "banner.txt").read_text()
+    assert json.loads((folder / "exit.json").read_text())["reason"] == "done"
     assert (folder / "eval" / "000004.png").stat().st_size > 1000
     assert list(folder.glob("events.*"))
     model = load_model(folder / "model")

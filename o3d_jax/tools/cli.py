@@ -8,16 +8,26 @@ import itertools
 import os
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import tyro
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
+from o3d_jax.io.banner import Setting
 
 Kind = TypeVar("Kind")
+
+
+class ExplainedConfig(NamedTuple):
+    """A config, and where it has its values from."""
+
+    config: Config
+    settings: tuple[Setting, ...]
+    """Fields that are not as `Config` has them by default."""
 
 
 def read_config(path: Path, overrides: list[str]) -> Config:
@@ -27,6 +37,50 @@ def read_config(path: Path, overrides: list[str]) -> Config:
         InputError: no such file, no config in it, an unknown field, a value of another type,
             values that contradict each other, or a run folder that cannot be written to.
     """
+    return explained_config(path, overrides).config
+
+
+def explained_config(path: Path, overrides: list[str]) -> ExplainedConfig:
+    """The same, with where each value came from.
+
+    Raises:
+        InputError: as `read_config`.
+    """
+    in_file = _config_in(path)
+    _check_names(overrides)
+    config = parse(Config, overrides, default=in_file, prog=f"train.py {path}")
+    _check_writable(config.run_dir / config.name)
+    return ExplainedConfig(config, provenance(config, in_file, path))
+
+
+def provenance(config: Config, in_file: Config, path: Path) -> tuple[Setting, ...]:
+    """Fields with another value than the default, or than the file, and who chose it.
+
+    `in_file` is what the file at `path` has, `config` what the command line made of it.
+    """
+    defaults = dict(_leaves(Config(name="_")))
+    before = dict(_leaves(in_file))
+    found = []
+    for name, value in _leaves(config):
+        if value != before[name]:
+            found.append(Setting(name, repr(value), "command line"))
+        elif name == "name" or value != defaults[name]:
+            found.append(Setting(name, repr(value), str(path)))
+    return tuple(found)
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All option names with their values."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, name + ".")
+        else:
+            yield name, str(value) if isinstance(value, Path) else value
+
+
+def _config_in(path: Path) -> Config:
     if not path.is_file():
         raise InputError(f"no config file {path}; the bundled ones are in configs/")
     try:
@@ -35,9 +89,6 @@ def read_config(path: Path, overrides: list[str]) -> Config:
         raise InputError(f"{path}: {_with_nearest(str(error))}") from error
     if not isinstance(config, Config):
         raise InputError(f"{path} defines no `config = Config(...)`")
-    _check_names(overrides)
-    config = parse(Config, overrides, default=config, prog=f"train.py {path}")
-    _check_writable(config.run_dir / config.name)
     return config
 
 

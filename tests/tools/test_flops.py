@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from o3d_jax import parallel
 from o3d_jax.config import Config, UnetConfig
-from o3d_jax.nn.networks import apply, build_networks, init_networks
+from o3d_jax.nn.networks import apply, build_networks
 from o3d_jax.tools import flops
 from o3d_jax.tools.flops import count_flops, train_step_flops
 from o3d_jax.types import Cameras, Condition, Maps
@@ -159,9 +159,8 @@ def test_a_step_counts_its_batch_and_the_mean_over_the_coin(toy):
         config = dataclasses.replace(toy.config, diffusion=diffusion, train=train)
         return train_step_flops(config, toy.networks).total
 
-    without, sometimes, always = of(0.0), of(0.25), of(1.0)
+    without, sometimes, always = of(0.0, batch_size=5) * 3 // 5, of(0.25), of(1.0)
     assert sometimes == round(0.75 * without + 0.25 * always)
-    assert of(0.0, batch_size=5) * 3 == without * 5
     # Feedback costs one more pass through the denoiser, without a gradient.
     shapes = one_object(toy.config.model)
     unet = count_flops(functools.partial(apply, toy.networks.unet), toy.params.unet, *shapes)
@@ -190,14 +189,13 @@ def one_object(model):
 
 @pytest.fixture(scope="module")
 def full_size():
-    """The paper's networks and the shapes of their parameters; nothing is computed anew."""
-    config = Config(name="full")
-    model = dataclasses.replace(config.model, remat=False)
-    networks = build_networks(model, "vgg")
-    shapes = jax.eval_shape(
-        lambda key: init_networks(networks, model, key, False), jax.random.key(0)
-    )
-    return model, networks, *shapes
+    """The paper's networks; nothing is computed anew."""
+    return build_networks(dataclasses.replace(Config(name="full").model, remat=False), "vgg")
+
+
+def variables(network, *inputs):
+    """Shapes of a network's parameters."""
+    return jax.eval_shape(network.init, jax.random.key(0), *inputs)
 
 
 @pytest.fixture(params=["padding counts", "as we count"])
@@ -214,17 +212,17 @@ def known_to(request, monkeypatch):
 
 
 def test_the_counts_of_vae_clip_and_lpips_at_full_size_are_the_known_ones(full_size, known_to):
-    _, networks, _, frozen = full_size
-    views = ones(8, 512, 512, 3)
+    networks = full_size
+    views, image = ones(8, 512, 512, 3), ones(1, 512, 512, 3)
     encode = functools.partial(apply, networks.vae, method="encode")
     decode = functools.partial(apply, networks.vae, method="decode")
+    vae = variables(networks.vae, ones(1, 8, 512, 512, 3))
+    clip, lpips = variables(networks.clip, image), variables(networks.lpips, image, image)
     found = [
-        count_flops(encode, frozen.vae, views).total,
-        count_flops(decode, frozen.vae, ones(1, 8, 64, 64, 4)).total,
-        count_flops(
-            functools.partial(apply, networks.clip), frozen.clip, ones(1, 512, 512, 3)
-        ).total,
-        count_flops(functools.partial(apply, networks.lpips), frozen.lpips, views, views).total / 2,
+        count_flops(encode, vae, views).total,
+        count_flops(decode, vae, ones(1, 8, 64, 64, 4)).total,
+        count_flops(functools.partial(apply, networks.clip), clip, image).total,
+        count_flops(functools.partial(apply, networks.lpips), lpips, views, views).total / 2,
     ]
     np.testing.assert_allclose(np.array(found) / 1e12, [8.9, 24.3, 0.33, 1.3], rtol=known_to)
 
@@ -233,33 +231,33 @@ def test_the_counts_of_vae_clip_and_lpips_at_full_size_are_the_known_ones(full_s
 def test_the_counts_of_denoiser_and_reconstruction_at_full_size_are_the_known_ones(
     full_size, known_to
 ):
-    model, networks, params, _ = full_size
-    inputs = one_object(model)
+    networks, inputs = full_size, one_object(Config(name="full").model)
     bare = networks.unet.clone(config=UnetConfig(feedback="none"))
-    unet = jax.eval_shape(bare.init, jax.random.key(0), *inputs)
-    lgm = functools.partial(apply, networks.lgm)
+    unet = variables(bare, *inputs)
+    seen = (ones(1, 8, 512, 512, 3), inputs[3], inputs[1])
+    lgm = variables(networks.lgm, *seen)
     # Queries and outputs of attention to one token, spatial and temporal, which we don't compute:
     # two attentions, two products, 5 blocks at each of three scales and one in the middle.
     tokens, widths = 8 * 64**2 / 4 ** np.arange(4), np.array([320, 640, 1280, 1280])
     never_computed = (2 * 2 * 2 * tokens * widths**2 * [5, 5, 5, 1]).sum()
     found = [
         count_flops(functools.partial(apply, bare), unet, *inputs).total + never_computed,
-        count_flops(lgm, params.lgm, ones(1, 8, 512, 512, 3), inputs[3], inputs[1]).total,
+        count_flops(functools.partial(apply, networks.lgm), lgm, *seen).total,
     ]
     np.testing.assert_allclose(np.array(found) / 1e12, [10.2, 1.78], rtol=known_to)
 
 
 @pytest.mark.slow
 def test_the_gradient_at_full_size_costs_twice_the_denoiser(full_size):
-    model, networks, params, _ = full_size
-    inputs = one_object(model)
+    networks, inputs = full_size, one_object(Config(name="full").model)
     forward = functools.partial(apply, networks.unet)
+    unet = variables(networks.unet, *inputs)
 
     def gradient(params, *inputs):
         return jax.grad(lambda p: forward(p, *inputs).astype(jnp.float32).sum())(params)
 
     once, with_backward = (
-        count_flops(function, params.unet, *inputs).total for function in (forward, gradient)
+        count_flops(function, unet, *inputs).total for function in (forward, gradient)
     )
     # Less what only the gradient of the inputs would need: of the first layers.
     np.testing.assert_allclose(with_backward / once, 3, rtol=0.01)
