@@ -58,8 +58,8 @@ def _train(config: Config, interruption: Interruption) -> None:
     if restored is not None:
         state, position = restored
         batches.set_state(position)
-        log.rewind(int(state.step))
         log.say(f"resumed at step {int(state.step)}")
+    log.rewind(int(state.step))  # To 0 where a run was killed before its first checkpoint.
     heldout = heldout_batch(config, config.train.eval_objects)
 
     _, key = jax.random.split(jax.random.key(config.seed))  # The first is start_weights'.
