@@ -1,0 +1,74 @@
+"""train.py with toy networks, or interrupted on purpose, for `test_interruption.py`.
+
+`interrupted_training.py NETWORKS PHASE SECONDS ARGUMENTS...`: NETWORKS is toy or real; so many
+SECONDS after PHASE has begun, SIGTERM arrives. ARGUMENTS are train.py's.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+
+from toy_networks import toy_system
+
+import train
+
+BEGINNINGS = {"compilation": ("train_step", 1), "step": ("train_step", 3)}
+"""Functions of train.py and the call of them at which a phase begins."""
+BEGINNINGS |= {"evaluation": ("evaluation_sheet", 1), "model": ("save_model", 1)}
+
+
+def interrupt(seconds):
+    def send():
+        time.sleep(seconds)
+        sys.stdout.write(f"signalled at {time.time()}\n")
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def interrupt_at(phase, seconds):
+    name, wanted = BEGINNINGS[phase]
+    real, calls = getattr(train, name), []
+
+    def called(*arguments, **options):
+        calls.append(name)
+        if len(calls) == wanted:
+            interrupt(seconds)
+        return real(*arguments, **options)
+
+    setattr(train, name, called)
+
+
+def interrupt_while_written(seconds):
+    """Orbax writes in the background when `save` has returned."""
+    real = train.RunCheckpoints.save
+
+    def save(self, state, position):
+        real(self, state, position)
+        interrupt(seconds)
+
+    train.RunCheckpoints.save = save
+
+
+def use_toys():
+    def build(model, lpips):
+        config = train.read_config(train.Path("configs/tiny.py"), [])
+        return dataclasses.replace(toy_system(config).networks, lpips=None)
+
+    train.build_networks = build
+
+
+if __name__ == "__main__":
+    networks, phase, seconds, *arguments = sys.argv[1:]
+    if networks == "toy":
+        use_toys()
+    if phase == "writing":
+        interrupt_while_written(float(seconds))
+    elif phase != "none":
+        interrupt_at(phase, float(seconds))
+    sys.argv = ["train.py", *arguments]
+    train.main()
