@@ -13,12 +13,12 @@ from typing import NamedTuple
 import grain
 import jax
 from jaxtyping import Array, Key
-from o3d_jax.io.banner import Setting, banner, program_memory
 from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import InputError, exit_on_input_error
+from o3d_jax.io.banner import Setting, banner, program_memory
 from o3d_jax.io.checkpoint import Weights, save_model
 from o3d_jax.io.interruption import Interruption
 from o3d_jax.io.run_checkpoints import RunCheckpoints
@@ -37,7 +37,6 @@ from o3d_jax.parallel import (
 from o3d_jax.steps.train import StepReport, draw_coin, init_state, make_optimizer
 from o3d_jax.tools.cli import explained_config, use_compilation_cache
 from o3d_jax.tools.evaluation_sheet import evaluation_sheet
-from o3d_jax.tools.flops import train_step_flops
 from o3d_jax.tools.programs import Programs, System, compile_programs
 from o3d_jax.tools.start import start_weights
 from o3d_jax.types import Frozen, TrainState
@@ -65,8 +64,7 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
         with interruption.unattended(None):
             run = _set_up(config)
         first = int(run.state.step)
-        flops = train_step_flops(config, run.system.networks).total
-        with RunLog(config.run_dir / config.name, config, first, step_flops=flops) as log:
+        with RunLog(config.run_dir / config.name, config, first) as log:
             with interruption.unattended(None):  # As long as there is nothing to lose.
                 programs = _compile(run, log, settings)
             state = _loop(config, run, programs, log, interruption)
@@ -135,9 +133,12 @@ def _loop(
 ) -> TrainState:
     """Training steps to the last, or to a signal; the state after them is saved."""
     state, layout, key = run.state, run.system.layout, _run_key(config, run.system.layout)
-    first, steps, before = int(state.step), config.train.steps, None
-    log.start()
-    for step in tqdm(range(first, steps), initial=first, total=steps, disable=not log.leads):
+    first, steps = int(state.step), config.train.steps
+    before: StepReport | None = None
+    log.start(programs.step_flops)
+    for step in tqdm(
+        range(first, steps), initial=first, total=steps, disable=jax.process_index() > 0
+    ):
         log.begin_step(step)
         asked = time.perf_counter()
         loaded = next(run.batches)

@@ -9,6 +9,10 @@ Starts from converted SVD, LGM and LPIPS weights:
 
 from pathlib import Path
 
-from o3d_jax.config import Config, DataConfig
+from o3d_jax.config import Config, DataConfig, ModelConfig
 
-config = Config(name="ouroboros3d", data=DataConfig(cache=Path(".cache/orbits")))
+config = Config(
+    name="ouroboros3d",
+    model=ModelConfig(vae_chunk=1),
+    data=DataConfig(cache=Path(".cache/orbits")),
+)

@@ -23,6 +23,7 @@ from o3d_jax.config import (
 config = Config(
     name="released",
     model=ModelConfig(
+        vae_chunk=1,
         unet=UnetConfig(
             ray_convention="released",
             ccm_convention="released",

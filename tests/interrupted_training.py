@@ -14,10 +14,16 @@ import time
 from toy_networks import toy_system
 
 import train
+from o3d_jax.tools import programs
+from o3d_jax.tools.cli import read_config
 
-BEGINNINGS = {"compilation": ("train_step", 1), "step": ("train_step", 3)}
-"""Functions of train.py and the call of them at which a phase begins."""
-BEGINNINGS |= {"evaluation": ("evaluation_sheet", 1), "model": ("save_model", 1)}
+BEGINNINGS = {
+    "compilation": (train, "compile_programs", 1),
+    "step": (train, "draw_coin", 3),
+    "evaluation": (programs.Programs, "evaluate", 1),
+    "model": (train, "save_model", 1),
+}
+"""Functions, and the call of them at which a phase begins."""
 
 
 def interrupt(seconds):
@@ -31,8 +37,8 @@ def interrupt(seconds):
 
 
 def interrupt_at(phase, seconds):
-    name, wanted = BEGINNINGS[phase]
-    real, calls = getattr(train, name), []
+    owner, name, wanted = BEGINNINGS[phase]
+    real, calls = getattr(owner, name), []
 
     def called(*arguments, **options):
         calls.append(name)
@@ -40,7 +46,7 @@ def interrupt_at(phase, seconds):
             interrupt(seconds)
         return real(*arguments, **options)
 
-    setattr(train, name, called)
+    setattr(owner, name, called)
 
 
 def interrupt_while_written(seconds):
@@ -56,7 +62,7 @@ def interrupt_while_written(seconds):
 
 def use_toys():
     def build(model, lpips):
-        config = train.read_config(train.Path("configs/tiny.py"), [])
+        config = read_config(train.Path("configs/tiny.py"), [])
         return dataclasses.replace(toy_system(config).networks, lpips=None)
 
     train.build_networks = build

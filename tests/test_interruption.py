@@ -77,7 +77,9 @@ class Runs:
             return []
         whole = path.read_text().rpartition("\n")[0]  # A killed process may leave half a line.
         rows = [json.loads(line) for line in whole.splitlines()]
-        return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+        return [
+            {k: v for k, v in row.items() if "second" not in k and "share" not in k} for row in rows
+        ]
 
     def steps(self, name):
         """Of which there are checkpoints."""

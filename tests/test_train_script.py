@@ -86,15 +86,15 @@ def test_a_resumed_run_ends_in_the_same_state_bit_for_bit(in_one_go):
 
 def test_a_run_broken_off_after_its_checkpoint_logs_each_step_once(config, monkeypatch):
     three = dataclasses.replace(config, name="three")
-    real, seen = train.train_step, []
+    real, seen = train.draw_coin, []
 
-    def stops_at_the_fourth(state, *arguments, **options):
-        seen.append(int(state.step))
+    def stops_at_the_fourth(config, step):
+        seen.append(step)
         if seen == [0, 1, 2, 3]:
             raise KeyboardInterrupt
-        return real(state, *arguments, **options)
+        return real(config, step)
 
-    monkeypatch.setattr(train, "train_step", stops_at_the_fourth)
+    monkeypatch.setattr(train, "draw_coin", stops_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         train.train(three)
     train.train(three)

@@ -60,6 +60,7 @@ def harmonic_embedding(
     Within the sines and the cosines, the frequencies of one channel lie side by side.
     """
     frequencies = 2.0 ** jnp.arange(octaves, dtype=x.dtype)
-    angles = x[..., None] * frequencies.reshape((1,) * x.ndim + (octaves,))
-    angles = angles.reshape(*x.shape[:-1], x.shape[-1] * octaves)
+    frequencies = frequencies.reshape((1,) * (x.ndim - 1) + (octaves,))
+    # No reshape of (channel, frequency): libtpu 0.0.52 dies of one of 6 by 6 before a product.
+    angles = jnp.concatenate([x[..., c, None] * frequencies for c in range(x.shape[-1])], axis=-1)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles), x], axis=-1)

@@ -156,6 +156,16 @@ class RunCheckpoints:
         with self.lock, full_disk_named(self.folder):
             self.manager.wait_until_finished()
 
+    def save_now(self, state: TrainState, data_state: dict[str, Any]) -> None:
+        """Saves a step unless it is saved, and waits until all is written.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        with self.lock:
+            self.save(state, data_state)
+            self.wait()
+
     def close(self) -> None:
         """Waits until all is written; nothing can be saved any more."""
         with self.lock:

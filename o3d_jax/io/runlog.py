@@ -47,10 +47,8 @@ class RunLog:
     must call the same methods: some of them end the run, on all alike.
     """
 
-    def __init__(
-        self, folder: Path, config: Config, step: int = 0, step_flops: int | None = None
-    ) -> None:
-        """A log that goes on after `step`; `step_flops` are those of a step on all devices.
+    def __init__(self, folder: Path, config: Config, step: int = 0) -> None:
+        """A log that goes on after `step`.
 
         Raises:
             InputError: a tracker is not installed, or refuses.
@@ -58,7 +56,7 @@ class RunLog:
         self.folder = folder
         self.step = step
         self._config = config
-        self._step_flops = step_flops
+        self._step_flops: int | None = None
         self._leads = jax.process_index() == 0
         self._stack = contextlib.ExitStack()
         self._ending: Ending | None = None
@@ -97,8 +95,12 @@ class RunLog:
             with written_whole(self.folder / "banner.txt") as scratch:
                 scratch.write_text(text + "\n")
 
-    def start(self) -> None:
-        """The loop begins: time counts from now on, and all programs are compiled."""
+    def start(self, step_flops: int | None = None) -> None:
+        """The loop begins: time counts from now on, and all programs are compiled.
+
+        `step_flops` are those of a step, on all devices together.
+        """
+        self._step_flops = step_flops
         self._watch.start()
         self._stack.callback(self._watch.close)
         self._clock.lap()

@@ -19,6 +19,7 @@ from o3d_jax.nn.networks import Networks, init_networks
 from o3d_jax.parallel import Layout, gather, place
 from o3d_jax.steps.sample import Estimate, generate_on_devices
 from o3d_jax.steps.train import StepReport, init_state, train_step
+from o3d_jax.tools.flops import count_jaxpr, train_step_flops
 from o3d_jax.types import Batch, Cameras, Frozen, TrainState, pytree
 
 Step = Callable[..., tuple[TrainState, StepReport]]
@@ -124,6 +125,8 @@ class Programs:
 
     steps: dict[bool, jax.stages.Compiled]
     """By the coin: without feedback, with it."""
+    step_flops: int
+    """Model FLOPs of a step on all devices, the mean over the coin."""
     sampler: jax.stages.Compiled
     heldout: Batch
     """What the sampler is shown, on the host."""
@@ -149,12 +152,27 @@ class Programs:
 
 def compile_programs(system: System, heldout: Batch) -> Programs:
     """Compiles what a run needs: a step for each side of the coin that can come up, the sampler."""
-    inputs, probability = system.inputs(), system.config.diffusion.feedback_probability
-    sides = [
-        side for side, possible in ((False, probability < 1), (True, probability > 0)) if possible
-    ]
-    steps = {side: system.trace_step(inputs, side).lower().compile() for side in sides}
+    config, inputs = system.config, system.inputs()
+    probability = config.diffusion.feedback_probability
+    sides = (probability < 1) * [False] + (probability > 0) * [True]
+    steps = {side: system.trace_step(inputs, side) for side in sides}
     count, devices = heldout.images.shape[0], system.layout.devices
-    shown = -(-count // devices) * devices
-    sampler = system.trace_sampler(inputs, shown).lower().compile()
-    return Programs(steps=steps, sampler=sampler, heldout=heldout, layout=system.layout)
+    sampler = system.trace_sampler(inputs, -(-count // devices) * devices)
+    return Programs(
+        steps={side: traced.lower().compile() for side, traced in steps.items()},
+        step_flops=_step_flops(system, steps),
+        sampler=sampler.lower().compile(),
+        heldout=heldout,
+        layout=system.layout,
+    )
+
+
+def _step_flops(system: System, steps: dict[bool, jax.stages.Traced]) -> int:
+    """Without those of layers that are computed anew, which need a trace of their own."""
+    config = system.config
+    if config.model.remat:
+        return train_step_flops(config, system.networks).total
+    probability = config.diffusion.feedback_probability
+    weights = {False: 1 - probability, True: probability}
+    counted = (weights[side] * count_jaxpr(traced.jaxpr).total for side, traced in steps.items())
+    return round(sum(counted))
