@@ -30,7 +30,7 @@ from o3d_jax.steps.train import (
 from o3d_jax.types import Batch, Frozen, Maps, TrainState
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NANO, MIDDLE = "nano", "middle"
+TINY, NANO, MIDDLE = "tiny", "nano", "middle"
 
 
 class Measured(NamedTuple):
@@ -61,10 +61,10 @@ class Workload(NamedTuple):
 
 
 def workload(name: str) -> Workload:
-    """`configs/nano.py` with two objects, or the U-Net of the other table at 128 px with one."""
+    """`tiny` and `nano` of two objects; `middle` of one: 128 px, wider networks, and `remat`."""
+    if name in (TINY, NANO):
+        return Workload(runpy.run_path(str(CONFIGS / f"{name}.py"))["config"], 2)
     nano: Config = runpy.run_path(str(CONFIGS / "nano.py"))["config"]
-    if name == NANO:
-        return Workload(nano, 2)
     model = dataclasses.replace(
         nano.model,
         image_size=128,
@@ -72,7 +72,6 @@ def workload(name: str) -> Workload:
         unet=dataclasses.replace(
             nano.model.unet,
             block_out_channels=(64, 128, 256, 256),
-            layers_per_block=2,
             num_attention_heads=(1, 2, 4, 4),
             norm_num_groups=32,
         ),
