@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import jax
 from toy_networks import toy_system
 
 import train
@@ -66,6 +67,13 @@ def use_toys():
         return dataclasses.replace(toy_system(config).networks, lpips=None)
 
     train.build_networks = build
+    real = train.use_compilation_cache
+
+    def use_cache():
+        real()
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+    train.use_compilation_cache = use_cache
 
 
 if __name__ == "__main__":

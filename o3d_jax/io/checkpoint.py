@@ -167,11 +167,22 @@ def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None
     host = on_first_host(weights, dtype)
     try:
         if jax.process_index() == 0:
+            _remove_leftovers(folder.absolute())
             with model_folder(folder, config) as arrays, _checkpointer_of_one() as checkpointer:
                 checkpointer.save(arrays, named_parts(host))
     finally:  # The others must not wait for a process that could not write.
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"{folder.name} is written")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Of processes that were killed while they wrote this model, and only what is surely that."""
+    names = (*MODEL_FILES, "weights/*", "weights.orbax-checkpoint-tmp/*")
+    for scratch in folder.parent.glob(f".{folder.name}-????????"):
+        # An older model may be in there, moved aside: it is not of these names.
+        with contextlib.suppress(InputError):
+            _check_ours(scratch, names)
+            shutil.rmtree(scratch)
 
 
 def on_first_host(tree: Tree, dtype: str | None = None) -> Tree:

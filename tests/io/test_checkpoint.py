@@ -51,6 +51,19 @@ def test_a_model_is_read_as_it_was_written(saved, tiny, weights):
     assert model.weights.params.clip is None and model.weights.frozen.lpips is None
 
 
+def test_what_a_killed_process_left_of_a_model_is_removed_and_nothing_else(
+    saved, tiny, weights, tmp_path
+):
+    half, aside, theirs = (tmp_path / f".model-{name * 8}" for name in "abc")
+    shutil.copytree(saved / "weights", half / "weights.orbax-checkpoint-tmp")
+    (half / "config.json").write_text("{")
+    shutil.copytree(saved, aside / "model")
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("keep me")
+    save_model(tmp_path / "model", tiny, weights)
+    assert sorted(tmp_path.iterdir()) == [aside, theirs, tmp_path / "model"]
+
+
 def test_a_bundle_is_the_model_in_half_precision(saved, tiny, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bundle", str(saved), str(tmp_path / "small")])
     bundle.main()

@@ -23,6 +23,10 @@ def test_two_processes_save_and_restore_and_step_back_together(tmp_path):
         )
         for index in ("0", "1")
     ]
-    said = [run.communicate(timeout=300)[1] for run in runs]
+    try:
+        said = [run.communicate(timeout=120)[1] for run in runs]
+    finally:  # One may wait for the other for ever.
+        for run in runs:
+            run.kill()
     assert [run.returncode for run in runs] == [0, 0], said
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"2", "4", "4.damaged"}

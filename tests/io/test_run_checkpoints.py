@@ -232,8 +232,8 @@ def test_a_step_is_saved_once_and_the_newest_are_kept(copied, tiny):
 
 
 def test_what_a_killed_run_had_begun_to_write_is_removed(copied, tiny):
-    (copied / "6.orbax-checkpoint-tmp").mkdir()
-    (copied / "6.orbax-checkpoint-tmp" / "half").write_text("half")
+    (copied / "5.orbax-checkpoint-tmp").mkdir()  # Of a step that is not saved again.
+    (copied / "5.orbax-checkpoint-tmp" / "half").write_text("half")
     checkpoints = opened(copied, tiny)
     assert_same(checkpoints.restore(make_state(0))[0], make_state(4))
     checkpoints.save(make_state(6), POSITION)
