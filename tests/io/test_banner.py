@@ -43,7 +43,7 @@ def lines(text):
 def test_a_banner_says_what_runs_where_and_with_what(tiny):
     train = dataclasses.replace(tiny.train, batch_size=24, accumulate=3, zero=1)
     config = dataclasses.replace(tiny, train=train)
-    mesh = parallel.make_mesh(2, 24)
+    mesh = parallel.make_layout(dataclasses.replace(train, fsdp=2)).mesh
     text = banner(
         config,
         mesh,
@@ -70,7 +70,7 @@ def test_a_banner_says_what_runs_where_and_with_what(tiny):
 
 
 def test_trained_and_frozen_parameters_are_in_their_columns(tiny):
-    text = banner(tiny, parallel.make_mesh(1, 8), *networks())
+    text = banner(tiny, parallel.make_layout(tiny.train).mesh, *networks())
     head = next(line for line in text.splitlines() if "trains" in line)
     for name, column in (("unet", "trains"), ("vae", "frozen")):
         line = next(line for line in text.splitlines() if f" {name} " in line)

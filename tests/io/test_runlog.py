@@ -68,9 +68,9 @@ def test_a_line_has_the_means_of_its_steps_and_quantiles_of_all_their_levels(
 
 def test_rates_leave_out_what_was_not_training(tmp_path, config, clock):
     devices = jax.device_count()
-    with RunLog(tmp_path, config, step_flops=5 * 10**12) as log:
+    with RunLog(tmp_path, config) as log:
         clock.now += 50  # Compiling.
-        log.start()
+        log.start(5 * 10**12)
         for step in (1, 2):
             clock.now += 2
             log.record(step, report(), (), 0.5)

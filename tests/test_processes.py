@@ -1,0 +1,127 @@
+"""Two processes of four devices each train as one of eight does, and end together."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_interruption import Runs, final, save_vae
+
+from o3d_jax.io.checkpoint import load_model
+from o3d_jax.tools.cli import read_config
+
+# Toys are small: everything from 90 elements on is shared out, also between the processes.
+SHARED = ("--train.zero", "3", "--train.smallest-shared", "90")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start_two(runs, name, *options, **more):
+    launch = ("--launch.coordinator", f"localhost:{free_port()}", "--launch.processes", "2")
+    each = [(*launch, "--launch.process-id", str(i), *SHARED, *options) for i in range(2)]
+    return [runs.start(name, *mine, devices=4, **more) for mine in each]
+
+
+def ends(processes):
+    said = [process.communicate(timeout=900)[0] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """With a run `one` of one process with eight devices, and `two` of two with four each."""
+    from toy_networks import toy_system
+
+    folder = tmp_path_factory.mktemp("runs")
+    config = read_config(os.path.join("configs", "tiny.py"), [])
+    save_vae(folder, toy_system(config).networks, config)
+    runs = Runs(folder)
+    ended = runs.run("one", *SHARED, devices=8)
+    assert ended.status == 0, ended.said
+    statuses, said = ends(start_two(runs, "two"))
+    assert statuses == [0, 0], said
+    (folder / "said.json").write_text(json.dumps(said))
+    return runs
+
+
+def test_two_processes_end_in_the_state_of_one(runs):
+    (one, position), (two, other_position) = final(runs, "one"), final(runs, "two")
+    assert position == other_position
+
+    def check(found, expected):
+        # The same sums, but gloo adds shares of devices in another order than one process does.
+        if found.dtype.kind == "f":
+            scale = np.abs(expected).max()
+            assert np.mean(np.abs(found - expected) > 1e-3 * scale) < 0.02
+        else:
+            np.testing.assert_array_equal(found, expected)
+
+    assert len(jax.tree.leaves(two)) > 20
+    jax.tree.map(check, two, one)
+    alone, together = runs.rows("one"), runs.rows("two")
+    assert [row["step"] for row in together] == [row["step"] for row in alone]
+    for a, b in zip(alone, together, strict=True):
+        assert b["log_sigma_50"] == a["log_sigma_50"]  # The same draws for the same objects.
+        np.testing.assert_allclose(b["total"], a["total"], rtol=1e-3)
+    model = load_model(runs.folder / "two" / "model").weights
+    assert len(jax.tree.leaves(model)) == len(
+        jax.tree.leaves(load_model(runs.folder / "one" / "model").weights)
+    )
+
+
+def test_process_0_alone_prints_and_shows_who_takes_part(runs):
+    first, second = json.loads((runs.folder / "said.json").read_text())
+    assert "step 6 " in first and "done:" in first
+    assert "step " not in second and "done" not in second
+    banner = (runs.folder / "two" / "banner.txt").read_text()
+    assert banner.count(socket.gethostname()) == 2 and "data 1 x fsdp 8" in banner
+
+
+def signalled(runs, name, which):
+    """Starts two, signals some of them when steps are logged; statuses and outputs."""
+    processes = start_two(runs, name, steps=400)
+    end = time.monotonic() + 600
+    while len(runs.rows(name)) < 3 and time.monotonic() < end:
+        assert all(process.poll() is None for process in processes), ends(processes)
+        time.sleep(0.05)
+    for i in which:
+        processes[i].send_signal(signal.SIGTERM)
+    return ends(processes)
+
+
+@pytest.mark.parametrize("which", [(0, 1), (1,)])
+def test_a_signal_to_both_or_to_one_process_ends_both_with_a_checkpoint(runs, which):
+    name = f"signalled-{len(which)}"
+    statuses, said = signalled(runs, name, which)
+    assert statuses == [0, 0], said
+    saved, logged = runs.steps(name)[-1], runs.rows(name)[-1]["step"]
+    assert saved == logged < 400 and saved > 2
+    ending = json.loads((runs.folder / name / "exit.json").read_text())
+    assert ending["reason"] == "stopped" and ending["step"] == saved
+
+
+def test_processes_of_another_config_are_told(runs):
+    port = free_port()
+    launch = ("--launch.coordinator", f"localhost:{port}", "--launch.processes", "2")
+    processes = [
+        runs.start("differ", *launch, "--launch.process-id", str(i), "--seed", str(i), devices=4)
+        for i in range(2)
+    ]
+    statuses, said = ends(processes)
+    assert 2 in statuses and "have another config than process 0" in "".join(said)
+
+
+def test_a_process_whose_others_never_come_says_so(runs):
+    launch = ("--launch.coordinator", f"localhost:{free_port()}", "--launch.processes", "2")
+    ended = runs.run(
+        "lonely", *launch, "--launch.process-id", "1", "--launch.timeout", "2", devices=1
+    )
+    assert ended.status != 0 and "localhost" in ended.said
