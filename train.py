@@ -167,7 +167,7 @@ def _loop(
 def _run_key(config: Config, layout: Layout) -> Key[Array, ""]:
     """The key of all steps, on every device."""
     _, key = jax.random.split(jax.random.key(config.seed))  # The first is start_weights'.
-    return jax.device_put(key, layout.whole)
+    return place(key, layout.whole)
 
 
 def _stops(interruption: Interruption, before: StepReport | None) -> bool:

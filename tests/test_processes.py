@@ -1,7 +1,6 @@
 """Two processes of four devices each train as one of eight does, and end together."""
 
 import json
-import os
 import signal
 import socket
 import time
@@ -9,7 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_interruption import Runs, final, save_vae
+from test_interruption import ROOT, Runs, final, save_vae
 
 from o3d_jax.io.checkpoint import load_model
 from o3d_jax.tools.cli import read_config
@@ -41,7 +40,7 @@ def runs(tmp_path_factory):
     from toy_networks import toy_system
 
     folder = tmp_path_factory.mktemp("runs")
-    config = read_config(os.path.join("configs", "tiny.py"), [])
+    config = read_config(ROOT / "configs" / "tiny.py", [])
     save_vae(folder, toy_system(config).networks, config)
     runs = Runs(folder)
     ended = runs.run("one", *SHARED, devices=8)

@@ -145,7 +145,7 @@ class Programs:
         objects = jax.tree.map(lambda a: a[rows], (images, cameras))
         placed = place(objects, jax.tree.map(lambda _: self.layout.batch, objects))
         # The same noise at each evaluation, so that pictures compare.
-        key = jax.device_put(jax.random.key(0), self.layout.whole)
+        key = place(jax.random.key(0), self.layout.whole)
         found = self.sampler(state.ema, frozen, *placed, key)
         return jax.tree.map(lambda a: a[:count], gather(found))
 
