@@ -9,6 +9,7 @@ import functools
 import hashlib
 import math
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -202,6 +203,8 @@ def start_processes(launch: LaunchConfig) -> None:
     Raises:
         InputError: the others were not to be reached in time.
     """
+    if launch.process_id:
+        _wait_for_coordinator(launch)
     try:
         jax.distributed.initialize(
             launch.coordinator,
@@ -218,6 +221,26 @@ def start_processes(launch: LaunchConfig) -> None:
             f"{launch.coordinator} within {launch.timeout} s; see that all run and reach it, or "
             f"raise launch.timeout ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _wait_for_coordinator(launch: LaunchConfig) -> None:
+    """Where nobody answers in time, JAX would abort the process with a trace of its own."""
+    host, _, port = str(launch.coordinator).rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"launch.coordinator {launch.coordinator!r} is not HOST:PORT")
+    end = time.monotonic() + launch.timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"process {launch.process_id} found no process 0 at {launch.coordinator} "
+                    f"within {launch.timeout} s ({error}); see that it runs and that the port is "
+                    "open, or raise launch.timeout"
+                ) from error
+            time.sleep(0.2)
 
 
 def process_map() -> tuple[ProcessInfo, ...]:

@@ -90,7 +90,10 @@ class Runs:
 def final(runs, name):
     """The last checkpoint, in numpy, as it is on disk."""
     folder = runs.folder / name / "checkpoints" / str(max(runs.steps(name)))
-    state = ocp.StandardCheckpointHandler().restore(folder / "state")
+    # One written by several processes lay on devices that are not here.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    arguments = ocp.args.StandardRestore(fallback_sharding=here)
+    state = ocp.StandardCheckpointHandler().restore(folder / "state", args=arguments)
     record = json.loads((folder / "record" / "metadata").read_text())
     return jax.tree.map(np.asarray, state), record["data"]
 

@@ -152,7 +152,7 @@ def train_loss(
     maps = FEEDBACK_GRADIENTS[config.diffusion.feedback_gradient](maps)
     pred_x = estimate(maps) if use_feedback else first
     diffusion = diffusion_loss(pred_x, x, draws.sigma)
-    return _total(networks, config.optim, frozen, batch, diffusion, noisy, clean)
+    return _total(networks, config, frozen, batch, diffusion, noisy, clean)
 
 
 def noised(
@@ -224,19 +224,21 @@ def _reconstruct_both(
 
 def _total(
     networks: Networks,
-    optim: OptimConfig,
+    config: Config,
     frozen: Frozen,
     batch: Batch,
     diffusion: Float[Array, ""],
     noisy: Reconstruction,
     clean: Reconstruction,
 ) -> tuple[Float[Array, ""], LossTerms]:
+    optim, remat = config.optim, config.model.remat
     distance = COLOR_DISTANCES[optim.reconstruction_loss]
     rgb = [distance(r.rendering.rgb, batch.images) for r in (noisy, clean)]
     lpips = [jnp.zeros(()), jnp.zeros(())]
     if optim.lpips_weight > 0:
         lpips = [
-            _lpips(networks, optim, frozen, r.rendering.rgb, batch.images) for r in (noisy, clean)
+            _lpips(networks, optim, frozen, r.rendering.rgb, batch.images, remat)
+            for r in (noisy, clean)
         ]
     loss_noisy, loss_clean = (m + optim.lpips_weight * p for m, p in zip(rgb, lpips, strict=True))
     total = diffusion + optim.noisy_weight * loss_noisy + optim.clean_weight * loss_clean
@@ -257,7 +259,9 @@ def _lpips(
     frozen: Frozen,
     a: Float[Array, "b v h w 3"],
     b: Float[Array, "b v h w 3"],
+    remat: bool,
 ) -> Float[Array, ""]:
+    """Mean over all views; with `remat` one after another, each computed again for its gradient."""
     size = optim.lpips_size
 
     def fit(images):
@@ -265,7 +269,14 @@ def _lpips(
             return images
         return jax.image.resize(images, (*images.shape[:2], size, size, 3), "linear")
 
-    return apply(networks.lpips, frozen.lpips, fit(a), fit(b)).mean()
+    def of_views(a: Float[Array, "*b h w 3"], b: Float[Array, "*b h w 3"]) -> Float[Array, "*b"]:
+        return apply(networks.lpips, frozen.lpips, a, b)
+
+    a, b = fit(a), fit(b)
+    if not remat:
+        return of_views(a, b).mean()
+    one_view = jax.checkpoint(lambda pair: of_views(*pair))
+    return jax.lax.map(one_view, (a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))).mean()
 
 
 def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:

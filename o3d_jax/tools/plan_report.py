@@ -107,7 +107,8 @@ def weigh(
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        needed, available = _exhausted(str(error))
+        temporaries, available = _exhausted(str(error))
+        needed = temporaries + held(inputs if is_step else (inputs.state.ema, inputs.frozen))
     else:
         text, cost = compiled.as_text() or "", compiled.cost_analysis() or {}
         sizes = _bytes(compiled, inputs, is_step)
@@ -139,17 +140,28 @@ def _is_tpu(topology: Topology) -> bool:
 
 
 _AMOUNT = r"([\d.]+)([KMGT]?)i?B?"
-_USED = re.compile(rf"Used {_AMOUNT} of {_AMOUNT} hbm", re.IGNORECASE)
+_TOO_MUCH = re.compile(
+    rf"\({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)|Used {_AMOUNT} of {_AMOUNT} hbm",
+    re.IGNORECASE,
+)
+"""libtpu's ways to say so."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _exhausted(message: str) -> tuple[int, int]:
-    """Bytes needed and there, from the compiler's complaint; every other one is passed on."""
-    found = _USED.search(message)
+    """Bytes of temporaries, and all there are, from the compiler's complaint that it is too much.
+
+    Every other complaint is passed on.
+    """
+    found = _TOO_MUCH.search(message)
     if found is None:
         raise RuntimeError(f"the compiler failed: {message}")
-    used, size = (int(float(found[i]) * _UNITS[found[i + 1].upper()]) for i in (1, 3))
-    return used, size
+    used, used_unit, size, size_unit = (part for part in found.groups() if part is not None)
+    return _scaled(used, used_unit), _scaled(size, size_unit)
+
+
+def _scaled(amount: str, unit: str) -> int:
+    return int(float(amount) * _UNITS[unit.upper()])
 
 
 def _bytes(compiled: jax.stages.Compiled, inputs: Inputs, is_step: bool) -> Bytes:

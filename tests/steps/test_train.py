@@ -345,14 +345,26 @@ def test_cosine_falls_to_a_twentieth():
     np.testing.assert_allclose(found, [0, 5e-4, *expected], rtol=1e-3)
 
 
-def test_perceptual_loss_is_blind_to_detail_finer_than_its_size(toy):
+@pytest.mark.parametrize("remat", [False, True])
+def test_perceptual_loss_is_blind_to_detail_finer_than_its_size(toy, remat):
     size = 512  # Twice the 256 px at which images are compared.
     sign = jnp.where((jnp.arange(size)[:, None] + jnp.arange(size)[None]) % 2 == 0, 1.0, -1.0)
     checks = jnp.broadcast_to(0.5 + 0.4 * sign[..., None], (1, 1, size, size, 3))
     gray = jnp.full_like(checks, 0.5)
     same, fine, coarse = (
-        _lpips(toy.networks, toy.config.optim, toy.frozen, gray, other)
+        _lpips(toy.networks, toy.config.optim, toy.frozen, gray, other, remat)
         for other in (gray, checks, gray + 0.4)
     )
     # The averaging leaves something of the checks along the border only.
     assert abs(fine - same) < 0.01 * (coarse - same)
+
+
+def test_perceptual_loss_view_by_view_is_the_same_and_so_is_its_gradient(toy, batch8):
+    def loss(images, remat):
+        other = batch8.images[::-1][:3]
+        return _lpips(toy.networks, toy.config.optim, toy.frozen, images, other, remat)
+
+    once, by_view = (jax.value_and_grad(loss)(batch8.images[:3], r) for r in (False, True))
+    np.testing.assert_allclose(by_view[0], once[0], rtol=1e-6)  # Sums in another order.
+    np.testing.assert_allclose(by_view[1], once[1], rtol=1e-5, atol=1e-9)
+    assert np.abs(once[1]).max() > 1e-6

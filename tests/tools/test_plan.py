@@ -1,0 +1,164 @@
+"""What a program needs of a machine that is not here."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from o3d_jax import parallel
+from o3d_jax.errors import InputError
+from o3d_jax.tools.collectives import collectives
+from o3d_jax.tools.plan_report import Bytes, Plan, Seconds, _exhausted, held, knobs
+from o3d_jax.tools.programs import System
+from o3d_jax.tools.topologies import describe, gpu_target
+
+ROOT = Path(__file__).parents[2]
+
+
+def layout_of(tiny, **train):
+    return parallel.make_layout(dataclasses.replace(tiny.train, smallest_shared=0, **train))
+
+
+def test_collectives_are_counted_with_their_bytes_and_the_turns_of_their_loops(tiny):
+    layout = layout_of(tiny, fsdp=4, zero=3)
+
+    def device(x):
+        def turn(carry, _):
+            whole = jax.lax.all_gather(carry, "fsdp", axis=0, tiled=True)
+            return jnp.tanh(whole[:6] + carry), None
+
+        x, _ = jax.lax.scan(turn, x, None, length=3)
+        return jax.lax.psum(x.sum(), parallel.AXES) + jax.lax.psum(x * 2, "data")
+
+    f = jax.shard_map(
+        device,
+        mesh=layout.mesh,
+        in_specs=PartitionSpec(parallel.AXES),
+        out_specs=PartitionSpec("fsdp"),
+        check_vma=False,
+    )
+    text = jax.jit(f).lower(jnp.zeros((48, 5))).compile().as_text()
+    found = {c.kind: c for c in collectives(text)}
+    # 3 turns gather 4 x 6 x 5 float32 each.
+    assert found["all-gather"].count == 3 and found["all-gather"].bytes == 3 * 4 * 6 * 5 * 4
+    assert found["all-reduce"].bytes == 4 + 6 * 5 * 4  # A scalar and 6 x 5, however joined.
+
+
+def test_what_devices_hold_is_what_the_compiled_step_takes(toy, tiny):
+    """The arguments of the program, byte for byte, at each stage."""
+    from o3d_jax.steps.train import make_optimizer
+
+    sizes = []
+    for zero in (0, 2, 3):
+        layout = layout_of(tiny, fsdp=4, zero=zero)
+        system = System(toy.config, toy.networks, make_optimizer(toy.config.optim, 9), layout)
+        inputs = system.inputs()
+        arguments = jax.tree.leaves(inputs)
+        take_all = jax.jit(lambda *leaves: leaves[0] + 1, keep_unused=True)
+        no_key = [a for a in arguments if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key)]
+        memory = take_all.lower(*no_key).compile().memory_analysis()
+        assert memory.argument_size_in_bytes == held(no_key)
+        sizes.append(held(inputs.state))
+    assert sizes[0] > 1.8 * sizes[1] > 1.8 * sizes[2]
+
+
+def test_compilers_complaints_are_read(tiny):
+    new = "E1000: the total memory required for HLO temporaries (16.03G) exceeds available HBM "
+    assert _exhausted(new + "(15.75G).") == (int(16.03 * 2**30), int(15.75 * 2**30))
+    old = "Ran out of memory in memory space hbm. Used 512.5M of 15.75G hbm. Exceeded"
+    assert _exhausted(old) == (int(512.5 * 2**20), int(15.75 * 2**30))
+    with pytest.raises(RuntimeError, match="the compiler failed: something else"):
+        _exhausted("something else")
+
+
+@pytest.mark.parametrize(
+    "name", ["v9e:4x4", "v5e", "v5e:4", "gpu:8xB300", "gpu:0xH100", "gpu:H100"]
+)
+def test_unknown_topologies_are_refused_with_the_known_ones(name):
+    with pytest.raises(InputError, match=f"topology '{name}' is not known; give one of v5e"):
+        describe(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_a_missing_compiler_is_named_with_how_to_get_it():
+    with pytest.raises(InputError, match=r"no compiler for v5e:2x2: pip install 'o3d-jax\[tpu\]'"):
+        describe("v5e:2x2")
+
+
+def plan(needed):
+    return Plan(
+        program="step",
+        topology="v5e:2x2",
+        compiler="libtpu 0",
+        devices=4,
+        objects=8,
+        bytes=Bytes(1, 2, 3, 4, 5, 6, 7, 8, needed - 36),
+        needed=needed,
+        available=100,
+        flops=3e12,
+        read_and_written=None,
+        collectives=(),
+        seconds=Seconds(1.0, 3.0, 2.0),
+        compile_seconds=1.0,
+    )
+
+
+def test_a_plan_fits_up_to_the_last_byte_and_says_so_in_json():
+    assert plan(100).fits and not plan(101).fits
+    assert plan(100).bytes.total == 100 and plan(100).seconds.least == 3.0
+    values = json.loads(json.dumps(plan(101).as_dict()))
+    assert values["fits"] is False and values["bytes"]["optimizer"] == 3
+
+
+def test_knobs_name_only_what_is_left_to_turn(tiny):
+    assert "--train.zero 3" in knobs(tiny) and "--model.remat:" in knobs(tiny)
+    train = dataclasses.replace(tiny.train, zero=3, accumulate=2, batch_size=16)
+    model = dataclasses.replace(tiny.model, remat=True, vae_chunk=1)
+    text = knobs(dataclasses.replace(tiny, train=train, model=model))
+    assert "zero" not in text and "remat" not in text and "--train.accumulate 4" in text
+
+
+def test_gpu_targets_parse_and_differ():
+    from o3d_jax.tools.topologies import GPUS
+
+    targets = [gpu_target(chip) for chip in GPUS.values()]
+    assert len(set(targets)) == len(GPUS)
+    assert all(t.count("{") == t.count("}") == 4 for t in targets)
+    assert "major: 8" in targets[0] and "major: 9" in targets[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--topology", "v7:4x4"), "topology 'v7:4x4' is not known"),
+        (("--topology", "v5e:2x2", "--out", "nowhere/plan.json"), "no folder"),
+        (("--topology", "v5e:2x2", "--train.zerro", "3"), "nearest is --train.zero"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(options, message):
+    command = [sys.executable, "-m", "o3d_jax.tools.plan", "configs/tiny.py", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr
+
+
+@pytest.mark.slow  # Minutes, and needs libtpu.
+def test_tiny_is_planned_for_a_tpu(tmp_path):
+    pytest.importorskip("libtpu")
+    out = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "o3d_jax.tools.plan", "configs/tiny.py"]
+    command += ["--topology", "v5e:2x2", "--program", "step", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(out.read_text())
+    assert found["fits"] and found["devices"] == 4
+    assert np.isclose(found["needed"], sum(found["bytes"].values()))
+    assert {c["kind"] for c in found["collectives"]} >= {"all-reduce"}
