@@ -16,9 +16,14 @@ from toy_networks import toy_system
 
 import train
 
-BEGINNINGS = {"compilation": ("train_step", 1), "step": ("train_step", 3)}
+BEGINNINGS = {
+    "step": ("train_step", 3),
+    "evaluation": ("evaluation_sheet", 1),
+    "model": ("save_model", 1),
+}
 """Functions of train.py and the call of them at which a phase begins."""
-BEGINNINGS |= {"evaluation": ("evaluation_sheet", 1), "model": ("save_model", 1)}
+LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+"""JAX's event between tracing, which is Python, and XLA's compilation, which is C++."""
 
 
 def interrupt(seconds):
@@ -42,6 +47,14 @@ def interrupt_at(phase, seconds):
         return real(*arguments, **options)
 
     setattr(train, name, called)
+
+
+def interrupt_at_compilation(seconds):
+    def lowered(event, duration, fun_name="", **_):
+        if event == LOWERED and "train_step" in fun_name:
+            interrupt(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(lowered)
 
 
 def interrupt_while_written(seconds):
@@ -76,6 +89,8 @@ if __name__ == "__main__":
         use_toys()
     if phase == "writing":
         interrupt_while_written(float(seconds))
+    elif phase == "compilation":
+        interrupt_at_compilation(float(seconds))
     elif phase != "none":
         interrupt_at(phase, float(seconds))
     sys.argv = ["train.py", *arguments]
