@@ -114,8 +114,8 @@ class Layout:
         return self.shardings(frozen, stage=3)
 
 
-def make_layout(train: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
-    """The layout of a configuration on these devices, by default all there are.
+def make_layout(train: TrainConfig, devices: Sequence[Any] | None = None) -> Layout:
+    """The layout of a configuration on these `jax.Device`s, by default all there are.
 
     Raises:
         InputError: the number of devices is no multiple of `train.fsdp`, or the batch cannot be
@@ -163,7 +163,8 @@ def place_flag(layout: Layout, flag: bool) -> Bool[Array, " n"]:
 
     One value a device, so that each process has its part.
     """
-    return place_batch(layout, np.full(jax.local_device_count(), flag))
+    flags = np.full(jax.local_device_count(), flag)
+    return jax.make_array_from_process_local_data(layout.batch, flags)
 
 
 def gather(tree: Tree) -> Tree:

@@ -19,12 +19,13 @@ from o3d_jax.tools import programs
 from o3d_jax.tools.cli import read_config
 
 BEGINNINGS = {
-    "compilation": (train, "compile_programs", 1),
     "step": (train, "draw_coin", 3),
     "evaluation": (programs.Programs, "evaluate", 1),
     "model": (train, "save_model", 1),
 }
 """Functions, and the call of them at which a phase begins."""
+LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+"""JAX's event between tracing, which is Python, and XLA's compilation, which is C++."""
 
 
 def interrupt(seconds):
@@ -48,6 +49,14 @@ def interrupt_at(phase, seconds):
         return real(*arguments, **options)
 
     setattr(owner, name, called)
+
+
+def interrupt_at_compilation(seconds):
+    def lowered(event, duration, fun_name="", **_):
+        if event == LOWERED and "train_step" in fun_name:
+            interrupt(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(lowered)
 
 
 def interrupt_while_written(seconds):
@@ -82,6 +91,8 @@ if __name__ == "__main__":
         use_toys()
     if phase == "writing":
         interrupt_while_written(float(seconds))
+    elif phase == "compilation":
+        interrupt_at_compilation(float(seconds))
     elif phase != "none":
         interrupt_at(phase, float(seconds))
     sys.argv = ["train.py", *arguments]

@@ -200,7 +200,7 @@ def test_a_run_killed_twice_ends_bit_for_bit_as_one_that_was_not(runs):
 @pytest.mark.parametrize(
     ("phase", "after", "cache"),
     [
-        ("compilation", 1.0, False),
+        ("compilation", 0.3, False),
         ("step", 0.0, True),
         ("evaluation", 1.0, False),
         ("writing", 0.0, True),

@@ -38,7 +38,9 @@ class Share(meta.AxisMetadata):
         """Not to be had: no module here is mapped over its parameters."""
         raise NotImplementedError("shared parameters under nn.scan or nn.vmap")
 
-    remove_axis = add_axis
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Share":
+        """As `add_axis`."""
+        raise NotImplementedError("shared parameters under nn.scan or nn.vmap")
 
     def tree_flatten(self) -> tuple[tuple[Any], int]:
         """For JAX."""

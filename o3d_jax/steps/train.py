@@ -374,14 +374,14 @@ def _update(
     From stage 1 on each device makes its share of both, then the parameters are put together.
     """
 
-    def share(tree: Params) -> Params:
+    def share(tree: Any) -> Any:
         if layout is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, layout.shardings(tree, stage=1))
 
-    before: Any = state.params
-    updates, opt_state = optimizer.update(share(gradient), state.opt_state, share(before))  # pyright: ignore
-    params: Any = share(optax.apply_updates(share(before), updates))
+    before = share(state.params)
+    updates, opt_state = optimizer.update(share(gradient), state.opt_state, before)
+    params: Any = share(optax.apply_updates(before, updates))
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.optim.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)

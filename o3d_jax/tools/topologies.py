@@ -6,7 +6,7 @@ on any CPU host.
 
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -35,7 +35,8 @@ class Topology(NamedTuple):
 
     name: str
     chip: Chip
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
+    """jax.Device each."""
     compiler: str
     """Version of the package that compiles for them."""
 
