@@ -17,10 +17,18 @@ from o3d_jax.nn.layers import varying
 
 
 def sum_rows(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
-    """Sums over the middle axis in two stages, of about as many rows each.
+    """Sums over the middle axis.
 
-    XLA would merge the stages, hence the barrier; in one, thousands of rows take five times as
-    long on CPUs, and round more. A prime number of rows is summed in one.
+    On CPUs in two stages: thousands of rows in one take five times as long, and round more.
+    Elsewhere in one: libtpu 0.0.52 dies of the two.
+    """
+    return jax.lax.platform_dependent(x, cpu=_sum_in_two_stages, default=lambda x: x.sum(1))
+
+
+def _sum_in_two_stages(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
+    """Of about as many rows each; all at once where their number is prime.
+
+    XLA would merge the stages, hence the barrier.
     """
     b, n, c = x.shape
     parts = max(part for part in range(1, int(n**0.5) + 1) if n % part == 0)

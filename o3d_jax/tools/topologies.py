@@ -4,6 +4,7 @@ TPUs by libtpu's compiler (extra [tpu]), NVIDIA GPUs by the CUDA plugin (extra [
 on any CPU host.
 """
 
+import importlib
 import os
 import re
 from typing import Any, NamedTuple
@@ -126,13 +127,13 @@ def _tpu(name: str, chip: Chip) -> Topology:
 
 def _gpu(name: str, chip: Chip, count: int) -> Topology:
     try:
-        import jax_plugins.xla_cuda12 as plugin  # pyright: ignore[reportMissingImports]
+        importlib.import_module("jax_plugins.xla_cuda12")
     except ModuleNotFoundError as error:
         raise InputError(
             f"no compiler for {name}: pip install --no-deps jax-cuda12-plugin=={jax.__version__} "
             f"jax-cuda12-pjrt=={jax.__version__}"
         ) from error
-    plugin.initialize()
+    jax.devices()  # Which finds the plugin.
     found = topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
