@@ -1,4 +1,4 @@
-"""train.py with toy networks, or interrupted on purpose, for `test_interruption.py`.
+"""train.py with toy networks, or interrupted on purpose, for `test_train_interrupted.py`.
 
 `interrupted_training.py NETWORKS PHASE SECONDS ARGUMENTS...`: NETWORKS is toy or real; so many
 SECONDS after PHASE has begun, SIGTERM arrives. ARGUMENTS are train.py's.

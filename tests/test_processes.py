@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_interruption import ROOT, Runs, final, save_vae
+from test_train_interrupted import ROOT, Runs, final, save_vae
 
 from o3d_jax.io.checkpoint import load_model
 from o3d_jax.tools.cli import read_config
