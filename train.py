@@ -28,6 +28,7 @@ from o3d_jax.parallel import (
     Layout,
     check_same_config,
     make_layout,
+    own_rows,
     place,
     place_batch,
     place_flag,
@@ -65,10 +66,11 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
             run = _set_up(config)
         first = int(run.state.step)
         with RunLog(config.run_dir / config.name, config, first) as log:
+            interruption.farewell = log.cut_short
             with interruption.unattended(None):  # As long as there is nothing to lose.
                 programs = _compile(run, log, settings)
             state = _loop(config, run, programs, log, interruption)
-            if int(state.step) == config.train.steps:
+            if int(state.step) >= config.train.steps:
                 with interruption.unattended(None):  # The last state is saved.
                     _finish(config, state, run.frozen, log)
     if interruption.status:
@@ -79,8 +81,8 @@ def _set_up(config: Config) -> Run:
     """Opens the data, and puts weights or the newest checkpoint on the devices."""
     check_same_config(config)
     layout = make_layout(config.train)
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = iter(training_batches(config, **process))
+    rows = own_rows(layout, config.train.batch_size)
+    batches = iter(training_batches(config, rows=rows))
     networks = build_networks(config.model, lpips=config.optim.lpips_loss)
     optimizer = make_optimizer(config.optim, config.train.steps)
     system = System(config, networks, optimizer, layout)
@@ -151,6 +153,8 @@ def _loop(
         stops, before = _stops(interruption, before), report
         save = functools.partial(run.checkpoints.save_now, state, position)
         if last or ((step + 1) % config.train.eval_every == 0 and not stops):
+            if jax.process_count() > 1:  # None may end by itself in an evaluation, so save before.
+                run.checkpoints.save(state, position)
             with log.paused(), interruption.unattended(save):
                 found = programs.evaluate(state, run.frozen)
                 log.image(step + 1, evaluation_sheet(programs.heldout, found))

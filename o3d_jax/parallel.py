@@ -7,7 +7,9 @@ What is shared out is a matter of ZeRO's stages (Rajbhandari et al. 2020), `Trai
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import math
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -132,8 +134,21 @@ def make_layout(train: TrainConfig, devices: Sequence[Any] | None = None) -> Lay
             f"split over, times train.accumulate {train.accumulate}; change it"
         )
     shape, types = (count // fsdp, fsdp), (AxisType.Auto,) * 2
-    mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    try:
+        mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # No arrangement of a TPU's torus has these axes along its links.
+        mesh = Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=types)
     return Layout(mesh=mesh, zero=train.zero, smallest=train.smallest_shared)
+
+
+def own_rows(layout: Layout, batch_size: int) -> tuple[int, ...]:
+    """The rows of a batch that lie on this process's devices, rising.
+
+    On TPUs these need not be neighbours: a mesh follows the links between chips.
+    """
+    places = layout.batch.addressable_devices_indices_map((batch_size,)).values()
+    parts = [place[0] for place in places if place is not None]
+    return tuple(sorted({row for part in parts for row in range(batch_size)[part]}))
 
 
 def place(tree: Tree, shardings: Tree) -> Tree:
@@ -152,7 +167,7 @@ def place(tree: Tree, shardings: Tree) -> Tree:
 
 
 def place_batch(layout: Layout, batch: Tree) -> Tree:
-    """Splits a batch, this process's part of it, over all devices along its first axis."""
+    """Splits a batch, this process's `own_rows` of it, over all devices along its first axis."""
     return jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(layout.batch, np.asarray(a)), batch
     )
@@ -206,6 +221,8 @@ def start_processes(launch: LaunchConfig) -> None:
     """
     if launch.process_id:
         _wait_for_coordinator(launch)
+    if launch.coordinator is None and _is_alone():
+        return
     try:
         jax.distributed.initialize(
             launch.coordinator,
@@ -222,6 +239,26 @@ def start_processes(launch: LaunchConfig) -> None:
             f"{launch.coordinator} within {launch.timeout} s; see that all run and reach it, or "
             f"raise launch.timeout ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _is_alone() -> bool:
+    """Whether JAX would see several processes where there is one, or none where there are several.
+
+    Raises:
+        InputError: on Kubernetes, without the package by which JAX finds the others there.
+    """
+    environment = os.environ
+    if environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS")) == "1":
+        return True  # Else JAX would give it the first of its GPUs only.
+    in_job = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    on_tpu = "TPU_WORKER_HOSTNAMES" in environment
+    if in_job and not on_tpu and importlib.util.find_spec("kubernetes") is None:
+        raise InputError(
+            "this is one pod of a Kubernetes job, but the others are not found without a package: "
+            "pip install 'jax[k8s]', or give launch.coordinator, launch.processes and "
+            "launch.process_id"
+        )
+    return False
 
 
 def _wait_for_coordinator(launch: LaunchConfig) -> None:

@@ -54,15 +54,15 @@ class _Sample(NamedTuple):
 class _OwnRows:
     """A process's rows of every batch that all of them share, one after the other."""
 
-    def __init__(self, samples: grain.MapDataset, batch_size: int, first: int, rows: int):
-        self._samples, self._batch_size, self._first, self._rows = samples, batch_size, first, rows
+    def __init__(self, samples: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        self._samples, self._batch_size, self._rows = samples, batch_size, rows
 
     def __len__(self) -> int:
-        return len(self._samples) // self._batch_size * self._rows
+        return len(self._samples) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index: int) -> _Sample:
-        batch, row = divmod(index, self._rows)
-        sample = self._samples[batch * self._batch_size + self._first + row]
+        batch, place = divmod(index, len(self._rows))
+        sample = self._samples[batch * self._batch_size + self._rows[place]]
         assert sample is not None  # Nothing is filtered out.
         return sample
 
@@ -76,11 +76,16 @@ class HeldOut(NamedTuple):
 
 
 def training_batches(
-    config: Config, *, process_index: int = 0, process_count: int = 1
+    config: Config,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator[LoadedBatch]:
     """An endless iterator of this process's rows of each batch; shuffled anew every epoch.
 
-    Process p of P has the rows from p B / P to (p + 1) B / P of a batch of B. Its `get_state` gives
+    Process p of P has `rows`, by default those from p B / P to (p + 1) B / P of a batch of B; all
+    processes have as many. Its `get_state` gives
     a position, as plain JSON values that are the same in all processes; `set_state` goes there
     exactly, with any number of processes. Of several sources, each has its own epochs.
 
@@ -95,9 +100,10 @@ def training_batches(
         raise InputError(
             f"train.batch_size {batch_size} must be a multiple of the {process_count} processes"
         )
-    rows = batch_size // process_count
-    own = _OwnRows(_all_samples(config), batch_size, process_index * rows, rows)
-    batches = grain.MapDataset.source(own).batch(rows, drop_remainder=True, batch_fn=_loaded)
+    share = batch_size // process_count
+    rows = range(process_index * share, (process_index + 1) * share) if rows is None else rows
+    own = _OwnRows(_all_samples(config), batch_size, rows)
+    batches = grain.MapDataset.source(own).batch(len(rows), drop_remainder=True, batch_fn=_loaded)
     options = grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=AHEAD)
     return iter(batches.to_iter_dataset(options))
 

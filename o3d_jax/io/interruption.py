@@ -35,6 +35,8 @@ class Interruption:
     """
 
     def __init__(self, say: Callable[[str], None], *, alone: bool = True):
+        self.farewell: Callable[[str], None] | None = None
+        """Told the signal's name before the process is ended in an unattended block."""
         self._say = say
         self._alone = alone
         self._signal: signal.Signals | None = None
@@ -141,6 +143,8 @@ class Interruption:
                     self._save()
             done = "nothing to save" if self._save is None else "saved"
             self._say(f"{self.name}: {done}; the same command goes on")
+            if self.farewell is not None:
+                self.farewell(self.name)
             status = self.status
         except SystemExit:  # It has said why.
             status = 2

@@ -233,6 +233,11 @@ class RunLog:
             self._write()
         self._ending = Ending("stopped", signal)
 
+    def cut_short(self, signal: str) -> None:
+        """Says why the process is about to be ended, from a thread beside the loop's."""
+        with self._stack:
+            self._write_ending(Ending("stopped", signal))
+
     def __enter__(self) -> "RunLog":
         return self
 

@@ -24,6 +24,7 @@ _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _LIMIT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
 _CALLS = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Collectives(NamedTuple):
@@ -34,6 +35,13 @@ class Collectives(NamedTuple):
     """Executed: once for each turn of a loop."""
     bytes: int
     """Of one device's results, over all of them."""
+
+    def on_links(self, devices: int) -> float:
+        """Bytes that a device sends, or receives, where all take part in a ring."""
+        rest = devices - 1
+        share = {"all-gather": rest / devices, "all-reduce": 2 * rest / devices}
+        share["reduce-scatter"] = float(rest)
+        return self.bytes * share.get(self.kind, 1.0)
 
 
 def collectives(text: str) -> tuple[Collectives, ...]:
@@ -56,13 +64,11 @@ def _size(shape: str, kind: str, starts: bool) -> int:
         math.prod(int(n) for n in dims.split(",") if n) * BITS.get(name, _digits(name)) // 8
         for name, dims in _ARRAY.findall(shape)
     ]
-    if starts and kind in ("all-gather", "collective-permute", "reduce-scatter"):
-        return sum(arrays) - _operands(arrays)
+    if starts and kind == "collective-permute":
+        return arrays[1]  # Operand, result, and two numbers of its own.
+    if starts and kind in ("all-gather", "reduce-scatter"):
+        return sum(arrays[len(arrays) // 2 :])
     return sum(arrays)
-
-
-def _operands(arrays: list[int]) -> int:
-    return sum(arrays[: len(arrays) // 2])
 
 
 def _digits(name: str) -> int:
@@ -94,12 +100,18 @@ def _executions(bodies: dict[str, list[str]]) -> Counter[str]:
             loop = _WHILE.search(line)
             if loop:
                 run(loop[2], count * _trips(line, bodies.get(loop[1], [])))
-            for called in _CALLS.findall(line):
+            for called in _called(line):
                 if called in bodies:
                     run(called, count)
 
     run("", 1)
     return times
+
+
+def _called(line: str) -> list[str]:
+    """Computations that a line runs but for loops: of a conditional, all branches."""
+    branches = [name.strip(" %") for found in _BRANCHES.findall(line) for name in found.split(",")]
+    return _CALLS.findall(line) + branches
 
 
 def _trips(loop: str, condition: list[str]) -> int:

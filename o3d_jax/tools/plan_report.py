@@ -16,14 +16,15 @@ from o3d_jax.tools.topologies import FREE_SHARE, GIB, Topology
 
 
 class Bytes(NamedTuple):
-    """Of one device, what a program's memory holds."""
+    """Of one device, what its memory holds while a program runs in training."""
 
     parameters: int
     average: int
     """Exponential moving average of the parameters."""
     optimizer: int
     frozen: int
-    batch: int
+    objects: int
+    """The batch; of the sampler, its images and cameras."""
     padding: int
     """That the arguments take beyond their sizes, in the chip's layout."""
     outputs: int
@@ -102,13 +103,16 @@ def weigh(
     chip, devices = topology.chip, system.layout.devices
     is_step = program == "step"
     flops = count_jaxpr(traced.jaxpr).total / devices
-    available = chip.memory if _is_tpu(topology) else int(FREE_SHARE * chip.memory)
+    kind = "tpu" if topology.devices[0].platform == "tpu" else "gpu"
+    available = int(FREE_SHARE[kind] * chip.memory)
     known: dict[str, Any] = {"bytes": None, "collectives": (), "read_and_written": None}
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        temporaries, available = _exhausted(str(error))
-        needed = temporaries + held(inputs if is_step else (inputs.state.ema, inputs.frozen))
+        complaint = str(error)
+        needed, available = _exhausted(complaint)
+        if "temporaries" in complaint:  # Otherwise all is in it.
+            needed += held(inputs)
     else:
         text, cost = compiled.as_text() or "", compiled.cost_analysis() or {}
         sizes = _bytes(compiled, inputs, is_step)
@@ -118,7 +122,7 @@ def weigh(
     seconds = Seconds(
         compute=flops / chip.flops,
         memory=(known["read_and_written"] or 0) / chip.memory_rate,
-        links=sum(c.bytes for c in known["collectives"]) / chip.link_rate,
+        links=sum(c.on_links(devices) for c in known["collectives"]) / chip.link_rate,
     )
     return Plan(
         program=program,
@@ -135,10 +139,6 @@ def weigh(
     )
 
 
-def _is_tpu(topology: Topology) -> bool:
-    return topology.devices[0].platform == "tpu"
-
-
 _AMOUNT = r"([\d.]+)([KMGT]?)i?B?"
 _TOO_MUCH = re.compile(
     rf"\({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)|Used {_AMOUNT} of {_AMOUNT} hbm",
@@ -149,7 +149,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _exhausted(message: str) -> tuple[int, int]:
-    """Bytes of temporaries, and all there are, from the compiler's complaint that it is too much.
+    """Bytes asked for, and all there are, from the compiler's complaint that it is too much.
 
     Every other complaint is passed on.
     """
@@ -167,16 +167,16 @@ def _scaled(amount: str, unit: str) -> int:
 def _bytes(compiled: jax.stages.Compiled, inputs: Inputs, is_step: bool) -> Bytes:
     memory: Any = compiled.memory_analysis()
     state = inputs.state
-    parts = {
-        "parameters": held(state.params) if is_step else 0,
-        "average": held(state.ema),
-        "optimizer": held(state.opt_state) if is_step else 0,
-        "frozen": held(inputs.frozen),
-        "batch": held(inputs.batch) if is_step else 0,
-    }
+    arguments = memory.argument_size_in_bytes
+    read = held((state, inputs.frozen)) if is_step else held((state.ema, inputs.frozen))
+    objects = held(inputs.batch) if is_step else max(arguments - read, 0)
     return Bytes(
-        **parts,
-        padding=max(memory.argument_size_in_bytes - sum(parts.values()), 0),
+        parameters=held(state.params),
+        average=held(state.ema),
+        optimizer=held(state.opt_state),
+        frozen=held(inputs.frozen),
+        objects=objects,
+        padding=max(arguments - read - objects, 0),
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
@@ -198,6 +198,7 @@ def report(config: Config, topology: Topology, plans: list[Plan]) -> str:
         f"{chip.memory / GIB:.1f} GiB each; compiled by {topology.compiler}",
         f"batch {train.batch_size} in {train.accumulate} parts, ZeRO stage {train.zero} over "
         f"{train.fsdp or len(topology.devices)} devices, {config.model.dtype}, "
+        f"effort {jax.config.read('jax_optimization_level')}, "
         f"remat {config.model.remat_keeps if config.model.remat else 'off'}",
     ]
     for plan in plans:
@@ -215,7 +216,7 @@ def _lines(plan: Plan) -> list[str]:
         lines += [f"  {name:<12} {n / GIB:8.3f} GiB" for name, n in plan.bytes._asdict().items()]
     lines.append(f"  {plan.flops / 1e12:.2f} TFLOP a device")
     lines += [
-        f"  {c.kind:<20} {c.count:6} x, {c.bytes / GIB:8.3f} GiB received or made a device"
+        f"  {c.kind:<20} {c.count:6} x, {c.bytes / GIB:8.3f} GiB of results a device"
         for c in plan.collectives
     ]
     s = plan.seconds

@@ -72,9 +72,9 @@ class Silicon(NamedTuple):
 AMPERE = Silicon(108, 167936, 166912, 40 * 2**20, 1.41, 8)
 HOPPER = Silicon(132, 233472, 232448, 50 * 2**20, 1.98, 9)
 
-FREE_SHARE = 0.92
-"""Of a GPU's memory that XLA's allocator can have; JAX takes 75 % unless told more
-(XLA_PYTHON_CLIENT_MEM_FRACTION). TPUs' figures are what the compiler itself allows."""
+FREE_SHARE = {"tpu": 15.75 / 16, "gpu": 0.92}
+"""Of a device's memory that a program can have: what libtpu says of a v5e; of a GPU what the README
+gives XLA's allocator, which has 75 % unless told more (XLA_PYTHON_CLIENT_MEM_FRACTION)."""
 
 
 def describe(name: str) -> Topology:

@@ -176,3 +176,12 @@ def test_batches_that_cannot_be_shared_are_refused():
         training_batches(small_config(), process_index=2, process_count=2)
     with pytest.raises(ValueError, match="at least one object"):
         heldout_batch(small_config(), 0)
+
+
+def test_rows_may_be_any_of_the_batch():
+    config = small_config(batch_size=4)
+    whole, some = training_batches(config), training_batches(config, rows=(1, 3))
+    for _ in range(3):
+        expected, found = next(whole), next(some)
+        assert_equal(found.batch, jax.tree.map(lambda a: a[[1, 3]], expected.batch))
+        assert found.objects == (expected.objects[1], expected.objects[3])

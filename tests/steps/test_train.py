@@ -273,6 +273,18 @@ def test_small_arrays_are_whole_and_large_ones_shared_along_their_largest_even_a
     assert found == {"large": (None, "fsdp"), "odd": (None, "fsdp"), "flat": (), "small": ()}
 
 
+def test_rows_of_a_batch_go_where_their_devices_are_in_the_mesh(toy):
+    """As on a TPU, whose mesh follows links and not numbers."""
+    order = [jax.devices()[i] for i in (5, 0, 7, 2, 1, 6, 3, 4)]
+    mesh = jax.sharding.Mesh(np.reshape(order, (2, 4)), parallel.AXES)
+    layout = parallel.Layout(mesh=mesh)
+    assert parallel.own_rows(layout, 16) == tuple(range(16))
+    placed = parallel.place_batch(layout, np.arange(16))
+    for shard in placed.addressable_shards:
+        place = order.index(shard.device)
+        np.testing.assert_array_equal(shard.data, [2 * place, 2 * place + 1])
+
+
 def test_impossible_splits_are_refused(toy):
     train = toy.config.train
     for change, message in (

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from o3d_jax import parallel
 from o3d_jax.errors import InputError
-from o3d_jax.tools.collectives import collectives
+from o3d_jax.tools.collectives import Collectives, collectives
 from o3d_jax.tools.plan_report import Bytes, Plan, Seconds, _exhausted, held, knobs
 from o3d_jax.tools.programs import System
 from o3d_jax.tools.topologies import describe, gpu_target
@@ -116,6 +116,42 @@ def test_a_plan_fits_up_to_the_last_byte_and_says_so_in_json():
     assert plan(100).bytes.total == 100 and plan(100).seconds.least == 3.0
     values = json.loads(json.dumps(plan(101).as_dict()))
     assert values["fits"] is False and values["bytes"]["optimizer"] == 3
+
+
+TPU_TEXT = """
+%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %ag = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%x), dimensions={0}
+  %agd = f32[8,8]{1,0} all-gather-done(%ag)
+}
+
+%condition.1 (p: (s32[], f32[4])) -> pred[] {
+  %n = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%branch.1 (p: f32[4]) -> f32[4] {
+  %ar = f32[16]{0} all-reduce(%y), to_apply=%add
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = (s32[], f32[4]) while(%t), condition=%condition.1, body=%body.1
+  %c = f32[4] conditional(%k, %a, %b), branch_computations={%branch.1, %branch.2}
+  %cp = (bf16[32,4]{1,0}, bf16[32,4]{1,0}, u32[], u32[]) collective-permute-start(%z)
+  %rs = f32[6]{0} reduce-scatter(%g), dimensions={0}
+}
+"""
+
+
+def test_collectives_of_other_compilers_are_read_too():
+    found = {c.kind: c for c in collectives(TPU_TEXT)}
+    assert found["all-gather"] == Collectives("all-gather", 5, 5 * 8 * 8 * 4)
+    assert found["all-reduce"] == Collectives("all-reduce", 1, 64)
+    assert found["collective-permute"] == Collectives("collective-permute", 1, 32 * 4 * 2)
+    assert found["reduce-scatter"] == Collectives("reduce-scatter", 1, 24)
+    # In a ring of four, a gathered array comes in three of its four parts; sums pass twice.
+    sent = {kind: c.on_links(4) for kind, c in found.items()}
+    assert sent["all-gather"] == 5 * 256 * 3 / 4 and sent["all-reduce"] == 64 * 2 * 3 / 4
+    assert sent["reduce-scatter"] == 24 * 3
 
 
 def test_knobs_name_only_what_is_left_to_turn(tiny):
