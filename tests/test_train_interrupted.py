@@ -249,7 +249,7 @@ def test_a_run_that_moves_from_eight_to_four_to_one_device_has_the_same_loss_cur
 
     That changes a loss by some 1e-7 of it at the first step. Adam divides by the gradient's size,
     so parameters whose gradient is rounding error may move by a whole learning rate, 1e-3, the
-    other way; by then the loss hardly depends on them. Measured: 2e-6 at most.
+    other way; by then the loss hardly depends on them. Measured: 7e-7 at most.
     """
     options = ("--train.smallest-shared", "0")
     for devices, steps in ((8, 2), (4, 4), (1, STEPS)):
@@ -260,5 +260,5 @@ def test_a_run_that_moves_from_eight_to_four_to_one_device_has_the_same_loss_cur
     losses, known = ([row["total"] for row in r] for r in (rows, expected))
     difference = np.abs(np.subtract(losses, known)) / known
     sys.stdout.write(f"relative differences {difference}\n")
-    assert difference.max() < 2e-5
+    assert difference.max() < 1e-5
     assert np.ptp(known) > 0.1  # The curve is none that any state would give.
