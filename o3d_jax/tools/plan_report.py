@@ -59,7 +59,8 @@ class Plan:
     read_and_written: float | None
     """Bytes between memory and processor in one call on one device, those in loops as if they
     turned once; None where the compiler does not say."""
-    collectives: tuple[Collectives, ...]
+    collectives: tuple[Collectives, ...] | None
+    """None where the compiler gave up, or cannot show what it made."""
     seconds: "Seconds"
     compile_seconds: float
 
@@ -74,7 +75,8 @@ class Plan:
         for name in ("bytes", "seconds"):
             part = getattr(self, name)
             values[name] = None if part is None else part._asdict()
-        values["collectives"] = [c._asdict() for c in self.collectives]
+        found = self.collectives
+        values["collectives"] = None if found is None else [c._asdict() for c in found]
         return values | {"fits": self.fits}
 
 
@@ -105,7 +107,7 @@ def weigh(
     flops = count_jaxpr(traced.jaxpr).total / devices
     kind = "tpu" if topology.devices[0].platform == "tpu" else "gpu"
     available = int(FREE_SHARE[kind] * chip.memory)
-    known: dict[str, Any] = {"bytes": None, "collectives": (), "read_and_written": None}
+    known: dict[str, Any] = {"bytes": None, "collectives": None, "read_and_written": None}
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -114,15 +116,16 @@ def weigh(
         if "temporaries" in complaint:  # Otherwise all is in it.
             needed += held(inputs)
     else:
-        text, cost = compiled.as_text() or "", compiled.cost_analysis() or {}
+        text, cost = _text(compiled), compiled.cost_analysis() or {}
         sizes = _bytes(compiled, inputs, is_step)
         needed = sizes.total
-        known["bytes"], known["collectives"] = sizes, collectives(text)
+        known["bytes"] = sizes
+        known["collectives"] = None if text is None else collectives(text)
         known["read_and_written"] = cost.get("bytes accessed")
     seconds = Seconds(
         compute=flops / chip.flops,
         memory=(known["read_and_written"] or 0) / chip.memory_rate,
-        links=sum(c.on_links(devices) for c in known["collectives"]) / chip.link_rate,
+        links=sum(c.on_links(devices) for c in known["collectives"] or ()) / chip.link_rate,
     )
     return Plan(
         program=program,
@@ -146,6 +149,14 @@ _TOO_MUCH = re.compile(
 )
 """libtpu's ways to say so."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _text(compiled: jax.stages.Compiled) -> str | None:
+    """The compiled program; libtpu 0.0.52 fails to show some of those for a v5p."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def _exhausted(message: str) -> tuple[int, int]:
@@ -217,8 +228,10 @@ def _lines(plan: Plan) -> list[str]:
     lines.append(f"  {plan.flops / 1e12:.2f} TFLOP a device")
     lines += [
         f"  {c.kind:<20} {c.count:6} x, {c.bytes / GIB:8.3f} GiB of results a device"
-        for c in plan.collectives
+        for c in plan.collectives or ()
     ]
+    if plan.collectives is None:
+        lines.append("  collectives: not known, the compiler does not show this program")
     s = plan.seconds
     lines.append(
         f"  at least {s.least:.3g} s: arithmetic {s.compute:.3g} s, memory {s.memory:.3g} s "

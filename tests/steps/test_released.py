@@ -138,7 +138,7 @@ def test_lpips_size_is_what_larger_views_are_reduced_to(toy):
 
     def distance(size):
         optim = replace(toy.config.optim, lpips_size=size)
-        return train._lpips(toy.networks, optim, toy.frozen, a, b)
+        return train._lpips(toy.networks, optim, toy.frozen, a, b, False)
 
     def reduced(x):
         return jax.image.resize(x, (1, 2, size, size, 3), "linear")
