@@ -141,7 +141,8 @@ def test_functions_with_derivatives_of_their_own_count():
 
 @pytest.mark.parametrize("axes", [("data", "fsdp"), ("data",)])
 def test_work_that_is_split_over_devices_counts_as_if_it_were_not(axes):
-    mesh = jax.make_mesh((4, 2), parallel.AXES)
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((4, 2), parallel.AXES, axis_types=auto)
     split = jax.shard_map(
         lambda x, w: x @ w,
         mesh=mesh,
