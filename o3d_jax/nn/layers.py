@@ -10,12 +10,15 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
 def varying(
-    parameter: Float[Array, "*s"], x: Float[Array, "..."], dtype: DTypeLike = jnp.float32
+    parameter: Float[Array, "*s"] | Float[np.ndarray, "*s"],
+    x: Float[Array, "..."],
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "*s"]:
     """The parameter in `dtype`, and inside `shard_map` typed as varying over what `x` varies over.
 
