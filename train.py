@@ -4,6 +4,7 @@ Read top to bottom: what a run consists of, how it is set up, its loop. Of sever
 the same; process 0 alone prints and writes. A signal ends a run well, at any moment.
 """
 
+import contextlib
 import functools
 import sys
 import time
@@ -69,7 +70,8 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
             interruption.farewell = log.cut_short
             with interruption.unattended(None):  # As long as there is nothing to lose.
                 programs = _compile(run, log, settings)
-            state = _loop(config, run, programs, log, interruption)
+            with contextlib.closing(run.checkpoints):  # Writes to the end, whatever ends the loop.
+                state = _loop(config, run, programs, log, interruption)
             if int(state.step) >= config.train.steps:
                 with interruption.unattended(None):  # The last state is saved.
                     _finish(config, state, run.frozen, log)
@@ -164,7 +166,6 @@ def _loop(
         if stops and not last:
             log.stopped(interruption.name or "a signal to another process")
             break
-    run.checkpoints.close()
     return state
 
 

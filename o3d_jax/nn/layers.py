@@ -26,7 +26,7 @@ def varying(
     to JAX. The same value otherwise; XLA removes the sum.
     """
     zero = jnp.zeros_like(x, dtype, shape=(1,) * parameter.ndim)
-    return parameter.astype(dtype) + zero
+    return jnp.asarray(parameter, dtype) + zero
 
 
 class Dense(nn.Module):
