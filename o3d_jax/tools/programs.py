@@ -5,7 +5,6 @@ signal that comes while they are made finds nothing to lose.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,11 +17,9 @@ from o3d_jax.config import Config
 from o3d_jax.nn.networks import Networks, init_networks
 from o3d_jax.parallel import Layout, gather, place
 from o3d_jax.steps.sample import Estimate, generate_on_devices
-from o3d_jax.steps.train import StepReport, init_state, train_step
+from o3d_jax.steps.train import init_state, train_step
 from o3d_jax.tools.flops import count_jaxpr, train_step_flops
 from o3d_jax.types import Batch, Cameras, Frozen, TrainState, pytree
-
-Step = Callable[..., tuple[TrainState, StepReport]]
 
 
 @pytree
