@@ -114,6 +114,7 @@ def main() -> None:
     if chosen.out is not None and not chosen.out.absolute().parent.is_dir():
         raise InputError(f"no folder {chosen.out.absolute().parent} for --out; make it first")
     jax.config.update("jax_optimization_level", chosen.effort)
+    jax.config.update("jax_enable_compilation_cache", False)  # What is in it shows no text.
     programs = PROGRAMS if chosen.program == "both" else (chosen.program,)
     plans: list[Plan] = []
     for topology in [describe(name) for name in chosen.topology]:

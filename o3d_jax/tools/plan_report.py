@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +62,7 @@ class Plan:
     """Bytes between memory and processor in one call on one device, those in loops as if they
     turned once; None where the compiler does not say."""
     collectives: tuple[Collectives, ...] | None
-    """None where the compiler gave up, or cannot show what it made."""
+    """None where the compiler gave up."""
     seconds: "Seconds"
     compile_seconds: float
 
@@ -109,19 +111,18 @@ def weigh(
     available = int(FREE_SHARE[kind] * chip.memory)
     known: dict[str, Any] = {"bytes": None, "collectives": None, "read_and_written": None}
     try:
-        compiled = traced.lower().compile()
+        compiled, text = compile_and_show(traced)
     except jax.errors.JaxRuntimeError as error:
         complaint = str(error)
         needed, available = _exhausted(complaint)
         if "temporaries" in complaint:  # Otherwise all is in it.
             needed += held(inputs)
     else:
-        text, cost = _text(compiled), compiled.cost_analysis() or {}
         sizes = _bytes(compiled, inputs, is_step)
         needed = sizes.total
         known["bytes"] = sizes
-        known["collectives"] = None if text is None else collectives(text)
-        known["read_and_written"] = cost.get("bytes accessed")
+        known["collectives"] = collectives(text)
+        known["read_and_written"] = (compiled.cost_analysis() or {}).get("bytes accessed")
     seconds = Seconds(
         compute=flops / chip.flops,
         memory=(known["read_and_written"] or 0) / chip.memory_rate,
@@ -151,12 +152,17 @@ _TOO_MUCH = re.compile(
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _text(compiled: jax.stages.Compiled) -> str | None:
-    """The compiled program; libtpu 0.0.52 fails to show some of those for a v5p."""
-    try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        return None
+def compile_and_show(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, str]:
+    """Compiles a traced program; with it comes the text of what the compiler made of it.
+
+    The compiler writes the text: `Compiled.as_text` fails on programs of libtpu 0.0.52 in which
+    asynchronous operations take several operands (those for v5p and v6e do).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = traced.lower().compile(compiler_options=options)
+        (text,) = Path(folder).glob("*after_optimizations.txt")
+        return compiled, text.read_text()
 
 
 def _exhausted(message: str) -> tuple[int, int]:
@@ -230,8 +236,6 @@ def _lines(plan: Plan) -> list[str]:
         f"  {c.kind:<20} {c.count:6} x, {c.bytes / GIB:8.3f} GiB of results a device"
         for c in plan.collectives or ()
     ]
-    if plan.collectives is None:
-        lines.append("  collectives: not known, the compiler does not show this program")
     s = plan.seconds
     lines.append(
         f"  at least {s.least:.3g} s: arithmetic {s.compute:.3g} s, memory {s.memory:.3g} s "
