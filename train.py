@@ -62,7 +62,7 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
     Asked by a signal to end, it saves and ends before; by Ctrl-C, with SystemExit. `settings` say
     where the config's values came from.
     """
-    with Interruption(tqdm.write, alone=jax.process_count() == 1) as interruption:
+    with Interruption(tqdm.write, patience=_patience(config)) as interruption:
         with interruption.unattended(None):
             run = _set_up(config)
         first = int(run.state.step)
@@ -77,6 +77,13 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
                     _finish(config, state, run.frozen, log)
     if interruption.status:
         raise SystemExit(interruption.status)
+
+
+def _patience(config: Config) -> float | None:
+    """Of this process, with the others; process 0 ends last, for without it JAX aborts them."""
+    if jax.process_count() == 1:
+        return None
+    return config.launch.grace + 2.0 * (jax.process_index() == 0)
 
 
 def _set_up(config: Config) -> Run:
@@ -155,7 +162,7 @@ def _loop(
         stops, before = _stops(interruption, before), report
         save = functools.partial(run.checkpoints.save_now, state, position)
         if last or ((step + 1) % config.train.eval_every == 0 and not stops):
-            if jax.process_count() > 1:  # None may end by itself in an evaluation, so save before.
+            if jax.process_count() > 1:  # None can save by itself in an evaluation, so save before.
                 run.checkpoints.save(state, position)
             with log.paused(), interruption.unattended(save):
                 found = programs.evaluate(state, run.frozen)

@@ -477,6 +477,9 @@ class LaunchConfig:
     """Which of them this is, from 0."""
     timeout: int = 300
     """Seconds to wait for the others."""
+    grace: int = 20
+    """Seconds after a signal for several processes to come out of a compilation or an evaluation
+    and end together; then each ends by itself. To be less than the scheduler's."""
 
     def __post_init__(self) -> None:
         given = [x is not None for x in (self.coordinator, self.processes, self.process_id)]
@@ -486,6 +489,7 @@ class LaunchConfig:
             "three or none",
         )
         _at_least(1, "launch", self, "timeout")
+        _at_least(0, "launch", self, "grace")
         if self.processes is not None and self.process_id is not None:
             require(
                 0 <= self.process_id < self.processes,

@@ -104,6 +104,16 @@ def test_a_signal_to_both_or_to_one_process_ends_both_with_a_checkpoint(runs, wh
     assert ending["reason"] == "stopped" and ending["step"] == saved
 
 
+def test_processes_that_stay_in_an_evaluation_end_by_themselves_and_lose_nothing(runs):
+    statuses, said = ends(
+        start_two(runs, "stuck", "--launch.grace", "1", "--train.eval-every", "4", phase="stuck")
+    )
+    assert statuses == [0, 0], said
+    assert runs.steps("stuck")[-1] == 4
+    ending = json.loads((runs.folder / "stuck" / "exit.json").read_text())
+    assert ending["reason"] == "stopped" and ending["detail"] == "SIGTERM"
+
+
 def test_processes_of_another_config_are_told(runs):
     port = free_port()
     launch = ("--launch.coordinator", f"localhost:{port}", "--launch.processes", "2")

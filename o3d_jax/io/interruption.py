@@ -29,20 +29,22 @@ class Interruption:
     The loop looks at `requested` after each step, saves and ends with `status`. Where it cannot
     look for long, it says so by `unattended`. A second Ctrl-C raises KeyboardInterrupt.
 
-    `say` prints a line. `alone` is false if other processes take part in the run: saving then needs
-    all of them, so that no process may end by itself. In any but the main thread, which is the
-    only one to get signals, nothing is ever requested.
+    `say` prints a line. `patience` is for processes that take part in a run with others: saving
+    needs all of them, so each waits for so many seconds that the loop may save, before it ends
+    by itself without. In any but the main thread, which is the only one to get signals, nothing is
+    ever requested.
     """
 
-    def __init__(self, say: Callable[[str], None], *, alone: bool = True):
+    def __init__(self, say: Callable[[str], None], *, patience: float | None = None):
         self.farewell: Callable[[str], None] | None = None
         """Told the signal's name before the process is ended in an unattended block."""
         self._say = say
-        self._alone = alone
+        self._patience = patience
         self._signal: signal.Signals | None = None
         self._interrupts = 0
         self._is_unattended = False
         self._save: Save | None = None
+        self._block = 0  # Counts the changes of these two.
         self._changing = threading.Lock()  # Held by who ends the process, and never given back.
         self._restore = contextlib.ExitStack()
 
@@ -92,7 +94,8 @@ class Interruption:
 
         So does one that came before. Nothing that `save` reads may be changed or given away in the
         block; None means that there is nothing to lose. Files half written must not matter. With
-        other processes, a signal only makes `requested` true, as it does outside.
+        other processes a signal only makes `requested` true, as it does outside, unless the block
+        outlasts the patience: then the process ends, and `save` is not called.
 
         Raises:
             KeyboardInterrupt: on leaving, Ctrl-C while the process was about to end.
@@ -107,6 +110,7 @@ class Interruption:
     def _declare(self, is_unattended: bool, save: Save | None) -> None:
         with self._changing:
             self._is_unattended, self._save = is_unattended, save
+            self._block += 1
             self._end_if_asked()
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
@@ -131,17 +135,28 @@ class Interruption:
         os.close(reader)
 
     def _end_if_asked(self) -> None:
-        if self.requested and self._is_unattended and self._alone:
+        if not (self.requested and self._is_unattended):
+            return
+        if self._patience is None:
             self._end()
+        timer = threading.Timer(self._patience, self._end_if_still_in, [self._block])
+        timer.daemon = True
+        timer.start()
+
+    def _end_if_still_in(self, block: int) -> None:
+        with self._changing:
+            if self._block == block:
+                self._end()
 
     def _end(self) -> None:
         """Ends the process as it is: whatever the main thread does cannot be called off."""
         status = 1
+        save = self._save if self._patience is None else None  # Which needs all processes.
         try:
-            if self._save is not None:
+            if save is not None:
                 with exit_on_input_error():
-                    self._save()
-            done = "nothing to save" if self._save is None else "saved"
+                    save()
+            done = "nothing to save" if save is None else "saved"
             self._say(f"{self.name}: {done}; the same command goes on")
             if self.farewell is not None:
                 self.farewell(self.name)

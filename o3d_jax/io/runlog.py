@@ -22,7 +22,7 @@ from o3d_jax.io.nonfinite import NonFiniteError, ReadStep, SkippedSteps
 from o3d_jax.io.profile import Profile
 from o3d_jax.io.step_clock import StepClock
 from o3d_jax.io.trackers import Tracker, import_tracker, open_trackers
-from o3d_jax.steps.train import StepReport
+from o3d_jax.steps.train import StepReport, learning_rate
 
 Row = dict[str, float | int | None]
 """Of log.jsonl, by name; None where there is nothing to say, as the mean of skipped steps only."""
@@ -62,6 +62,7 @@ class RunLog:
         self._ending: Ending | None = None
         self._latest: ReadStep | None = None
         self._read: list[ReadStep] = []
+        self._rate = learning_rate(config.optim, config.train.steps)
         self._skipped = SkippedSteps(folder, config.train.most_skipped)
         self._watch = CompilationWatch()
         self._profile = Profile(folder / "profile", config.profile)
@@ -175,6 +176,8 @@ class RunLog:
         row: Row = {n: _mean([values[n] for values in finite]) for n in names}
         for percent in QUANTILES:
             row[f"log_sigma_{percent}"] = float(np.percentile(log_sigma, percent))
+        taken = self.step - self._skipped.total  # So many steps changed the parameters.
+        row["learning_rate"] = float(self._rate(max(taken - 1, 0)))
         row |= self._rates()
         row["averaged_steps"] = len(finite)
         row["skipped_steps"] = self._skipped.total
@@ -290,7 +293,8 @@ def log_line(step: int, row: Row) -> str:
     *terms, norm = list(row)[: list(row).index("gradient_norm") + 1]
     losses = " ".join(f"{name} {shown(name)}" for name in (*terms, norm))
     levels = " ".join(shown(f"log_sigma_{percent}", 2) for percent in QUANTILES)
-    parts = [f"step {step} {losses}", f"log sigma {levels}"]
+    parts = [f"step {step} {losses}", f"learning rate {shown('learning_rate', 3)}"]
+    parts.append(f"log sigma {levels}")
     if "objects_per_second" in row:
         rates = f"{shown('images_per_second_per_device', 3)} images/s/device"
         rates += f", {shown('objects_per_second', 3)} objects/s"

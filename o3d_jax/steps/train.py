@@ -279,21 +279,24 @@ def _lpips(
     return jax.lax.map(one_view, (a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))).mean()
 
 
-def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping the global norm (Sec. 4.1)."""
+def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
+    """By the number of steps taken before, skipped ones not counted."""
     if optim.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(
+        return optax.warmup_cosine_decay_schedule(
             0.0, optim.learning_rate, optim.warmup_steps, steps, optim.learning_rate / 20
         )
-    elif optim.warmup_steps:
-        rate = optax.schedules.warmup_constant_schedule(
+    if optim.warmup_steps:
+        return optax.schedules.warmup_constant_schedule(
             0.0, optim.learning_rate, optim.warmup_steps
         )
-    else:
-        rate = optim.learning_rate
+    return optax.schedules.constant_schedule(optim.learning_rate)
+
+
+def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping the global norm (Sec. 4.1)."""
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
-        optax.adamw(rate, weight_decay=optim.weight_decay),
+        optax.adamw(learning_rate(optim, steps), weight_decay=optim.weight_decay),
     )
 
 

@@ -12,7 +12,6 @@ status: 0 it fits, 1 it does not, 2 nothing could be compiled.
 import argparse
 import dataclasses
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,15 +28,15 @@ from o3d_jax.nn.networks import build_networks
 from o3d_jax.parallel import make_layout
 from o3d_jax.steps.train import make_optimizer
 from o3d_jax.tools.cli import read_config
-from o3d_jax.tools.plan_report import Plan, knobs, report, weigh
+from o3d_jax.tools.plan_report import Plan, heading, knobs, report, weigh
 from o3d_jax.tools.programs import Inputs, System
 from o3d_jax.tools.topologies import Topology, describe
 
 PROGRAMS = ("step", "sampler")
 
 
-def plan(config: Config, topology: Topology, programs: tuple[str, ...]) -> list[Plan]:
-    """Compiles the programs for a topology and weighs them.
+def plan(config: Config, topology: Topology, programs: tuple[str, ...]) -> Iterator[Plan]:
+    """Compiles the programs for a topology and weighs them, one after another.
 
     Raises:
         InputError: the config does not split over so many devices.
@@ -52,13 +51,31 @@ def plan(config: Config, topology: Topology, programs: tuple[str, ...]) -> list[
         "step": lambda i: system.trace_step(i, config.diffusion.feedback_probability > 0),
         "sampler": lambda i: system.trace_sampler(i, layout.devices),
     }
-    plans = []
     for name in programs:
         with ticking(f"{name} for {topology.name}"):
             start = time.perf_counter()
             traced = trace[name](inputs)
-            plans.append(weigh(name, topology, system, inputs, traced, start))
-    return plans
+            found = weigh(name, topology, system, inputs, traced, start)
+        yield found
+
+
+def plan_all(
+    config: Config, topologies: list[Topology], programs: tuple[str, ...], out: Path | None
+) -> bool:
+    """Prints each plan as it is made, and writes them to `out`; whether all fit."""
+    plans: list[Plan] = []
+    for topology in topologies:
+        tqdm.write(heading(config, topology))
+        for found in plan(config, topology, programs):
+            plans.append(found)
+            if out is not None:
+                with written_whole(out) as scratch:
+                    scratch.write_text(json.dumps([p.as_dict() for p in plans], indent=1))
+            tqdm.write("\n" + report(found) + "\n")
+    fits = all(p.fits for p in plans)
+    if not fits:
+        tqdm.write(knobs(config))
+    return fits
 
 
 def _splat_backend(topology: Topology) -> str:
@@ -116,16 +133,8 @@ def main() -> None:
     jax.config.update("jax_optimization_level", chosen.effort)
     jax.config.update("jax_enable_compilation_cache", False)  # What is in it shows no text.
     programs = PROGRAMS if chosen.program == "both" else (chosen.program,)
-    plans: list[Plan] = []
-    for topology in [describe(name) for name in chosen.topology]:
-        plans += plan(config, topology, programs)
-        sys.stdout.write(report(config, topology, plans[-len(programs) :]))
-        sys.stdout.flush()
-    if chosen.out is not None:
-        with written_whole(chosen.out) as scratch:
-            scratch.write_text(json.dumps([p.as_dict() for p in plans], indent=1))
-    if not all(p.fits for p in plans):
-        sys.stdout.write(knobs(config))
+    topologies = [describe(name) for name in chosen.topology]
+    if not plan_all(config, topologies, programs, chosen.out):
         raise SystemExit(1)
 
 

@@ -118,7 +118,9 @@ def weigh(
         if "temporaries" in complaint:  # Otherwise all is in it.
             needed += held(inputs)
     else:
-        sizes = _bytes(compiled, inputs, is_step)
+        objects = inputs.batch if is_step else system.sampler_objects(devices)
+        read = (inputs.state if is_step else inputs.state.ema, inputs.frozen, objects)
+        sizes = _bytes(compiled, inputs, held(objects), held(read))
         needed = sizes.total
         known["bytes"] = sizes
         known["collectives"] = collectives(text)
@@ -181,19 +183,17 @@ def _scaled(amount: str, unit: str) -> int:
     return int(float(amount) * _UNITS[unit.upper()])
 
 
-def _bytes(compiled: jax.stages.Compiled, inputs: Inputs, is_step: bool) -> Bytes:
+def _bytes(compiled: jax.stages.Compiled, inputs: Inputs, objects: int, read: int) -> Bytes:
+    """Of which `read` are those of the arguments, `objects` among them."""
     memory: Any = compiled.memory_analysis()
     state = inputs.state
-    arguments = memory.argument_size_in_bytes
-    read = held((state, inputs.frozen)) if is_step else held((state.ema, inputs.frozen))
-    objects = held(inputs.batch) if is_step else max(arguments - read, 0)
     return Bytes(
         parameters=held(state.params),
         average=held(state.ema),
         optimizer=held(state.opt_state),
         frozen=held(inputs.frozen),
         objects=objects,
-        padding=max(arguments - read - objects, 0),
+        padding=max(memory.argument_size_in_bytes - read, 0),
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
@@ -207,23 +207,23 @@ def held(tree: Any) -> int:
     )
 
 
-def report(config: Config, topology: Topology, plans: list[Plan]) -> str:
-    """Plans of one machine, as a text of a few tables."""
+def heading(config: Config, topology: Topology) -> str:
+    """What is planned, and for what; two lines."""
     chip, train = topology.chip, config.train
-    lines = [
-        f"{config.name} on {topology.name}: {len(topology.devices)} x {chip.name}, "
-        f"{chip.memory / GIB:.1f} GiB each; compiled by {topology.compiler}",
-        f"batch {train.batch_size} in {train.accumulate} parts, ZeRO stage {train.zero} over "
-        f"{train.fsdp or len(topology.devices)} devices, {config.model.dtype}, "
-        f"effort {jax.config.read('jax_optimization_level')}, "
-        f"remat {config.model.remat_keeps if config.model.remat else 'off'}",
-    ]
-    for plan in plans:
-        lines += ["", *_lines(plan)]
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(
+        [
+            f"{config.name} on {topology.name}: {len(topology.devices)} x {chip.name}, "
+            f"{chip.memory / GIB:.1f} GiB each; compiled by {topology.compiler}",
+            f"batch {train.batch_size} in {train.accumulate} parts, ZeRO stage {train.zero} over "
+            f"{train.fsdp or len(topology.devices)} devices, {config.model.dtype}, "
+            f"effort {jax.config.values['jax_optimization_level']}, "
+            f"remat {config.model.remat_keeps if config.model.remat else 'off'}",
+        ]
+    )
 
 
-def _lines(plan: Plan) -> list[str]:
+def report(plan: Plan) -> str:
+    """A plan as a small table."""
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines = [
         f"{plan.program} of {plan.objects} objects: {verdict}, {plan.needed / GIB:.2f} of "
@@ -241,7 +241,7 @@ def _lines(plan: Plan) -> list[str]:
         f"  at least {s.least:.3g} s: arithmetic {s.compute:.3g} s, memory {s.memory:.3g} s "
         f"(loops counted once), links {s.links:.3g} s, each at its peak"
     )
-    return lines
+    return "\n".join(lines)
 
 
 def knobs(config: Config) -> str:

@@ -81,21 +81,23 @@ class System:
 
     def trace_sampler(self, inputs: Inputs, objects: int) -> jax.stages.Traced:
         """`generate_on_devices` of so many objects, a multiple of the devices."""
-        batch = batch_shapes(self.config, objects)
-        batch = _at(batch, jax.tree.map(lambda _: self.layout.batch, batch))
-        image = jax.ShapeDtypeStruct(
-            (objects, *batch.images.shape[2:]), jnp.float32, sharding=self.layout.batch
-        )
         return generate_on_devices.trace(
             self.networks,
             self.config,
             inputs.state.ema,
             inputs.frozen,
-            image,
-            batch.cameras,
+            *self.sampler_objects(objects),
             inputs.key,
             self.layout,
         )
+
+    def sampler_objects(self, objects: int) -> tuple[Any, Cameras]:
+        """Shapes and places of the images and cameras that the sampler takes."""
+        batch = batch_shapes(self.config, objects)
+        batch = _at(batch, jax.tree.map(lambda _: self.layout.batch, batch))
+        shape = (objects, *batch.images.shape[2:])
+        image = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self.layout.batch)
+        return image, batch.cameras
 
 
 def batch_shapes(config: Config, objects: int) -> Batch:

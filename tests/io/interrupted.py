@@ -47,7 +47,8 @@ def waits_until(fact):
 
 
 def main():
-    with Interruption(say, alone=KIND != "not alone") as interruption:
+    patience = 0.5 if KIND.startswith("not alone") else None
+    with Interruption(say, patience=patience) as interruption:
         if KIND in ("in C", "save fails", "disk is full"):
             with interruption.unattended(save):
                 blocked()
@@ -74,7 +75,16 @@ def main():
         elif KIND == "not alone":
             with interruption.unattended(save):
                 waits_until(lambda: interruption.requested)
-                time.sleep(0.2)
+            time.sleep(1)  # Longer than the patience, but the loop may save now.
+        elif KIND == "not alone, for long":
+            with interruption.unattended(save):
+                blocked()
+        elif KIND == "not alone, later for long":
+            os.kill(os.getpid(), signal.SIGTERM)
+            with interruption.unattended(None):
+                pass
+            with interruption.unattended(save):
+                blocked()
         else:
             waits_until(lambda: interruption.requested)
         note("after")

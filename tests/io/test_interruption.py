@@ -98,6 +98,12 @@ def test_with_other_processes_a_signal_only_asks_everywhere(tmp_path):
     assert code == 0 and out == "SIGTERM 0\n" and written(tmp_path) == {"after": "x"}
 
 
+@pytest.mark.parametrize("kind", ["not alone, for long", "not alone, later for long"])
+def test_with_other_processes_one_ends_by_itself_only_where_it_stays_too_long(tmp_path, kind):
+    code, out, _ = run(kind, tmp_path, *[signal.SIGTERM] * (kind == "not alone, for long"))
+    assert code == 0 and out.startswith("SIGTERM: nothing to save") and written(tmp_path) == {}
+
+
 @pytest.mark.parametrize(
     ("kind", "status", "said", "lines"),
     [("save fails", 1, "KeyError: 'of the test'", 5), ("disk is full", 2, "error: here: No sp", 1)],

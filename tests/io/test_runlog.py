@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from step_reports import report
 
+from o3d_jax.config import OptimConfig
 from o3d_jax.errors import InputError
 from o3d_jax.io import step_clock
 from o3d_jax.io.compilations import COMPILED, CompilationWatch
@@ -117,7 +118,8 @@ def test_a_profile_of_steps_that_never_come_is_missed_aloud(tmp_path, config, ca
 
 
 def test_skipped_steps_are_counted_and_left_out_of_means(tmp_path, config, capsys):
-    with RunLog(tmp_path, config) as log:
+    optim = OptimConfig(learning_rate=1e-3, warmup_steps=4)
+    with RunLog(tmp_path, dataclasses.replace(config, optim=optim)) as log:
         log.start()
         reports = [report(1), broken(), report(5), broken(), report(2), broken()]
         for step, each in enumerate(reports):
@@ -125,7 +127,12 @@ def test_skipped_steps_are_counted_and_left_out_of_means(tmp_path, config, capsy
     first, second = rows(tmp_path)
     assert (first["total"], first["averaged_steps"], first["skipped_steps"]) == (3, 2, 1)
     assert (second["total"], second["averaged_steps"], second["skipped_steps"]) == (2, 1, 3)
-    assert "3 steps skipped" in capsys.readouterr().out
+    # Of steps 3 and 6 (the latter skipped), the second and third that were taken: 1/4 and 2/4.
+    np.testing.assert_allclose(
+        [first["learning_rate"], second["learning_rate"]], [2.5e-4, 5e-4], rtol=1e-6
+    )
+    said = capsys.readouterr().out
+    assert "3 steps skipped" in said and "learning rate 0.00025" in said
     assert ending(tmp_path)["skipped_steps"] == 3
 
 

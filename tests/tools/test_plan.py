@@ -5,7 +5,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -17,10 +16,11 @@ from o3d_jax import parallel
 from o3d_jax.errors import InputError
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.steps.train import make_optimizer
+from o3d_jax.tools import plan
 from o3d_jax.tools.collectives import Collectives, collectives
-from o3d_jax.tools.plan_report import Bytes, Plan, Seconds, _exhausted, knobs, weigh
+from o3d_jax.tools.plan_report import Bytes, Plan, Seconds, _exhausted, knobs
 from o3d_jax.tools.programs import System
-from o3d_jax.tools.topologies import Chip, Topology, describe, gpu_target
+from o3d_jax.tools.topologies import FREE_SHARE, Chip, Topology, describe, gpu_target
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,39 +54,64 @@ def test_collectives_are_counted_with_their_bytes_and_the_turns_of_their_loops(t
     assert found["all-reduce"].bytes == 4 + 6 * 5 * 4  # A scalar and 6 x 5, however joined.
 
 
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("zero", [1, 3])
-def test_a_step_is_weighed_by_what_its_program_takes_and_says(toy, zero):
-    """For the eight devices here, of which it knows no more than of those elsewhere."""
-    train = dataclasses.replace(
-        toy.config.train, batch_size=16, smallest_shared=90, zero=zero, fsdp=4, accumulate=2
-    )
-    config = dataclasses.replace(toy.config, train=train)
-    layout = parallel.make_layout(train)
-    system = System(config, toy.networks, make_optimizer(config.optim, 9), layout)
-    inputs = system.inputs()
-    here = Topology("cpu:8", Chip("CPU", 2**20, 1e9, 1e8, 1e7), tuple(jax.devices()), "XLA")
-    traced = system.trace_step(inputs, use_feedback=True)
-    found = weigh("step", here, system, inputs, traced, time.perf_counter())
+@pytest.fixture
+def planned(toy, tmp_path, monkeypatch, quick_compilation):
+    """What is found of toys on the eight devices here, which plan knows no more of than of others;
+    and whether they fit."""
 
+    def planned(zero, *programs):
+        train = dataclasses.replace(
+            toy.config.train, batch_size=16, smallest_shared=90, zero=zero, fsdp=4, accumulate=2
+        )
+        config = dataclasses.replace(toy.config, train=train)
+        monkeypatch.setattr(plan, "build_networks", lambda *_, **__: toy.networks)
+        monkeypatch.setattr(plan, "_splat_backend", lambda _: "xla")
+        here = Topology("cpu:8", Chip("CPU", 400_000, 1e9, 1e8, 1e7), tuple(jax.devices()), "XLA")
+        monkeypatch.setitem(FREE_SHARE, "gpu", 1)
+        fits = plan.plan_all(config, [here], programs, tmp_path / "plan.json")
+        return json.loads((tmp_path / "plan.json").read_text()), fits
+
+    return planned
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_a_step_is_weighed_by_what_its_program_takes_and_says(toy, planned, capsys, zero):
+    ((found,), fits) = planned(zero, "step")
     arrays = jax.tree.leaves(toy.params)
     whole = 4 * sum(a.size for a in arrays)
     shared = 4 * sum(a.size for a in arrays if a.size >= 90)  # All have an axis that 4 divides.
     assert 0.5 * whole < shared < whole
     least = whole - shared + shared / 4
-    assert found.bytes.parameters == (least if zero == 3 else whole)
-    assert found.bytes.average == least
-    assert found.bytes.optimizer == 2 * least + 4  # And a count of steps.
-    assert found.bytes.objects == 2 * 4 * (16 * 16 * 3 + 16 + 9) * 4  # Two of four views.
-    assert found.bytes.padding == 8 + 1  # A key and a flag: the program takes nothing else.
-    assert 0 < found.bytes.outputs < 2048 < 4 * least  # What it returns beside a state.
-    moved = {c.kind: c.bytes for c in found.collectives}
+    held = found["bytes"]
+    assert (held["parameters"], held["average"]) == (whole, least)
+    assert held["optimizer"] == 2 * least + 2 * 4  # And two counts of steps.
+    assert held["objects"] == 2 * 4 * (16 * 16 * 3 + 16 + 9) * 4  # Two of four views.
+    assert held["padding"] == 8 + 1  # A key and a flag: the program takes nothing else.
+    assert 0 < held["outputs"] < 2048 < 4 * least  # What it returns beside a state.
+    moved = {c["kind"]: c["bytes"] for c in found["collectives"]}
     # Parameters from their parts, once; 16 noise levels.
     assert moved["all-gather"] == shared + 16 * 4
     if zero == 1:  # The gradient of both parts at once, and a few numbers.
         assert whole < moved["all-reduce"] < whole + 64 and "reduce-scatter" not in moved
     else:  # That of each part by itself.
         assert moved["reduce-scatter"] == 2 * shared / 4
+
+    said = capsys.readouterr().out
+    assert said.startswith("tiny on cpu:8: 8 x CPU") and "batch 16 in 2 parts, ZeRO stage" in said
+    assert fits == found["fits"] == ("DOES NOT FIT" not in said) == ("What would help" not in said)
+
+
+def test_a_sampler_is_weighed_with_what_lies_there_in_training(toy, planned, capsys):
+    ((found,), fits) = planned(3, "sampler")
+    arrays = jax.tree.leaves(toy.params)
+    shared = 4 * sum(a.size for a in arrays if a.size >= 90)
+    held = found["bytes"]
+    assert held["parameters"] == held["average"] == 4 * sum(a.size for a in arrays) - 0.75 * shared
+    assert held["optimizer"] == 2 * held["average"] + 2 * 4
+    assert held["objects"] == 4 * (16 * 16 * 3 + 4 * (16 + 9))  # One on each device.
+    (moved,) = found["collectives"]
+    assert (moved["kind"], moved["bytes"]) == ("all-gather", shared)
+    assert fits and "sampler of 8 objects: fits" in capsys.readouterr().out
 
 
 def test_compilers_complaints_are_read(tiny):
@@ -112,7 +137,7 @@ def test_a_missing_compiler_is_named_with_how_to_get_it():
         describe("v5e:2x2")
 
 
-def plan(needed):
+def plan_of(needed):
     return Plan(
         program="step",
         topology="v5e:2x2",
@@ -131,9 +156,9 @@ def plan(needed):
 
 
 def test_a_plan_fits_up_to_the_last_byte_and_says_so_in_json():
-    assert plan(100).fits and not plan(101).fits
-    assert plan(100).bytes.total == 100 and plan(100).seconds.least == 3.0
-    values = json.loads(json.dumps(plan(101).as_dict()))
+    assert plan_of(100).fits and not plan_of(101).fits
+    assert plan_of(100).bytes.total == 100 and plan_of(100).seconds.least == 3.0
+    values = json.loads(json.dumps(plan_of(101).as_dict()))
     assert values["fits"] is False and values["bytes"]["optimizer"] == 3
 
 
