@@ -13,6 +13,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from o3d_jax.errors import exit_on_input_error
 
@@ -148,7 +149,7 @@ class Interruption:
             if self._block == block:
                 self._end()
 
-    def _end(self) -> None:
+    def _end(self) -> NoReturn:
         """Ends the process as it is: whatever the main thread does cannot be called off."""
         status = 1
         save = self._save if self._patience is None else None  # Which needs all processes.

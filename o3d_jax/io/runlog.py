@@ -177,7 +177,7 @@ class RunLog:
         for percent in QUANTILES:
             row[f"log_sigma_{percent}"] = float(np.percentile(log_sigma, percent))
         taken = self.step - self._skipped.total  # So many steps changed the parameters.
-        row["learning_rate"] = float(self._rate(max(taken - 1, 0)))
+        row["learning_rate"] = float(np.asarray(self._rate(max(taken - 1, 0))))
         row |= self._rates()
         row["averaged_steps"] = len(finite)
         row["skipped_steps"] = self._skipped.total
