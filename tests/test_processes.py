@@ -1,6 +1,7 @@
 """Two processes of four devices each train as one of eight does, and end together."""
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -79,6 +80,18 @@ def test_process_0_alone_prints_and_shows_who_takes_part(runs):
     assert "step " not in second and "done" not in second
     banner = (runs.folder / "two" / "banner.txt").read_text()
     assert banner.count(socket.gethostname()) == 2 and "data 1 x fsdp 8" in banner
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_in_one(runs):
+    for name in ("one", "two"):
+        shutil.copytree(runs.folder / name, runs.folder / f"{name}-longer")
+        ended = runs.run(f"{name}-longer", *SHARED, devices=4, steps=9)
+        assert ended.status == 0 and "resumed at step 6" in ended.said
+    # The states differ by the order of sums in the first six steps.
+    losses = [[row["total"] for row in runs.rows(f"{name}-longer")] for name in ("one", "two")]
+    assert len(losses[0]) == 9
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
 
 def signalled(runs, name, which):

@@ -13,6 +13,10 @@ from jaxtyping import Array, Shaped, UInt32
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 """What elements are read as, by their size in bytes; those of 8 are two words each."""
 
+AT_ONCE = 8
+"""Programs queued at a time. XLA lets 32 wait for a CPU device and then blocks the thread that runs
+them: with several devices, which wait for each other in a sum, none went on."""
+
 
 def fingerprints(tree: Any) -> dict[str, int]:
     """A number in [0, 2^32) for each array, by its path in the tree.
@@ -21,9 +25,14 @@ def fingerprints(tree: Any) -> dict[str, int]:
     2^32 if more do. With several processes all must call this, in step.
     """
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    found = jax.device_get([_fingerprint(_one_copy(array)) for _, array in flat])
-    names = [jax.tree_util.keystr(path) for path, _ in flat]
-    return {name: int(value) for name, value in zip(names, found, strict=True)}
+    found: dict[str, int] = {}
+    for start in range(0, len(flat), AT_ONCE):
+        some = {
+            path: _fingerprint(_one_copy(array)) for path, array in flat[start : start + AT_ONCE]
+        }
+        for path, value in some.items():
+            found[jax.tree_util.keystr(path)] = int(jax.device_get(value))
+    return found
 
 
 def _one_copy(array: jax.typing.ArrayLike) -> jax.typing.ArrayLike:

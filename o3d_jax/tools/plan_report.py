@@ -86,13 +86,14 @@ class Seconds(NamedTuple):
     """Least times of one call, by what limits it (roofline)."""
 
     compute: float
-    memory: float
+    memory: float | None
+    """None where the compiler does not say what is read and written."""
     links: float
 
     @property
     def least(self) -> float:
         """If all three went on at once, at their peaks."""
-        return max(self)
+        return max(self.compute, self.memory or 0, self.links)
 
 
 def weigh(
@@ -125,9 +126,10 @@ def weigh(
         known["bytes"] = sizes
         known["collectives"] = collectives(text)
         known["read_and_written"] = (compiled.cost_analysis() or {}).get("bytes accessed")
+    read_and_written = known["read_and_written"]
     seconds = Seconds(
         compute=flops / chip.flops,
-        memory=(known["read_and_written"] or 0) / chip.memory_rate,
+        memory=None if read_and_written is None else read_and_written / chip.memory_rate,
         links=sum(c.on_links(devices) for c in known["collectives"] or ()) / chip.link_rate,
     )
     return Plan(
@@ -232,14 +234,18 @@ def report(plan: Plan) -> str:
     if plan.bytes is not None:
         lines += [f"  {name:<12} {n / GIB:8.3f} GiB" for name, n in plan.bytes._asdict().items()]
     lines.append(f"  {plan.flops / 1e12:.2f} TFLOP a device")
+    if plan.read_and_written is not None:
+        traffic = plan.read_and_written / GIB
+        lines.append(f"  {traffic:.1f} GiB read and written a device, turns of loops counted once")
     lines += [
         f"  {c.kind:<20} {c.count:6} x, {c.bytes / GIB:8.3f} GiB of results a device"
         for c in plan.collectives or ()
     ]
     s = plan.seconds
+    memory = "not known" if s.memory is None else f"{s.memory:.3g} s (loops counted once)"
     lines.append(
-        f"  at least {s.least:.3g} s: arithmetic {s.compute:.3g} s, memory {s.memory:.3g} s "
-        f"(loops counted once), links {s.links:.3g} s, each at its peak"
+        f"  at least {s.least:.3g} s: arithmetic {s.compute:.3g} s, memory {memory}, "
+        f"links {s.links:.3g} s, each at its peak"
     )
     return "\n".join(lines)
 

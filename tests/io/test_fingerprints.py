@@ -51,6 +51,14 @@ def test_a_fingerprint_does_not_depend_on_how_devices_share_an_array(spec):
         assert fingerprints([shared]) == {"[0]": by_hand(array)}
 
 
+def test_many_shared_arrays_do_not_block_each_other():
+    """Where all are queued at once, XLA waits for a minute and ends the process."""
+    mesh = jax.make_mesh((8,), ("a",))
+    arrays = [drawn("float32", (8 * (1 + i % 3),)) for i in range(200)]
+    shared = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("a")))
+    assert list(fingerprints(shared).values()) == [by_hand(array) for array in arrays]
+
+
 def test_no_change_of_one_bit_is_missed():
     array = drawn("float32", (5, 3))
     expected = fingerprints([array])
