@@ -84,12 +84,14 @@ def test_process_0_alone_prints_and_shows_who_takes_part(runs):
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(runs):
+    longer = Runs(runs.folder / "longer")
+    for name in ("vae", "one", "two"):
+        shutil.copytree(runs.folder / name, longer.folder / name)
     for name in ("one", "two"):
-        shutil.copytree(runs.folder / name, runs.folder / f"{name}-longer")
-        ended = runs.run(f"{name}-longer", *SHARED, devices=4, steps=9)
-        assert ended.status == 0 and "resumed at step 6" in ended.said
+        ended = longer.run(name, *SHARED, devices=4, steps=9)
+        assert ended.status == 0 and "resumed at step 6" in ended.said, ended.said
     # The states differ by the order of sums in the first six steps.
-    losses = [[row["total"] for row in runs.rows(f"{name}-longer")] for name in ("one", "two")]
+    losses = [[row["total"] for row in longer.rows(name)] for name in ("one", "two")]
     assert len(losses[0]) == 9
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
