@@ -28,6 +28,7 @@ from o3d_jax.nn.networks import build_networks
 from o3d_jax.parallel import (
     Layout,
     check_same_config,
+    leaving_others_on_error,
     make_layout,
     own_rows,
     place,
@@ -62,8 +63,12 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
     Asked by a signal to end, it saves and ends before; by Ctrl-C, with SystemExit. `settings` say
     where the config's values came from.
     """
-    with Interruption(tqdm.write, patience=_patience(config)) as interruption:
+    with Interruption(tqdm.write) as interruption:
         with interruption.unattended(None):
+            if jax.process_count() > 1:
+                interruption.patience = config.launch.grace
+                # Process 0 goes last: without it JAX aborts the others.
+                interruption.linger = 2.0 * (jax.process_index() == 0)
             run = _set_up(config)
         first = int(run.state.step)
         with RunLog(config.run_dir / config.name, config, first) as log:
@@ -79,15 +84,13 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
         raise SystemExit(interruption.status)
 
 
-def _patience(config: Config) -> float | None:
-    """Of this process, with the others; process 0 ends last, for without it JAX aborts them."""
-    if jax.process_count() == 1:
-        return None
-    return config.launch.grace + 2.0 * (jax.process_index() == 0)
-
-
 def _set_up(config: Config) -> Run:
     """Opens the data, and puts weights or the newest checkpoint on the devices."""
+    processes = process_map()
+    if len(processes) > 1 and jax.process_index() == 0:
+        tqdm.write(
+            "\n".join(f"process {p.index}: {p.host}, {p.devices} devices" for p in processes)
+        )
     check_same_config(config)
     layout = make_layout(config.train)
     rows = own_rows(layout, config.train.batch_size)
@@ -160,11 +163,12 @@ def _loop(
         log.record(step + 1, report, loaded.objects, waited)
         position, last = run.batches.get_state(), step + 1 == steps
         stops, before = _stops(interruption, before), report
-        save = functools.partial(run.checkpoints.save_now, state, position)
         if last or ((step + 1) % config.train.eval_every == 0 and not stops):
-            if jax.process_count() > 1:  # None can save by itself in an evaluation, so save before.
-                run.checkpoints.save(state, position)
-            with log.paused(), interruption.unattended(save):
+            with log.paused():  # Of several processes none can finish a save by itself.
+                alone = jax.process_count() == 1
+                save = run.checkpoints.save if alone else run.checkpoints.save_now
+                save(state, position)
+            with log.paused(), interruption.unattended(run.checkpoints.wait):
                 found = programs.evaluate(state, run.frozen)
                 log.image(step + 1, evaluation_sheet(programs.heldout, found))
         if last or stops or (step + 1) % config.train.save_every == 0:
@@ -196,6 +200,7 @@ def _finish(config: Config, state: TrainState, frozen: Frozen, log: RunLog) -> N
     log.say(f"done: python sample.py IMAGE --checkpoint {folder}")
 
 
+@leaving_others_on_error()
 @exit_on_input_error()
 def main() -> None:
     """Reads the command line."""
@@ -206,7 +211,8 @@ def main() -> None:
         raise InputError("no config file; give one first, as `python train.py configs/nano.py`")
     config, settings = explained_config(Path(sys.argv[1]), sys.argv[2:])
     use_compilation_cache()
-    start_processes(config.launch)
+    with Interruption(tqdm.write) as interruption, interruption.unattended(None):
+        start_processes(config.launch)
     train(config, settings)
 
 

@@ -68,8 +68,8 @@ def step_section(part: str, measured: Sequence) -> str:
         f"## Algorithm 1's step, {part}",
         "",
         "| step | processor s | time ratio (least to greatest) | memory MB (arguments + outputs + "
-        "temporaries) | memory ratio | growth of the process MB | growth ratio | compile s |",
-        "|---|---|---|---|---|---|---|---|",
+        "temporaries) | memory ratio | compile s |",
+        "|---|---|---|---|---|---|",
     ]
     for m in measured:
         each = [a / b for a, b in zip(m.seconds, plain.seconds, strict=True)]
@@ -77,7 +77,7 @@ def step_section(part: str, measured: Sequence) -> str:
             f"| {m.name} | {median(m.seconds):.2f} | **{median(each):.2f}** ({min(each):.2f} to "
             f"{max(each):.2f}) | {m.memory_mb:.0f} ({m.arguments_mb:.0f} + {m.outputs_mb:.0f} + "
             f"{m.temporaries_mb:.0f}) | **{m.memory_mb / plain.memory_mb:.2f}** | "
-            f"{m.growth_mb:.0f} | {m.growth_mb / plain.growth_mb:.2f} | {m.compile_s:.0f} |"
+            f"{m.compile_s:.0f} |"
         )
     return "\n".join(lines)
 

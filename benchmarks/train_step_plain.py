@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from splat_work import growth_mb, resident_mb
 
 from o3d_jax import edm
 from o3d_jax.config import Config
@@ -44,8 +43,6 @@ class Measured(NamedTuple):
     outputs_mb: float
     """Without those that take the place of a donated argument."""
     temporaries_mb: float
-    growth_mb: float
-    """Of the process while a step runs, at most; without the arguments."""
 
     @property
     def memory_mb(self) -> float:
@@ -175,7 +172,6 @@ class Program:
             memory.argument_size_in_bytes / 1e6,
             outputs / 1e6,
             memory.temp_size_in_bytes / 1e6,
-            growth_mb(self.run, resident_mb()),
         )
 
 

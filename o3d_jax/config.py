@@ -467,7 +467,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Several processes: found out by themselves on TPU pods, SLURM, Open MPI and Kubernetes."""
+    """Several processes: found out by themselves on TPU pods, SLURM, Open MPI 4 and Kubernetes."""
 
     coordinator: str | None = None
     """HOST:PORT of process 0, where nothing says so."""

@@ -4,6 +4,7 @@ Mesh axes: "data" holds copies of the state, "fsdp" shares one out; batches are 
 What is shared out is a matter of ZeRO's stages (Rajbhandari et al. 2020), `TrainConfig.zero`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,8 +12,10 @@ import importlib.util
 import math
 import os
 import socket
+import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -213,12 +216,14 @@ def reduce_gradient(gradient: Tree, axes: Tree, layout: Layout) -> Tree:
 def start_processes(launch: LaunchConfig) -> None:
     """Joins the other processes of a run, before anything else is asked of JAX.
 
-    What TPU pods, SLURM, Open MPI and Kubernetes say in the environment is found by JAX; elsewhere
-    `launch` says it. A process by itself goes on alone.
+    What TPU pods, SLURM, Open MPI 4 and Kubernetes say in the environment is found by JAX;
+    elsewhere `launch` says it. A process by itself goes on alone.
 
     Raises:
         InputError: the others were not to be reached in time.
     """
+    # Its handler of SIGTERM would take the place of io.interruption's.
+    jax.config.update("jax_enable_preemption_service", False)
     if launch.process_id:
         _wait_for_coordinator(launch)
     if launch.coordinator is None and _is_alone():
@@ -234,11 +239,50 @@ def start_processes(launch: LaunchConfig) -> None:
         if "coordinator_address" not in str(error) or launch.coordinator is not None:
             raise InputError(f"cannot join the run's processes: {error}") from error
     except jax.errors.JaxRuntimeError as error:
+        who, where = "this process", ""
+        if launch.coordinator is not None:
+            who = f"process {launch.process_id} of {launch.processes}"
+            where = f" at {launch.coordinator}"
         raise InputError(
-            f"process {launch.process_id} of {launch.processes} could not join the others at "
-            f"{launch.coordinator} within {launch.timeout} s; see that all run and reach it, or "
-            f"raise launch.timeout ({str(error).splitlines()[0]})"
+            f"{who} could not join the others{where} within {launch.timeout} s; see that all run "
+            f"and reach it, or raise launch.timeout ({str(error).splitlines()[0]})"
         ) from error
+    _check_found_all()
+
+
+def _check_found_all() -> None:
+    """Else each process would train by itself, and write what the others write.
+
+    JAX 0.10 knows Open MPI by a variable that its version 5 does not set any more.
+    """
+    count = os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
+    if count != "1" and not jax.distributed.is_initialized():
+        raise InputError(
+            f"mpirun has started {count} processes, but JAX does not find the others (Open MPI 5); "
+            "give --launch.coordinator HOST:PORT, that of process 0, --launch.processes "
+            f"{count} and --launch.process-id $OMPI_COMM_WORLD_RANK"
+        )
+
+
+@contextlib.contextmanager
+def leaving_others_on_error() -> Iterator[None]:
+    """A process that fails by itself ends at once; at JAX's own end it waits for the others.
+
+    These wait for it in a sum or a barrier, and notice only when it has gone. Process 0 ends last,
+    because JAX aborts the others when it goes: they may have something to say.
+    """
+    try:
+        yield
+    except BaseException as error:
+        asked = isinstance(error, SystemExit) and error.code in (0, 130, None)  # All of them.
+        if asked or not jax.distributed.is_initialized():
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stderr.flush()
+        sys.stdout.flush()
+        time.sleep(2 * (jax.process_index() == 0))
+        os._exit(error.code if isinstance(error, SystemExit) and type(error.code) is int else 1)
 
 
 def _is_alone() -> bool:

@@ -12,9 +12,13 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from toy_networks import toy_system
 
 import train
+from o3d_jax.errors import InputError
 from o3d_jax.tools import programs
 from o3d_jax.tools.cli import read_config
 
@@ -23,6 +27,7 @@ BEGINNINGS = {
     "evaluation": (programs.Programs, "evaluate", 1),
     "model": (train, "save_model", 1),
     "stuck": (programs.Programs, "evaluate", 1),
+    "refusal": (train, "draw_coin", 3),  # In process 1 only.
 }
 """Functions, and the call of them at which a phase begins."""
 LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
@@ -39,16 +44,33 @@ def interrupt(seconds):
     threading.Thread(target=send, daemon=True).start()
 
 
+def sum_for_minutes():
+    """A program in which all devices of all processes wait for each other again and again."""
+    mesh = jax.make_mesh((jax.device_count(),), ("a",))
+
+    def device(x):
+        return jax.lax.fori_loop(0, 10_000_000, lambda _, x: jnp.sin(jax.lax.pmean(x, "a")), x)
+
+    spec = PartitionSpec("a")
+    x = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, spec), lambda _: np.ones(1, np.float32)
+    )
+    f = jax.shard_map(device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    jax.block_until_ready(jax.jit(f)(x))
+
+
 def interrupt_at(phase, seconds):
     owner, name, wanted = BEGINNINGS[phase]
     real, calls = getattr(owner, name), []
 
     def called(*arguments, **options):
         calls.append(name)
-        if len(calls) == wanted:
+        if len(calls) == wanted and phase != "refusal":
             interrupt(seconds)
+        if len(calls) == wanted and phase == "refusal" and jax.process_index() == 1:
+            raise InputError("of the test")
         if phase == "stuck":
-            time.sleep(600)
+            sum_for_minutes()
         return real(*arguments, **options)
 
     setattr(owner, name, called)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from test_train_interrupted import ROOT, Runs, final, save_vae
 
+from o3d_jax.errors import InputError
 from o3d_jax.io.checkpoint import load_model
+from o3d_jax.parallel import _check_found_all
 from o3d_jax.tools.cli import read_config
 
 # Toys are small: everything from 90 elements on is shared out, also between the processes.
@@ -78,6 +80,7 @@ def test_process_0_alone_prints_and_shows_who_takes_part(runs):
     first, second = json.loads((runs.folder / "said.json").read_text())
     assert "step 6 " in first and "done:" in first
     assert "step " not in second and "done" not in second
+    assert f"process 0: {socket.gethostname()}, 4 devices\nprocess 1: " in first
     banner = (runs.folder / "two" / "banner.txt").read_text()
     assert banner.count(socket.gethostname()) == 2 and "data 1 x fsdp 8" in banner
 
@@ -127,6 +130,20 @@ def test_processes_that_stay_in_an_evaluation_end_by_themselves_and_lose_nothing
     assert runs.steps("stuck")[-1] == 4
     ending = json.loads((runs.folder / "stuck" / "exit.json").read_text())
     assert ending["reason"] == "stopped" and ending["detail"] == "SIGTERM"
+    assert all("SIGTERM: saved" in each for each in said), said
+
+
+def test_a_process_that_fails_ends_all_at_once(runs):
+    processes = start_two(runs, "refusal", phase="refusal")
+    end = time.monotonic() + 600
+    while all(process.poll() is None for process in processes) and time.monotonic() < end:
+        time.sleep(0.05)
+    began = time.monotonic()
+    statuses, said = ends(processes)
+    # The other's sum fails when the connection does. By themselves JAX's barriers wait 300 s.
+    assert time.monotonic() - began < 60
+    assert statuses[1] == 2 and statuses[0] != 0, said
+    assert "error: of the test" in said[1]
 
 
 def test_processes_of_another_config_are_told(runs):
@@ -147,3 +164,12 @@ def test_a_process_whose_others_never_come_says_so(runs):
     )
     assert ended.status == 2 and len(ended.said.strip().splitlines()) == 1
     assert "process 1 found no process 0 at localhost" in ended.said
+
+
+def test_a_process_of_mpirun_that_finds_no_others_says_so(monkeypatch):
+    """As under Open MPI 5: each would train by itself in the same folder."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="has started 2 processes, but JAX does not find the oth"):
+        _check_found_all()
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    _check_found_all()

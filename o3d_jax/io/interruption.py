@@ -10,10 +10,13 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+import jax
 
 from o3d_jax.errors import exit_on_input_error
 
@@ -30,22 +33,25 @@ class Interruption:
     The loop looks at `requested` after each step, saves and ends with `status`. Where it cannot
     look for long, it says so by `unattended`. A second Ctrl-C raises KeyboardInterrupt.
 
-    `say` prints a line. `patience` is for processes that take part in a run with others: saving
-    needs all of them, so each waits for so many seconds that the loop may save, before it ends
-    by itself without. In any but the main thread, which is the only one to get signals, nothing is
-    ever requested.
+    `say` prints a line. In any but the main thread, which is the only one to get signals, nothing
+    is ever requested.
     """
 
-    def __init__(self, say: Callable[[str], None], *, patience: float | None = None):
+    def __init__(self, say: Callable[[str], None]):
+        self.patience: float | None = None
+        """Of a process that takes part in a run with others: an end needs all of them, so each
+        waits for so many seconds that the loop may end, before it ends by itself."""
+        self.linger = 0.0
+        """Seconds that this one waits longer than the others do."""
         self.farewell: Callable[[str], None] | None = None
         """Told the signal's name before the process is ended in an unattended block."""
         self._say = say
-        self._patience = patience
         self._signal: signal.Signals | None = None
         self._interrupts = 0
         self._is_unattended = False
         self._save: Save | None = None
         self._block = 0  # Counts the changes of these two.
+        self._waiting_since: float | None = None  # In this block, for the loop.
         self._changing = threading.Lock()  # Held by who ends the process, and never given back.
         self._restore = contextlib.ExitStack()
 
@@ -94,9 +100,11 @@ class Interruption:
         """While the block runs, a signal calls `save` in another thread and ends the process.
 
         So does one that came before. Nothing that `save` reads may be changed or given away in the
-        block; None means that there is nothing to lose. Files half written must not matter. With
-        other processes a signal only makes `requested` true, as it does outside, unless the block
-        outlasts the patience: then the process ends, and `save` is not called.
+        block; None means that there is nothing to lose. Files half written must not matter.
+
+        With other processes a signal only makes `requested` true, as it does outside, unless the
+        block outlasts the patience, or fails because others have gone: then the process ends.
+        `save` is not called, for it needs all of them: everything must be on disk before.
 
         Raises:
             KeyboardInterrupt: on leaving, Ctrl-C while the process was about to end.
@@ -105,13 +113,22 @@ class Interruption:
         self._declare(True, save)
         try:
             yield
+        except jax.errors.JaxRuntimeError as error:
+            with self._changing:
+                if self._waiting_since is not None:
+                    self._say(f"another process has gone ({str(error).splitlines()[0]})")
+                    self._end()
+            raise
         finally:
             self._declare(*before)
 
     def _declare(self, is_unattended: bool, save: Save | None) -> None:
         with self._changing:
+            since, patience = self._waiting_since, self.patience
+            if since is not None and patience and time.monotonic() >= since + patience:
+                self._end()  # As others did in the meantime.
             self._is_unattended, self._save = is_unattended, save
-            self._block += 1
+            self._block, self._waiting_since = self._block + 1, None
             self._end_if_asked()
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
@@ -138,9 +155,13 @@ class Interruption:
     def _end_if_asked(self) -> None:
         if not (self.requested and self._is_unattended):
             return
-        if self._patience is None:
+        if self.patience is None:
             self._end()
-        timer = threading.Timer(self._patience, self._end_if_still_in, [self._block])
+        if self._waiting_since is not None:
+            return
+        self._waiting_since = time.monotonic()
+        seconds = self.patience + self.linger
+        timer = threading.Timer(seconds, self._end_if_still_in, [self._block])
         timer.daemon = True
         timer.start()
 
@@ -152,12 +173,11 @@ class Interruption:
     def _end(self) -> NoReturn:
         """Ends the process as it is: whatever the main thread does cannot be called off."""
         status = 1
-        save = self._save if self._patience is None else None  # Which needs all processes.
         try:
-            if save is not None:
+            if self._save is not None and self.patience is None:
                 with exit_on_input_error():
-                    save()
-            done = "nothing to save" if save is None else "saved"
+                    self._save()
+            done = "nothing to save" if self._save is None else "saved"
             self._say(f"{self.name}: {done}; the same command goes on")
             if self.farewell is not None:
                 self.farewell(self.name)

@@ -12,7 +12,9 @@ new one is whole. A disk may still damage them later; `restore` then takes the o
 import dataclasses
 import hashlib
 import json
+import secrets
 import threading
+import time
 import types
 import warnings
 from collections.abc import Iterable
@@ -35,10 +37,12 @@ FREE_FIELDS = (
     *("train.eval_objects", "train.fsdp", "train.zero", "train.smallest_shared"),
     *("train.accumulate", "train.most_skipped", "train.trackers", "profile", "run_dir"),
     *("data.workers", "data.cache", "weights", "model.remat", "model.remat_keeps"),
-    *("model.vae_chunk", "launch.coordinator", "launch.processes", "launch.process_id"),
-    "launch.timeout",
+    "model.vae_chunk",
 )
 """What may change between the parts of a run: how often, how long, on what, where."""
+
+FREE_GROUPS = ("sample.", "launch.")
+"""And all of these."""
 
 
 class _Damaged(Exception):
@@ -83,9 +87,15 @@ class RunCheckpoints:
     """The checkpoints of a training run in `folder`; with several processes all call it in step."""
 
     def __init__(self, folder: Path, config: Config, frozen: Frozen):
+        """Opens the folder, or makes it.
+
+        Raises:
+            InputError: each process has a folder of its own there.
+        """
         self.folder = folder.absolute()
         self.saved_with = to_dict(config) | {"frozen networks": _digest(frozen)}
         self.folder.mkdir(parents=True, exist_ok=True)
+        _check_shared(self.folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.train.keep,
             cleanup_tmp_directories=True,  # What a killed run had begun to write.
@@ -257,6 +267,28 @@ def _wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def _check_shared(folder: Path) -> None:
+    """Each process would wait for the others' parts of a checkpoint, which are elsewhere."""
+    if jax.process_count() == 1:
+        return
+    mine = np.frombuffer(secrets.token_bytes(4), np.uint32)
+    token = str(multihost_utils.broadcast_one_to_all(mine)[0])
+    path = folder / "shared-by-all-processes"
+    if jax.process_index() == 0:
+        path.write_text(token)
+    _wait_for_all(f"{path.name} is written")
+    end = time.monotonic() + 5  # A network's folder may show it late.
+    while not (seen := path.is_file() and path.read_text() == token) and time.monotonic() < end:
+        time.sleep(0.2)
+    missing = _anywhere(not seen)
+    if jax.process_index() == 0:
+        path.unlink()
+    if missing:
+        raise InputError(
+            f"{folder} is another folder on other hosts; give a --run-dir that all of them share"
+        )
+
+
 def _text_digest(values: dict[str, Any]) -> str:
     text = json.dumps(values, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -316,7 +348,9 @@ def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
     wrong = [
         f"{name} {have.get(name)!r} there, {want.get(name)!r} here"
         for name in sorted(have.keys() | want.keys())
-        if have.get(name) != want.get(name) and name not in free and not name.startswith("sample.")
+        if have.get(name) != want.get(name)
+        and name not in free
+        and not name.startswith(FREE_GROUPS)
     ]
     if wrong:
         raise InputError(

@@ -165,8 +165,9 @@ def compile_and_show(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, st
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = traced.lower().compile(compiler_options=options)
-        (text,) = Path(folder).glob("*after_optimizations.txt")
-        return compiled, text.read_text()
+        texts = Path(folder).glob("*after_optimizations.txt")
+        # The program itself, should there be others, of constants.
+        return compiled, max(texts, key=lambda path: path.stat().st_size).read_text()
 
 
 def _exhausted(message: str) -> tuple[int, int]:

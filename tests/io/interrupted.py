@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+
 from o3d_jax.io.interruption import Interruption
 
 KIND, FOLDER = sys.argv[1], Path(sys.argv[2])
@@ -47,8 +49,8 @@ def waits_until(fact):
 
 
 def main():
-    patience = 0.5 if KIND.startswith("not alone") else None
-    with Interruption(say, patience=patience) as interruption:
+    with Interruption(say) as interruption:
+        interruption.patience = 0.5 if KIND.startswith("not alone") else None
         if KIND in ("in C", "save fails", "disk is full"):
             with interruption.unattended(save):
                 blocked()
@@ -79,6 +81,15 @@ def main():
         elif KIND == "not alone, for long":
             with interruption.unattended(save):
                 blocked()
+        elif KIND == "not alone, others gone":
+            with interruption.unattended(save):
+                waits_until(lambda: interruption.requested)
+                raise jax.errors.JaxRuntimeError("Connection closed by peer")
+        elif KIND == "not alone, out late":
+            interruption.linger = 60
+            with interruption.unattended(save):
+                waits_until(lambda: interruption.requested)
+                time.sleep(0.6)
         elif KIND == "not alone, later for long":
             os.kill(os.getpid(), signal.SIGTERM)
             with interruption.unattended(None):

@@ -98,10 +98,15 @@ def test_with_other_processes_a_signal_only_asks_everywhere(tmp_path):
     assert code == 0 and out == "SIGTERM 0\n" and written(tmp_path) == {"after": "x"}
 
 
-@pytest.mark.parametrize("kind", ["not alone, for long", "not alone, later for long"])
-def test_with_other_processes_one_ends_by_itself_only_where_it_stays_too_long(tmp_path, kind):
-    code, out, _ = run(kind, tmp_path, *[signal.SIGTERM] * (kind == "not alone, for long"))
-    assert code == 0 and out.startswith("SIGTERM: nothing to save") and written(tmp_path) == {}
+@pytest.mark.parametrize("where", ["for long", "later for long", "others gone", "out late"])
+def test_with_other_processes_one_ends_by_itself_where_it_or_others_stayed_too_long(
+    tmp_path, where
+):
+    kind = f"not alone, {where}"
+    code, out, _ = run(kind, tmp_path, *[signal.SIGTERM] * (where != "later for long"))
+    # It was saved before, and is not now.
+    assert code == 0 and "SIGTERM: saved" in out and written(tmp_path) == {}
+    assert ("Connection closed by peer" in out) == (where == "others gone")
 
 
 @pytest.mark.parametrize(

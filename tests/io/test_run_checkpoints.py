@@ -1,6 +1,7 @@
 """A run's checkpoints: what is damaged is noticed, kept and stepped over, on any devices."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from o3d_jax.config import LaunchConfig
 from o3d_jax.errors import InputError
+from o3d_jax.io import run_checkpoints
 from o3d_jax.io.run_checkpoints import RunCheckpoints
 from o3d_jax.types import Frozen, Params, TrainState
 
@@ -205,6 +208,30 @@ def test_another_config_or_another_program_is_no_damage(copied, tiny):
     with pytest.raises(InputError, match=r"another version.*'small'.: int8 \(9,\) there, float32"):
         opened(copied, tiny).restore(wider)
     assert names(copied) == ["2", "4"]
+
+
+def test_how_processes_find_each_other_may_change(copied, tiny):
+    launch = LaunchConfig("here:1", processes=2, process_id=1, timeout=7, grace=3)
+    defaults, changed = (dataclasses.asdict(x) for x in (LaunchConfig(), launch))
+    assert all(changed[name] != value for name, value in defaults.items())
+    assert opened(copied, dataclasses.replace(tiny, launch=launch)).restore(make_state(0))
+
+
+def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, tiny, monkeypatch):
+    """Seen from process 1, for which process 0 has written elsewhere."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(run_checkpoints, "_wait_for_all", lambda _: None)
+    monkeypatch.setattr(run_checkpoints, "_anywhere", lambda fact: fact)
+    monkeypatch.setattr(run_checkpoints.time, "sleep", lambda _: None)
+    clock = itertools.count()
+    monkeypatch.setattr(run_checkpoints.time, "monotonic", lambda: next(clock))
+    token = np.array([5], np.uint32)
+    monkeypatch.setattr(run_checkpoints.multihost_utils, "broadcast_one_to_all", lambda _: token)
+    with pytest.raises(InputError, match="is another folder on other hosts; give a --run-dir"):
+        run_checkpoints._check_shared(tmp_path)
+    (tmp_path / "shared-by-all-processes").write_text("5")
+    run_checkpoints._check_shared(tmp_path)
 
 
 def test_files_that_may_not_be_read_are_no_damage(copied, tiny, monkeypatch):
