@@ -173,3 +173,17 @@ def test_a_process_of_mpirun_that_finds_no_others_says_so(monkeypatch):
         _check_found_all()
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
     _check_found_all()
+
+
+def test_a_signal_while_a_process_waits_for_the_others_ends_it(runs):
+    """It has reached process 0, of which there is only an open port, and JAX waits in C++."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+        launch = ("--launch.coordinator", f"localhost:{port}", "--launch.processes", "2")
+        process = runs.start("early", *launch, "--launch.process-id", "1", devices=1)
+        server.settimeout(300)
+        for _ in range(2):  # The look whether it is there, and JAX.
+            server.accept()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "SIGTERM: nothing to save" in said
