@@ -125,7 +125,7 @@ class Interruption:
     def _declare(self, is_unattended: bool, save: Save | None) -> None:
         with self._changing:
             since, patience = self._waiting_since, self.patience
-            if since is not None and patience and time.monotonic() >= since + patience:
+            if since is not None and patience is not None and time.monotonic() >= since + patience:
                 self._end()  # As others did in the meantime.
             self._is_unattended, self._save = is_unattended, save
             self._block, self._waiting_since = self._block + 1, None
