@@ -122,6 +122,7 @@ def test_a_signal_to_both_or_to_one_process_ends_both_with_a_checkpoint(runs, wh
     assert ending["reason"] == "stopped" and ending["step"] == saved
 
 
+@pytest.mark.slow  # The rules by themselves: `io/test_interruption.py`.
 def test_processes_that_stay_in_an_evaluation_end_by_themselves_and_lose_nothing(runs):
     statuses, said = ends(
         start_two(runs, "stuck", "--launch.grace", "1", "--train.eval-every", "4", phase="stuck")
