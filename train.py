@@ -27,6 +27,7 @@ from o3d_jax.io.runlog import RunLog
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.parallel import (
     Layout,
+    ProcessInfo,
     check_same_config,
     leaving_others_on_error,
     make_layout,
@@ -55,6 +56,7 @@ class Run(NamedTuple):
     """Behind the last batch of `state`."""
     checkpoints: RunCheckpoints
     system: System
+    processes: tuple[ProcessInfo, ...]
 
 
 def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
@@ -109,7 +111,7 @@ def _set_up(config: Config) -> Run:
     else:
         state, position = restored
         batches.set_state(position)
-    return Run(state, frozen, batches, checkpoints, system)
+    return Run(state, frozen, batches, checkpoints, system, processes)
 
 
 def _fresh_state(weights: Weights, system: System) -> TrainState:
@@ -132,7 +134,7 @@ def _compile(run: Run, log: RunLog, settings: tuple[Setting, ...]) -> Programs:
         system.layout.mesh,
         run.state.params,
         run.frozen,
-        processes=process_map(),
+        processes=run.processes,
         memory=program_memory(programs.largest_step),
         settings=settings,
     )

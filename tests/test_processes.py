@@ -9,12 +9,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_train_interrupted import ROOT, Runs, final, save_vae
+from test_train_interrupted import Runs, final, toy_runs
 
 from o3d_jax.errors import InputError
 from o3d_jax.io.checkpoint import load_model
 from o3d_jax.parallel import _check_found_all
-from o3d_jax.tools.cli import read_config
 
 # Toys are small: everything from 90 elements on is shared out, also between the processes.
 SHARED = ("--train.zero", "3", "--train.smallest-shared", "90")
@@ -40,17 +39,12 @@ def ends(processes):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """With a run `one` of one process with eight devices, and `two` of two with four each."""
-    from toy_networks import toy_system
-
-    folder = tmp_path_factory.mktemp("runs")
-    config = read_config(ROOT / "configs" / "tiny.py", [])
-    save_vae(folder, toy_system(config).networks, config)
-    runs = Runs(folder)
+    runs = toy_runs(tmp_path_factory.mktemp("runs"))
     ended = runs.run("one", *SHARED, devices=8)
     assert ended.status == 0, ended.said
     statuses, said = ends(start_two(runs, "two"))
     assert statuses == [0, 0], said
-    (folder / "said.json").write_text(json.dumps(said))
+    (runs.folder / "said.json").write_text(json.dumps(said))
     return runs
 
 

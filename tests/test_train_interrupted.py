@@ -116,15 +116,18 @@ def save_vae(folder, networks, config):
     save_model(folder / "vae", config, vae)
 
 
+def toy_runs(folder):
+    from toy_networks import toy_system
+
+    config = read_config(ROOT / "configs" / "tiny.py", [])
+    save_vae(folder, toy_system(config).networks, config)
+    return Runs(folder)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """With a run `one` of one device that was never interrupted."""
-    from toy_networks import toy_system
-
-    folder = tmp_path_factory.mktemp("runs")
-    config = read_config(ROOT / "configs" / "tiny.py", [])
-    save_vae(folder, toy_system(config).networks, config)
-    runs = Runs(folder)
+    runs = toy_runs(tmp_path_factory.mktemp("runs"))
     ended = runs.run("one")
     assert ended.status == 0, ended.said
     return runs

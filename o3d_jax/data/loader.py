@@ -76,32 +76,19 @@ class HeldOut(NamedTuple):
 
 
 def training_batches(
-    config: Config,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-    rows: Sequence[int] | None = None,
+    config: Config, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator[LoadedBatch]:
-    """An endless iterator of this process's rows of each batch; shuffled anew every epoch.
+    """An endless iterator of some `rows` of each batch, by default all; shuffled anew every epoch.
 
-    Process p of P has `rows`, by default those from p B / P to (p + 1) B / P of a batch of B; all
-    processes have as many. Its `get_state` gives
-    a position, as plain JSON values that are the same in all processes; `set_state` goes there
+    Several processes have some each (`parallel.own_rows`), all as many. `get_state` gives a
+    position, as plain JSON values that are the same in all processes; `set_state` goes there
     exactly, with any number of processes. Of several sources, each has its own epochs.
 
     Raises:
-        InputError: as `open_sources`, or the batch cannot be shared among the processes; from the
-            iterator, a frame that is missing or damaged.
+        InputError: as `open_sources`; from the iterator, a frame that is missing or damaged.
     """
     batch_size = config.train.batch_size
-    if not 0 <= process_index < process_count:
-        raise InputError(f"process_index {process_index} is not below {process_count} processes")
-    if batch_size % process_count:
-        raise InputError(
-            f"train.batch_size {batch_size} must be a multiple of the {process_count} processes"
-        )
-    share = batch_size // process_count
-    rows = range(process_index * share, (process_index + 1) * share) if rows is None else rows
+    rows = range(batch_size) if rows is None else rows
     own = _OwnRows(_all_samples(config), batch_size, rows)
     batches = grain.MapDataset.source(own).batch(len(rows), drop_remainder=True, batch_fn=_loaded)
     options = grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=AHEAD)

@@ -105,9 +105,8 @@ def test_two_passes_have_one_order_and_a_resumed_one_goes_on_exactly(folder, pac
 
 def shared_out(config, processes, count):
     """The objects of the first batches, in the order of all processes' rows."""
-    iterators = [
-        training_batches(config, process_index=p, process_count=processes) for p in range(processes)
-    ]
+    parts = np.array_split(range(config.train.batch_size), processes)
+    iterators = [training_batches(config, [int(row) for row in rows]) for rows in parts]
     return [sum((next(it).objects for it in iterators), ()) for _ in range(count)]
 
 
