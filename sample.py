@@ -24,23 +24,23 @@ import tyro
 from jaxtyping import Float
 from tqdm import tqdm
 
+from o3d_jax.cli import parse, use_compilation_cache
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError, exit_on_input_error
+from o3d_jax.files.images import save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
-from o3d_jax.io.checkpoint import BUNDLED, Model, load_model, named_parts, whole_folder
-from o3d_jax.io.foreground import read_foreground, recentre_on_white
-from o3d_jax.io.images import save_png
-from o3d_jax.io.ply import write_ply
-from o3d_jax.io.sheets import grid
-from o3d_jax.io.splat_file import write_splat
-from o3d_jax.io.video import write_gif, write_mp4
+from o3d_jax.media.foreground import read_foreground, recentre_on_white
+from o3d_jax.media.ply import write_ply
+from o3d_jax.media.sheets import grid
+from o3d_jax.media.splat import write_splat
+from o3d_jax.media.video import write_gif, write_mp4
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
-from o3d_jax.tools.cli import parse, use_compilation_cache
-from o3d_jax.tools.complete import check_complete
 from o3d_jax.types import Cameras, Gaussians, Maps
+from o3d_jax.weights.checkpoint import BUNDLED, Model, load_model, named_parts, whole_folder
+from o3d_jax.weights.completeness import check_complete
 
 ORBIT_FRAMES = 48
 """Of the turntable; at 20 frames per second it turns once in 2.4 s."""

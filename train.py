@@ -16,34 +16,30 @@ import jax
 from jaxtyping import Array, Key
 from tqdm import tqdm
 
+from o3d_jax.cli import Setting, explained_config, use_compilation_cache
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import InputError, exit_on_input_error
-from o3d_jax.io.banner import Setting, banner, program_memory
-from o3d_jax.io.checkpoint import Weights, save_model
-from o3d_jax.io.interruption import Interruption
-from o3d_jax.io.run_checkpoints import RunCheckpoints
-from o3d_jax.io.runlog import RunLog
+from o3d_jax.evaluation.sheet import evaluation_sheet
 from o3d_jax.nn.networks import build_networks
-from o3d_jax.parallel import (
-    Layout,
+from o3d_jax.parallel.layout import Layout, make_layout, own_rows
+from o3d_jax.parallel.processes import (
     ProcessInfo,
     check_same_config,
     leaving_others_on_error,
-    make_layout,
-    own_rows,
-    place,
-    place_batch,
-    place_flag,
     process_map,
     start_processes,
 )
+from o3d_jax.parallel.shards import place, place_batch, place_flag
+from o3d_jax.run.banner import banner, program_memory
+from o3d_jax.run.checkpoints import RunCheckpoints
+from o3d_jax.run.interruption import Interruption
+from o3d_jax.run.log import RunLog
+from o3d_jax.run.programs import Programs, System, compile_programs
 from o3d_jax.steps.train import StepReport, draw_coin, init_state, make_optimizer
-from o3d_jax.tools.cli import explained_config, use_compilation_cache
-from o3d_jax.tools.evaluation_sheet import evaluation_sheet
-from o3d_jax.tools.programs import Programs, System, compile_programs
-from o3d_jax.tools.start import start_weights
 from o3d_jax.types import Frozen, TrainState
+from o3d_jax.weights.checkpoint import Weights, save_model
+from o3d_jax.weights.start import start_weights
 
 
 class Run(NamedTuple):

@@ -1,6 +1,6 @@
 """The converter at full size: `python benchmarks/convert_full.py FOLDER [--dtype float16] [--pth]`.
 
-Makes files of the release's and SVD's names and shapes, filled from the names (as in tests/nn/
+Makes files of the release's and SVD's names and shapes, filled from the names (as in tests/support/
 synthetic.py), converts them to a checkpoint, exports that, and compares every bit. Prints time and
 peak memory of both. FOLDER must not exist; it takes three times the weights' size (1.9 B parameters
 and 0.7 B of SVD: 12 GB in float32), and is deleted at the end. `--pth` needs torch.
@@ -19,15 +19,21 @@ from pathlib import Path
 
 import numpy as np
 
+from o3d_jax.cli import read_config
 from o3d_jax.config import ModelConfig
-from o3d_jax.io.convert import network_shapes
-from o3d_jax.io.names import manifest
-from o3d_jax.io.safetensors import FLOATS, Spec, in_file_order, read_network, write_network
-from o3d_jax.tools.cli import read_config
+from o3d_jax.weights.pytorch.names import manifest
+from o3d_jax.weights.pytorch.rules import network_shapes
+from o3d_jax.weights.pytorch.safetensors import (
+    FLOATS,
+    Spec,
+    in_file_order,
+    read_network,
+    write_network,
+)
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests" / "nn"))
-from synthetic import synthetic_tensor  # noqa: E402
+sys.path.append(str(ROOT / "tests"))
+from support.synthetic import synthetic_tensor  # noqa: E402
 
 FILES = {
     "unet": ("weights", "mv_model_unet"),
@@ -123,10 +129,10 @@ def main() -> None:
                 to_pth(folder / "weights", stem)
         svd = ("--svd", str(folder / "svd"), "--config", str(config))
         files = (str(folder / "weights"), str(folder / "checkpoint"))
-        measured("convert", "o3d_jax.tools.convert", "released", *files, *svd)
+        measured("convert", "o3d_jax.commands.convert", "released", *files, *svd)
         shutil.rmtree(folder / "weights")
         files = (str(folder / "checkpoint"), str(folder / "exported"))
-        measured("export", "o3d_jax.tools.export", *files)
+        measured("export", "o3d_jax.commands.export", *files)
         wrong = list(different(folder / "exported", specs))
         sys.stdout.write(f"{len(wrong)} of {len(flat)} tensors differ {' '.join(wrong)}\n")
     finally:

@@ -1,9 +1,9 @@
 """One forward pass of full-size networks, float32: `python benchmarks/full_size.py [NAME ...]`.
 
 NAME is svd_unet (SVD's U-Net, 8 views of 64 x 64 latents), mv_model (with rays and feedback) or lgm
-(four views of 256 x 256). Weights are made from their names (tests/nn/synthetic.py), so any two
-machines compute the same. Each runs in a process of its own, which prints its parameters, seconds
-to compile and to run, and its peak memory.
+(four views of 256 x 256). Weights are made from their names (tests/support/synthetic.py), so any
+two machines compute the same. Each runs in a process of its own, which prints its parameters,
+seconds to compile and to run, and its peak memory.
 """
 
 import multiprocessing
@@ -16,15 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("", "tests/nn")]
-
-from synthetic import synthetic_variables  # noqa: E402
+sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("", "tests")]
 
 from o3d_jax.config import LgmConfig, UnetConfig  # noqa: E402
 from o3d_jax.geometry.orbits import orbit  # noqa: E402
 from o3d_jax.nn.lgm import Lgm  # noqa: E402
 from o3d_jax.nn.unet import MultiViewUnet, SpatioTemporalUnet  # noqa: E402
 from o3d_jax.types import Condition, Maps  # noqa: E402
+from support.synthetic import synthetic_variables  # noqa: E402
 
 VIEWS, LATENTS, PIXELS = 8, 64, 512
 

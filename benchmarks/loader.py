@@ -1,6 +1,6 @@
 """How many batches the loader makes a second: `python benchmarks/loader.py [RENDERED]`.
 
-RENDERED is a folder of orbits of 512 px (tools/render_orbits.py); without it, twelve synthetic
+RENDERED is a folder of orbits of 512 px (commands/render_orbits.py); without it, twelve synthetic
 ones are drawn, with grain, so that their PNGs are as large as those of textured objects. One
 thread of the loader ("data.workers 1"); files are in the system's cache. Each case is timed after
 two batches; a batch is 4 objects of 8 views.
@@ -24,15 +24,15 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from o3d_jax.config import CameraConfig, Config  # noqa: E402
-from o3d_jax.data.build import Build, build  # noqa: E402
 from o3d_jax.data.loader import training_batches  # noqa: E402
-from o3d_jax.data.orbits import (  # noqa: E402
+from o3d_jax.data.orbits.build import Build, build  # noqa: E402
+from o3d_jax.data.orbits.folder import (  # noqa: E402
     RenderedOrbit,
     find_orbits,
     read_orbit,
     write_orbit,
 )
-from o3d_jax.data.synthetic import orbit_azimuths, orbit_elevation, render_orbit  # noqa: E402
+from o3d_jax.data.toys.seeded import orbit_azimuths, orbit_elevation, render_orbit  # noqa: E402
 from o3d_jax.geometry.orbits import orbit_poses  # noqa: E402
 
 OBJECTS, SIZE, GRAIN = 12, 512, 3

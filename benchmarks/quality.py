@@ -18,17 +18,17 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from o3d_jax.cli import use_compilation_cache
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import InputError, exit_on_input_error
-from o3d_jax.io.checkpoint import BUNDLED, Model, load_model
-from o3d_jax.io.images import save_png
-from o3d_jax.io.sheets import grid
+from o3d_jax.files.images import save_png
+from o3d_jax.media.sheets import grid
 from o3d_jax.metrics import psnr, ssim
 from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.steps.sample import Estimate, generate
-from o3d_jax.tools.cli import use_compilation_cache
 from o3d_jax.types import Batch
+from o3d_jax.weights.checkpoint import BUNDLED, Model, load_model
 
 HERE = Path(__file__).parent
 CHUNK = 8

@@ -13,10 +13,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from o3d_jax.data.mesh_drawing import draw_orbit, prepare
-from o3d_jax.data.meshes import SAFE_FILL, fit, read_mesh, visible_radius
+from o3d_jax.data.meshes.drawing import draw_orbit, prepare
+from o3d_jax.data.meshes.jobs import find_models
+from o3d_jax.data.meshes.reading import SAFE_FILL, fit, read_mesh, visible_radius
 from o3d_jax.geometry.orbits import orbit_poses
-from o3d_jax.tools.render_jobs import find_models
 
 RADIUS, FOV, ELEVATION = 1.5, 49.1, 12.5
 

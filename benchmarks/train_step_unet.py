@@ -15,14 +15,13 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / part) for part in ("tests/parity", "tests/nn")]
-
-from originals import OUTPUT, evaluate, load, svd_unet  # noqa: E402
-from synthetic import synthetic_variables  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests"))
 
 from o3d_jax.config import UnetConfig  # noqa: E402
-from o3d_jax.io.names import flax_path, from_torch  # noqa: E402
 from o3d_jax.nn.unet import SpatioTemporalUnet  # noqa: E402
+from o3d_jax.weights.pytorch.names import flax_path, from_torch  # noqa: E402
+from support.originals import OUTPUT, evaluate, load, svd_unet  # noqa: E402
+from support.synthetic import synthetic_variables  # noqa: E402
 
 WIDTHS = (64, 128, 256, 256)
 HEADS = (1, 2, 4, 4)  # Of 64 features each, as SVD's.

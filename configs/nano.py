@@ -2,9 +2,9 @@
 
 Hardware: 2 CPU cores. Train each network alone first, then all together:
 
-    python -m o3d_jax.tools.train_vae configs/nano.py --train.batch-size 2
-    python -m o3d_jax.tools.train_lgm configs/nano.py
-    python -m o3d_jax.tools.train_unet configs/nano.py
+    python -m o3d_jax.commands.train_vae configs/nano.py --train.batch-size 2
+    python -m o3d_jax.commands.train_lgm configs/nano.py
+    python -m o3d_jax.commands.train_unet configs/nano.py
     python train.py configs/nano.py
 """
 

@@ -257,9 +257,9 @@ class DataConfig:
     """Where training orbits come from."""
 
     source: Literal["synthetic", "rendered", "mixed"] = "synthetic"
-    """Objects made by `data/synthetic.py`, those of `rendered`, or both."""
+    """Objects made by `data/toys/seeded.py`, those of `rendered`, or both."""
     rendered: tuple[str, ...] = ()
-    """Folders of orbits: what tools/render_orbits.py or data/build.py wrote."""
+    """Folders of orbits: what commands/render_orbits.py or commands/build_data.py wrote."""
     shares: tuple[float, ...] = ()
     """How the sources are mixed: of the synthetic objects if "mixed", then of each of `rendered`.
     Any numbers above 0; their sum does not matter. Empty: all alike."""
@@ -516,7 +516,7 @@ class Config:
     """First step and number of steps to record for XProf and TensorBoard, in run_dir/name."""
     weights: Path | None = None
     """Checkpoint to start from: its frozen networks, and those trainable ones it has. None: what
-    tools/train_vae.py, train_unet.py and train_lgm.py left in run_dir/name, else from scratch."""
+    commands/train_{vae,unet,lgm}.py left in run_dir/name, else from scratch."""
     run_dir: Path = field(default_factory=lambda: Path("runs"))
     """Checkpoints, logs and pictures go to run_dir/name."""
 

@@ -69,8 +69,9 @@ def lpips(
 ) -> Float[Array, "*b"]:
     """LPIPS of images in [0, 1]: 0 for equal ones, and larger the less alike they look.
 
-    `params` are as `io/lpips_files.py` reads them. With a `size`, images are first resized to as
-    many pixels both ways (linear, antialiased where they shrink), since the distance depends on it.
+    `params` are as `weights/pytorch/lpips.py` reads them. With a `size`, images are first resized
+    to as many pixels both ways (linear, antialiased where they shrink), since the distance depends
+    on it.
 
     Raises:
         ValueError: the images are too small for the network.

@@ -30,8 +30,8 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def toy(tiny):
-    """The tiny configuration with toy networks (see `toy_networks.py`)."""
-    from toy_networks import toy_system
+    """The tiny configuration with toy networks (see `support/toy_networks.py`)."""
+    from support.toy_networks import toy_system
 
     return toy_system(tiny)
 
@@ -39,6 +39,6 @@ def toy(tiny):
 @pytest.fixture(scope="session")
 def batch(tiny):
     """Three objects: not as many as views."""
-    from toy_networks import random_batch
+    from support.toy_networks import random_batch
 
     return random_batch(tiny, 3)

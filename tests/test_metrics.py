@@ -1,6 +1,3 @@
-import sys
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,10 +5,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from o3d_jax.metrics import lpips, psnr, ssim
 from o3d_jax.nn.lpips import Lpips
-
-sys.path.append(str(Path(__file__).parent / "nn"))
-from quick import jit  # noqa: E402
-from synthetic import synthetic_variables  # noqa: E402
+from support.quick import jit
+from support.synthetic import synthetic_variables
 
 
 def pairs(shape, noise, seed=0):

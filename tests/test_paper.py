@@ -7,12 +7,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import diffrax
-import handwritten
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_networks import filled_system
 
 from o3d_jax import edm
 from o3d_jax.config import Config
@@ -22,6 +20,8 @@ from o3d_jax.nn.networks import build_networks
 from o3d_jax.steps import sample, train
 from o3d_jax.steps.denoise import denoise
 from o3d_jax.types import Condition, Maps
+from support import handwritten
+from support.toy_networks import filled_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[1]

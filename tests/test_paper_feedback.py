@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_networks import filled
 
 from o3d_jax.config import UnetConfig
 from o3d_jax.geometry.ccm import coordinate_map
@@ -16,6 +15,7 @@ from o3d_jax.nn.feedback import FeedbackBlock, FeedbackEncoder
 from o3d_jax.nn.unet import MultiViewUnet, SpatioTemporalUnet
 from o3d_jax.nn.unet_blocks import Downsample, SpatioTemporalTransformer
 from o3d_jax.types import Condition, Maps
+from support.toy_networks import filled
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -9,11 +9,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_train_interrupted import Runs, final, toy_runs
 
 from o3d_jax.errors import InputError
-from o3d_jax.io.checkpoint import load_model
-from o3d_jax.parallel import _check_found_all
+from o3d_jax.parallel.processes import _check_found_all
+from o3d_jax.weights.checkpoint import load_model
+from support.runs import Runs, final, toy_runs
 
 # Toys are small: everything from 90 elements on is shared out, also between the processes.
 SHARED = ("--train.zero", "3", "--train.smallest-shared", "90")

@@ -17,14 +17,14 @@ import pytest
 from PIL import Image
 
 from o3d_jax.config import Config, LgmConfig, ModelConfig, OptimConfig, SampleConfig
-from o3d_jax.io.checkpoint import BUNDLED, Model, Weights, check_fits, load_model
-from o3d_jax.io.ply import read_ply
-from o3d_jax.io.splat_file import read_splat
+from o3d_jax.media.ply import read_ply
+from o3d_jax.media.splat import read_splat
 from o3d_jax.nn.networks import build_networks, init_networks
 from o3d_jax.splat import render
 from o3d_jax.steps.reconstruct import Reconstruction
 from o3d_jax.steps.sample import Estimate, LoopState
 from o3d_jax.types import Frozen, Gaussians, Maps, Params
+from o3d_jax.weights.checkpoint import BUNDLED, Model, Weights, check_fits, load_model
 
 VIEWS, SIZE, LEVELS = 4, 64, 3
 FILES = {

@@ -12,14 +12,14 @@ import optax
 import pytest
 
 import train
+from o3d_jax.cli import read_config
 from o3d_jax.errors import InputError
-from o3d_jax.io.checkpoint import Weights, load_model, save_model
-from o3d_jax.io.run_checkpoints import RunCheckpoints
 from o3d_jax.nn.networks import build_networks, init_networks
+from o3d_jax.run.checkpoints import RunCheckpoints
 from o3d_jax.steps.train import init_state
-from o3d_jax.tools.cli import read_config
-from o3d_jax.tools.start import start_weights
 from o3d_jax.types import Frozen, Params
+from o3d_jax.weights.checkpoint import Weights, load_model, save_model
+from o3d_jax.weights.start import start_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,7 @@ def shared_compilation(quick_compilation, tmp_path_factory):
 
 
 def toy_networks(config):
-    from toy_networks import toy_system
+    from support.toy_networks import toy_system
 
     return dataclasses.replace(toy_system(config).networks, lpips=None)
 

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from o3d_jax.config import Config
-from o3d_jax.data.rendered import object_of, open_orbits, orbit_names
-from o3d_jax.data.synthetic_orbits import (
+from o3d_jax.data.sources import object_of, open_orbits, orbit_names
+from o3d_jax.data.toys.cache import (
     HELDOUT_SEED,
     SyntheticOrbits,
     check_generator,
@@ -114,7 +114,7 @@ def open_sources(config: Config) -> list[OrbitSource]:
     """What a config trains on, in the order of `data.shares`.
 
     Raises:
-        InputError: as `SyntheticOrbits` and `rendered.open_orbits`, or an object of `data.heldout`
+        InputError: as `SyntheticOrbits` and `sources.open_orbits`, or an object of `data.heldout`
             is among those trained on.
     """
     data = config.data

@@ -7,7 +7,7 @@ import jax
 from flax.core import meta
 from jaxtyping import Array, Float
 
-from o3d_jax.parallel import WHOLE
+from o3d_jax.parallel.layout import WHOLE
 
 Tree = TypeVar("Tree")
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from o3d_jax import edm
 from o3d_jax.config import Config, SampleConfig
 from o3d_jax.nn.networks import Networks, apply
-from o3d_jax.parallel import Layout
+from o3d_jax.parallel.layout import Layout
 from o3d_jax.steps.condition import encode_condition
 from o3d_jax.steps.denoise import denoise_guided, guidance_scale
 from o3d_jax.steps.reconstruct import (

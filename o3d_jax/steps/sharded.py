@@ -1,6 +1,6 @@
 """Functions of objects on many devices: each device works on its own objects, under `shard_map`.
 
-So every collective is written here or in `parallel.py`, and none is left to a compiler to guess.
+So every collective is written here or in `parallel/`, and none is left to a compiler to guess.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from o3d_jax.nn.sharing import shared, shares
-from o3d_jax.parallel import AXES, Layout, device_number, mean_over_devices, reduce_gradient
+from o3d_jax.parallel.layout import AXES, Layout
+from o3d_jax.parallel.shards import device_number, mean_over_devices, reduce_gradient
 from o3d_jax.types import Frozen, Params
 
 Terms = TypeVar("Terms")

@@ -15,7 +15,7 @@ from o3d_jax import edm
 from o3d_jax.config import Config, OptimConfig
 from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.nn.unet import MultiViewUnet
-from o3d_jax.parallel import Layout
+from o3d_jax.parallel.layout import Layout
 from o3d_jax.steps.condition import ConditionDraws, drop_condition, encode_training_condition
 from o3d_jax.steps.denoise import denoise, per_object
 from o3d_jax.steps.reconstruct import (

@@ -5,13 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from small_sets import FRAMES, OBJECTS, VIEWS, small_config, white, white_orbits
 
 from o3d_jax.data import loader
 from o3d_jax.data.loader import LoadedBatch, heldout_batch, training_batches
-from o3d_jax.data.synthetic import orbit_elevation
-from o3d_jax.data.synthetic_orbits import HELDOUT_SEED, SyntheticOrbits, seeded_orbit
+from o3d_jax.data.toys.cache import HELDOUT_SEED, SyntheticOrbits, seeded_orbit
+from o3d_jax.data.toys.seeded import orbit_elevation
 from o3d_jax.geometry.orbits import orbit, relative_to_first
+from support.small_sets import FRAMES, OBJECTS, VIEWS, small_config, white, white_orbits
 
 
 def drawn(batch, whites: np.ndarray) -> list[tuple[int, int]]:

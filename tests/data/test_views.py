@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 from PIL import Image
-from small_sets import random_orbit, small_config
 
 from o3d_jax.config import DataConfig
-from o3d_jax.data.orbits import read_index, write_orbit
-from o3d_jax.data.rendered import FolderOrbit
+from o3d_jax.data.orbits.folder import read_index, write_orbit
+from o3d_jax.data.sources import FolderOrbit
 from o3d_jax.data.views import (
     choose_views,
     on_white,
     on_white_in_linear_light,
     opaque_images,
 )
+from support.small_sets import random_orbit, small_config
 
 
 def pixel(*rgba):

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path[:0] = [str(pathlib.Path(__file__).parents[i]) for i in (0, 2)]  # Runs from anywhere.
+sys.path[:0] = [str(pathlib.Path(__file__).parents[i]) for i in (0, 1, 2)]  # Runs from anywhere.
 
 from formulas import (  # noqa: E402
     ccm_limits,

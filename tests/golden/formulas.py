@@ -14,8 +14,8 @@ from rows import ROUNDING, Golden, Limit, UnknownFileError, channels_first, chan
 
 from o3d_jax import edm
 from o3d_jax.config import DataConfig, DiffusionConfig
-from o3d_jax.data.orbits import read_index
-from o3d_jax.data.rendered import FolderOrbit
+from o3d_jax.data.orbits.folder import read_index
+from o3d_jax.data.sources import FolderOrbit
 from o3d_jax.data.views import opaque_images
 from o3d_jax.geometry.ccm import coordinate_map
 from o3d_jax.geometry.orbits import orbit, pinhole, relative_poses

@@ -27,7 +27,6 @@ from o3d_jax.config import (
     OptimConfig,
     SampleConfig,
 )
-from o3d_jax.io.names import to_torch, torch_name
 from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.nn.networks import apply as apply_network
 from o3d_jax.steps import condition as conditioning
@@ -36,6 +35,7 @@ from o3d_jax.steps.condition import ConditionDraws, encode_condition
 from o3d_jax.steps.denoise import guidance_scale, guide
 from o3d_jax.steps.reconstruct import Reconstruction
 from o3d_jax.types import Batch, Cameras, Condition, Frozen, Gaussians, Maps, Params, Rendering
+from o3d_jax.weights.pytorch.names import to_torch, torch_name
 
 
 @dataclasses.dataclass

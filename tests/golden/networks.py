@@ -2,8 +2,6 @@
 
 import functools
 import math
-import pathlib
-import sys
 from typing import Any
 
 import flax.linen as nn
@@ -12,18 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from rows import Golden, Limit, UnknownFileError, channels_first, channels_last, merged, quick
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "nn"))
-
-from synthetic import synthetic_variables  # noqa: E402
-
-from o3d_jax.config import ClipConfig, LgmConfig, UnetConfig, VaeConfig  # noqa: E402
-from o3d_jax.io.names import manifest  # noqa: E402
-from o3d_jax.nn.clip import ClipVision, normalise, resize_matrix  # noqa: E402
-from o3d_jax.nn.feedback import FeedbackEncoder  # noqa: E402
-from o3d_jax.nn.lgm import Lgm, LgmUnet, over_gaussians, per_gaussian, view_features  # noqa: E402
-from o3d_jax.nn.unet import MultiViewUnet, SpatioTemporalUnet  # noqa: E402
-from o3d_jax.nn.vae import Vae  # noqa: E402
-from o3d_jax.types import Cameras, Gaussians, Maps  # noqa: E402
+from o3d_jax.config import ClipConfig, LgmConfig, UnetConfig, VaeConfig
+from o3d_jax.nn.clip import ClipVision, normalise, resize_matrix
+from o3d_jax.nn.feedback import FeedbackEncoder
+from o3d_jax.nn.lgm import Lgm, LgmUnet, over_gaussians, per_gaussian, view_features
+from o3d_jax.nn.unet import MultiViewUnet, SpatioTemporalUnet
+from o3d_jax.nn.vae import Vae
+from o3d_jax.types import Cameras, Gaussians, Maps
+from o3d_jax.weights.pytorch.names import manifest
+from support.synthetic import synthetic_variables
 
 TEMPORAL = {"out": "per_video", "out_d025": "interleaved"}
 """What the two versions of diffusers behind the goldens do."""

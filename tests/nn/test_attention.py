@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from quick import jit, normal
 
 from o3d_jax.nn import attention
 from o3d_jax.nn.attention import attend, queries_at_a_time
+from support.quick import jit, normal
 
 SIZES = {  # Objects, queries, keys, heads, features of a head.
     "few": (3, 5, 7, 2, 4),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import synthetic_variables
 
 from o3d_jax.config import ClipConfig
 from o3d_jax.nn.clip import (
@@ -18,6 +17,7 @@ from o3d_jax.nn.clip import (
     resize_antialiased,
     resize_matrix,
 )
+from support.synthetic import synthetic_variables
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's preprocessor_config.json

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import synthetic_variables
 
 from o3d_jax.nn.feedback import FeedbackEncoder, pixel_unshuffle
 from o3d_jax.nn.rays import RayEmbedding
+from support.synthetic import synthetic_variables
 
 TOY = FeedbackEncoder(channels=(4, 6, 6), blocks=2, downscale=2)
 encode = jax.jit(TOY.apply)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from quick import jit, normal
-from synthetic import synthetic_variables
 
 from o3d_jax.nn.layers import Dense, PointwiseConv, TemporalConv
 from o3d_jax.nn.norms import GroupNorm, LayerNorm, sum_rows
+from support.quick import jit, normal
+from support.synthetic import synthetic_variables
 
 
 class PlainGroupNorm(nn.Module):

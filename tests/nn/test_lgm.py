@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import synthetic_variables
 
 from o3d_jax.config import LgmConfig
 from o3d_jax.nn.lgm import (
@@ -19,6 +18,7 @@ from o3d_jax.nn.lgm import (
     view_features,
 )
 from o3d_jax.types import Cameras
+from support.synthetic import synthetic_variables
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lgm_gaussians_b1v8.npz"
 SMALL = LgmConfig(

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import synthetic_variables
 
 from o3d_jax.nn.lpips import TRUNKS, Lpips, max_pool2, unit
+from support.synthetic import synthetic_variables
 
 COLORS = np.array([0.5, 1.0, 1.5])
 

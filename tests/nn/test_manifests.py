@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from o3d_jax.config import ClipConfig, LgmConfig, ModelConfig, UnetConfig, VaeConfig
-from o3d_jax.io.names import flax_path, from_torch, manifest, to_torch, torch_name
 from o3d_jax.nn.networks import build_networks, init_networks
+from o3d_jax.weights.pytorch.names import flax_path, from_torch, manifest, to_torch, torch_name
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 TOTALS = {

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import difference, jit, normal
-from synthetic import synthetic_variables
 
 from o3d_jax.config import UnetConfig
-from o3d_jax.io.names import manifest
 from o3d_jax.nn.unet import MultiViewUnet, SpatioTemporalUnet
 from o3d_jax.types import Cameras, Condition, Maps
+from o3d_jax.weights.pytorch.names import manifest
+from support.quick import difference, jit, normal
+from support.synthetic import synthetic_variables
 
 MANIFEST = Path(__file__).parents[1] / "manifests" / "svd_unet.json"
 CONFIG = UnetConfig(

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import difference, jit, normal
-from synthetic import synthetic_variables
 
 from o3d_jax.config import UnetConfig
 from o3d_jax.nn.unet_blocks import (
@@ -19,6 +17,8 @@ from o3d_jax.nn.unet_blocks import (
     TokenAttention,
     TransformerBlock,
 )
+from support.quick import difference, jit, normal
+from support.synthetic import synthetic_variables
 
 ROUNDING = 2e-5  # Activations reach about 5, rounded to 5e-7, in some ten layers.
 

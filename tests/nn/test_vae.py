@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import jit, normal
-from synthetic import synthetic_variables
 
 from o3d_jax.config import VaeConfig
 from o3d_jax.nn.vae import DecoderMidBlock, DecoderResBlock, HalvingConv, PixelAttention, Vae
+from support.quick import jit, normal
+from support.synthetic import synthetic_variables
 
 CONFIG = VaeConfig(
     block_out_channels=(4, 8, 12), layers_per_block=1, latent_channels=3, norm_num_groups=2

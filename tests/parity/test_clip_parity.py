@@ -5,13 +5,13 @@ import warnings
 
 import numpy as np
 import pytest
-from originals import evaluate, load
-from quick import jit, normal
-from synthetic import synthetic_variables
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from o3d_jax.config import ClipConfig
 from o3d_jax.nn.clip import CLIP_MEAN, CLIP_STD, ClipVision, resize_antialiased
+from support.originals import evaluate, load
+from support.quick import jit, normal
+from support.synthetic import synthetic_variables
 
 with warnings.catch_warnings():  # The pipeline asks for torchvision, which it does not use here.
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""`tools.compare` follows the torch originals module by module, and finds the one that is wrong."""
+"""`compare` follows the torch originals module by module, and finds the one that is wrong."""
 
 import dataclasses
 
@@ -6,20 +6,20 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from originals import GROUPS, load, svd_unet, svd_vae, tensor
-from quick import normal
-from synthetic import synthetic_variables
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from o3d_jax.config import ClipConfig, Config, LgmConfig, ModelConfig, UnetConfig, VaeConfig
-from o3d_jax.io.checkpoint import Model, Weights
-from o3d_jax.io.dump import Dump
-from o3d_jax.io.names import flax_path
 from o3d_jax.nn.networks import build_networks, init_networks
-from o3d_jax.tools.compare import TOLERANCE, compare, first_difference, report
-from o3d_jax.tools.dump_torch import dump
-from o3d_jax.tools.replay import replay
 from o3d_jax.types import Frozen, Params
+from o3d_jax.weights.checkpoint import Model, Weights
+from o3d_jax.weights.pytorch.compare import TOLERANCE, compare, first_difference, report
+from o3d_jax.weights.pytorch.dump import Dump
+from o3d_jax.weights.pytorch.dump_script import dump
+from o3d_jax.weights.pytorch.names import flax_path
+from o3d_jax.weights.pytorch.replay import replay
+from support.originals import GROUPS, load, svd_unet, svd_vae, tensor
+from support.quick import normal
+from support.synthetic import synthetic_variables
 
 pytestmark = pytest.mark.parity
 CONFIG = Config(

@@ -6,42 +6,17 @@ There is no build of torchvision for CPUs alone beside torch's.
 import jax
 import jax.numpy as jnp
 import pytest
-from originals import evaluate, tensor
-from quick import jit
-from synthetic import synthetic_variables
 from torch import nn
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
-from o3d_jax.io.names import to_torch
 from o3d_jax.nn.lpips import Lpips
+from o3d_jax.weights.pytorch.names import to_torch
+from support.originals import evaluate, tensor
+from support.quick import jit
+from support.synthetic import synthetic_variables
+from support.trunks import TRUNKS
 
 pytestmark = pytest.mark.parity
-
-
-def alexnet() -> nn.Sequential:
-    """torchvision's `alexnet().features`."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU()]
-    layers += [nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()]
-    layers += [nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()]
-    layers += [nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()]
-    layers += [nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)]
-    return nn.Sequential(*layers)
-
-
-def vgg16() -> nn.Sequential:
-    """torchvision's `vgg16().features`."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, *(512, 512, 512, 0) * 2):
-        if width:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-            channels = width
-        else:
-            layers.append(nn.MaxPool2d(2, 2))
-    return nn.Sequential(*layers)
-
-
-TRUNKS = {"alex": alexnet, "vgg": vgg16}
 
 
 def original(network: str, params, monkeypatch) -> nn.Module:

@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from originals import evaluate, tensor
-from quick import jit
-from synthetic import synthetic_variables
-from test_lpips_parity import TRUNKS
 from torch import nn
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
 
-from o3d_jax.io.names import to_torch
 from o3d_jax.metrics import lpips, psnr, ssim
 from o3d_jax.nn.lpips import Lpips
+from o3d_jax.weights.pytorch.names import to_torch
+from support.originals import evaluate, tensor
+from support.quick import jit
+from support.synthetic import synthetic_variables
+from support.trunks import TRUNKS
 
 pytestmark = pytest.mark.parity
 

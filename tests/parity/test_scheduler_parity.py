@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusers import EulerDiscreteScheduler
-from originals import tensor
-from quick import normal
 
 from o3d_jax import edm
 from o3d_jax.steps.denoise import denoise
 from o3d_jax.steps.sample import ode_step
 from o3d_jax.types import Condition, Maps
+from support.originals import tensor
+from support.quick import normal
 
 pytestmark = pytest.mark.parity
 

@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from originals import GRADIENT, GROUPS, evaluate, gradients, load, svd_unet
-from quick import jit, normal
-from synthetic import synthetic_variables
 
 from o3d_jax.config import UnetConfig
 from o3d_jax.nn.unet import SpatioTemporalUnet
+from support.originals import GRADIENT, GROUPS, evaluate, gradients, load, svd_unet
+from support.quick import jit, normal
+from support.synthetic import synthetic_variables
 
 pytestmark = pytest.mark.parity
 SEEDS = (0, 1, 2)

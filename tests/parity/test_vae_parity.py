@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from originals import GROUPS, evaluate, load, svd_vae
-from quick import jit, normal
-from synthetic import synthetic_variables
 
 from o3d_jax.config import VaeConfig
 from o3d_jax.nn.vae import Vae
+from support.originals import GROUPS, evaluate, load, svd_vae
+from support.quick import jit, normal
+from support.synthetic import synthetic_variables
 
 pytestmark = pytest.mark.parity
 

@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
-from test_render import (
+
+from o3d_jax.splat import check_finite, render
+from o3d_jax.splat.project import project_gaussians, view_of
+from o3d_jax.types import Gaussians
+from support.splats import (
     BACKGROUND,
     FRAME,
     SIZE,
@@ -23,10 +27,6 @@ from test_render import (
     scene,
     slow_twin,
 )
-
-from o3d_jax.splat import check_finite, render
-from o3d_jax.splat.project import project_gaussians, view_of
-from o3d_jax.types import Gaussians
 
 
 def test_degenerate_gaussians_have_finite_values_and_gradients():

@@ -7,19 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from test_render import (
+
+from o3d_jax.splat import Tiling, render
+from o3d_jax.splat.tiles import rank_by_depth
+from support.splats import (
     BACKGROUND,
     assert_same,
     cases,
-    float64,  # noqa: F401
     front_camera,
     project_views,
     pull_back,
     scene,
 )
-
-from o3d_jax.splat import Tiling, render
-from o3d_jax.splat.tiles import rank_by_depth
 
 # Several rounds; more tiles than fit a row; chunks that end in the middle of a tile's list.
 ROUNDS = Tiling(height=21, width=34, tile=8, capacity=64, group=1, chunk=5, block=32)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_render import front_camera
 
 from o3d_jax.splat import Tiling, render
 from o3d_jax.splat.reference import render_reference
 from o3d_jax.types import Gaussians
+from support.splats import front_camera
 
 SIZE = (11, 18)
 KINDS = (

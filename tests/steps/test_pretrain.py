@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.fixture(scope="module")
 def real(tiny):
     """The tiny VAE, because `scale_latents` knows its layers, with no weight at zero."""
-    from toy_networks import filled
+    from support.toy_networks import filled
 
     vae = build_networks(tiny.model).vae
     shapes = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import handwritten
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from o3d_jax.config import (
 from o3d_jax.steps import train
 from o3d_jax.steps.condition import encode_training_condition
 from o3d_jax.steps.reconstruct import encode_views
+from support import handwritten
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

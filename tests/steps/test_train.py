@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from o3d_jax import parallel
 from o3d_jax.config import OptimConfig
+from o3d_jax.parallel.layout import AXES, Layout, make_layout, own_rows
+from o3d_jax.parallel.shards import place, place_batch
 from o3d_jax.steps.train import (
     _lpips,
     draw,
@@ -69,7 +70,7 @@ def run(toy, optimizer):
 @pytest.fixture(scope="module")
 def batch8(tiny):
     """One object a device."""
-    from toy_networks import random_batch
+    from support.toy_networks import random_batch
 
     return random_batch(tiny, 8)
 
@@ -158,15 +159,15 @@ def test_average_slows_down_to_its_decay(toy, run, optimizer, batch8):
 def layout_of(config, devices=8, **train):
     """Toys are small: arrays of 90 elements and more are shared out."""
     train = replace(config.train, batch_size=8, smallest_shared=90, **train)
-    return parallel.make_layout(train, jax.devices()[:devices])
+    return make_layout(train, jax.devices()[:devices])
 
 
 def placed_system(layout, toy, optimizer, batch):
     """State, frozen networks and batch as the layout has them."""
     state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
-    state = parallel.place(state, layout.of_state(state))
-    frozen = parallel.place(toy.frozen, layout.of_frozen(toy.frozen))
-    return state, frozen, parallel.place_batch(layout, batch)
+    state = place(state, layout.of_state(state))
+    frozen = place(toy.frozen, layout.of_frozen(toy.frozen))
+    return state, frozen, place_batch(layout, batch)
 
 
 def held(tree):
@@ -281,7 +282,7 @@ def test_a_step_is_the_last_if_any_process_says_so(toy, run, batch8):
 
 
 def test_small_arrays_are_whole_and_large_ones_shared_along_their_largest_even_axis(toy):
-    layout = parallel.make_layout(replace(toy.config.train, fsdp=2, zero=2))
+    layout = make_layout(replace(toy.config.train, fsdp=2, zero=2))
     shapes = {"large": (600, 700, 3), "odd": (601, 602), "flat": (2**18 + 1,), "small": (500, 500)}
     arrays = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     assert layout.axes(arrays, stage=2) == {"large": 1, "odd": 1, "flat": -1, "small": -1}
@@ -293,10 +294,10 @@ def test_small_arrays_are_whole_and_large_ones_shared_along_their_largest_even_a
 def test_rows_of_a_batch_go_where_their_devices_are_in_the_mesh(toy):
     """As on a TPU, whose mesh follows links and not numbers."""
     order = [jax.devices()[i] for i in (5, 0, 7, 2, 1, 6, 3, 4)]
-    mesh = jax.sharding.Mesh(np.reshape(order, (2, 4)), parallel.AXES)
-    layout = parallel.Layout(mesh=mesh)
-    assert parallel.own_rows(layout, 16) == tuple(range(16))
-    placed = parallel.place_batch(layout, np.arange(16))
+    mesh = jax.sharding.Mesh(np.reshape(order, (2, 4)), AXES)
+    layout = Layout(mesh=mesh)
+    assert own_rows(layout, 16) == tuple(range(16))
+    placed = place_batch(layout, np.arange(16))
     for shard in placed.addressable_shards:
         place = order.index(shard.device)
         np.testing.assert_array_equal(shard.data, [2 * place, 2 * place + 1])
@@ -310,7 +311,7 @@ def test_impossible_splits_are_refused(toy):
         ({"accumulate": 2}, "train.batch_size 8 is not a .* times train.accumulate 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            parallel.make_layout(replace(train, **change))
+            make_layout(replace(train, **change))
 
 
 def test_coin_is_fair_and_the_same_whenever_it_is_thrown_for_a_step(toy):

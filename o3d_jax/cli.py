@@ -1,0 +1,178 @@
+"""The command line that train.py and the tools share: a config file, then overrides."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import os
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import tyro
+
+from o3d_jax.config import Config
+from o3d_jax.errors import InputError
+
+Kind = TypeVar("Kind")
+
+
+class Setting(NamedTuple):
+    """A field of the config, and who chose its value."""
+
+    field: str
+    """As on the command line, `optim.learning-rate`."""
+    value: str
+    source: str
+    """"default", the config file's path, or "command line"."""
+
+
+class ExplainedConfig(NamedTuple):
+    """A config, and where it has its values from."""
+
+    config: Config
+    settings: tuple[Setting, ...]
+    """Fields that are not as `Config` has them by default."""
+
+
+def read_config(path: Path, overrides: list[str]) -> Config:
+    """The `config` of a Python file, with fields replaced by `--optim.learning-rate 3e-5`.
+
+    Raises:
+        InputError: no such file, no config in it, an unknown field, a value of another type,
+            values that contradict each other, or a run folder that cannot be written to.
+    """
+    return explained_config(path, overrides).config
+
+
+def explained_config(path: Path, overrides: list[str]) -> ExplainedConfig:
+    """The same, with where each value came from.
+
+    Raises:
+        InputError: as `read_config`.
+    """
+    in_file = _config_in(path)
+    _check_names(overrides)
+    config = parse(Config, overrides, default=in_file, prog=f"train.py {path}")
+    _check_writable(config.run_dir / config.name)
+    return ExplainedConfig(config, provenance(config, in_file, path))
+
+
+def provenance(config: Config, in_file: Config, path: Path) -> tuple[Setting, ...]:
+    """Fields with another value than the default, or than the file, and who chose it.
+
+    `in_file` is what the file at `path` has, `config` what the command line made of it.
+    """
+    defaults = dict(_leaves(Config(name="_")))
+    before = dict(_leaves(in_file))
+    found = []
+    for name, value in _leaves(config):
+        if value != before[name]:
+            found.append(Setting(name, repr(value), "command line"))
+        elif name == "name" or value != defaults[name]:
+            found.append(Setting(name, repr(value), str(path)))
+    return tuple(found)
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All option names with their values."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, name + ".")
+        else:
+            yield name, str(value) if isinstance(value, Path) else value
+
+
+def _config_in(path: Path) -> Config:
+    if not path.is_file():
+        raise InputError(f"no config file {path}; the bundled ones are in configs/")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except _FAULTS as error:
+        raise InputError(f"{path}: {_with_nearest(str(error))}") from error
+    if not isinstance(config, Config):
+        raise InputError(f"{path} defines no `config = Config(...)`")
+    return config
+
+
+def _check_writable(folder: Path) -> None:
+    """Better refused now than after hours of training."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"cannot write to {existing}; choose another --run-dir or --name")
+
+
+_FAULTS = (ValueError, TypeError, SyntaxError, NameError, ImportError, AttributeError)
+"""What a config file with a mistake in it raises."""
+
+
+def _with_nearest(message: str) -> str:
+    """Python's complaint, and the field that its unknown one is nearest to."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if unknown is None:
+        return message
+    fields = {name.split(".")[-1].replace("-", "_") for name in field_names()}
+    near = difflib.get_close_matches(unknown[1], sorted(fields), 1, 0.0)[0]
+    return f"{message}; the nearest field is {near!r}"
+
+
+def parse(kind: type[Kind], arguments: list[str], **options: Any) -> Kind:
+    """tyro's parsing, with what is wrong said in one line.
+
+    Raises:
+        InputError: an unknown option, or a value of another type.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=arguments, **options)
+    except SystemExit as exit:
+        if not exit.code:  # --help
+            raise
+        raise InputError(_one_line(complaint.getvalue())) from exit
+
+
+def _one_line(box: str) -> str:
+    """The message inside the frame that tyro draws, of hyphens where there is no UTF-8."""
+    inside = [line.strip(" \u2502") for line in box.splitlines()[1:]]
+    rules = "-\u2500\u2570\u256f"
+    bare = itertools.dropwhile(lambda line: not line.strip(rules), inside)
+    return " ".join(itertools.takewhile(lambda line: line.strip(rules), bare))
+
+
+def field_names(kind: type = Config, prefix: str = "") -> list[str]:
+    """All option names, as `model.unet.feedback-blocks`."""
+    names = []
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(field.type):
+            names += field_names(field.type, name + ".")  # pyright: ignore[reportArgumentType]
+        else:
+            names.append(name)
+    return names
+
+
+def _check_names(overrides: list[str]) -> None:
+    known = field_names()
+    for option in overrides:
+        if not option.startswith("--") or option in ("--help", "--"):
+            continue
+        name = option[2:].split("=")[0].replace("_", "-")
+        plain = {name, name.replace(".no-", "."), name.removeprefix("no-")}
+        if not plain & set(known):
+            near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            raise InputError(f"no config field --{name}; the nearest is --{near}")
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "o3d_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

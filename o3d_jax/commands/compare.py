@@ -1,0 +1,59 @@
+"""Where our network and torch's first differ: `python -m o3d_jax.commands.compare CHECKPOINT DUMP`.
+
+DUMP is a folder that weights/pytorch/dump_script.py wrote beside the torch network; that file says
+how. Prints a line for every module that both have, in torch's order of execution, then those that
+only one has, then where the outputs first differ. Exit status 0: nowhere; 1: somewhere; 2: no
+comparison.
+
+Outputs are compared in the one order of axes that a module's name says (weights/pytorch/orders.py).
+If they differ there and agree in another, the line names it: right numbers, at the wrong places.
+
+Options:
+    --tolerance X   relative L2 error up to which outputs agree. The default is for a dump in
+                    float32; one in TF32, as torch convolves on GPUs unless told otherwise, or in
+                    float16 needs about 3e-2.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from o3d_jax.cli import parse
+from o3d_jax.errors import InputError, exit_on_input_error
+from o3d_jax.weights.checkpoint import load_model
+from o3d_jax.weights.pytorch.compare import TOLERANCE, compare, first_difference, report
+from o3d_jax.weights.pytorch.dump import Dump
+from o3d_jax.weights.pytorch.replay import replay
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Compares a checkpoint with intermediate arrays of a torch network."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """Folder with our model."""
+    dump: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DUMP")]
+    """Folder that weights/pytorch/dump_script.py wrote."""
+    tolerance: float = TOLERANCE
+    """Relative L2 error up to which outputs agree."""
+
+
+@exit_on_input_error()
+def main() -> None:
+    """Reads the command line, prints the comparison, and exits with its status."""
+    arguments = parse(Arguments, sys.argv[1:], prog="python -m o3d_jax.commands.compare")
+    if not arguments.tolerance > 0:
+        raise InputError(f"--tolerance {arguments.tolerance}: give a positive number")
+    dump = Dump(arguments.dump)
+    run = replay(load_model(arguments.checkpoint), dump)
+    comparison = compare(run, dump, arguments.tolerance)
+    for line in report(comparison, arguments.tolerance):
+        sys.stdout.write(line + "\n")
+    sys.exit(0 if first_difference(comparison, arguments.tolerance) is None else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Measures models on rendered objects: `python -m o3d_jax.commands.evaluate RENDERED --out FOLDER`.
+
+    [--weights MODEL ...]    default: the bundled model; several make one table, as Table 2 does
+    [--labels NAME ...]      their rows' names; default: those of their configs
+    [--protocol NAME|FILE]   what is compared, and how; see o3d_jax/assets/protocols
+    [--lpips TRUNK LIN]      weights of LPIPS: lpips-j's .h5 files, or torch's; without, no LPIPS
+
+RENDERED is a folder that render_orbits wrote. Of each orbit a model is given the first frame and
+all cameras; its views, and renders of its Gaussians, are compared with the other frames. FOLDER
+gets results.json, results.md, and sheet.png to look at. Until then FOLDER.unfinished has what is
+done: an evaluation that broke off goes on from there when run again.
+"""
+
+import sys
+
+from o3d_jax.cli import parse, use_compilation_cache
+from o3d_jax.errors import exit_on_input_error
+from o3d_jax.evaluation.evaluate import FILES, Arguments, evaluate
+
+
+@exit_on_input_error()
+def main() -> None:
+    """Reads the command line."""
+    arguments = parse(Arguments, sys.argv[1:], description=__doc__, prog="evaluate")
+    use_compilation_cache()
+    folder = evaluate(arguments)
+    sys.stdout.write((folder / "results.md").read_text(encoding="utf-8"))
+    sys.stdout.write(f"wrote {folder}: {', '.join(FILES)}\n")
+
+
+if __name__ == "__main__":
+    main()

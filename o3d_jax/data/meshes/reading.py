@@ -1,0 +1,67 @@
+"""Reads 3D models and moves them into view."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from o3d_jax.data.meshes.mesh import Mesh, to_mesh
+from o3d_jax.data.meshes.readers.files import Source
+from o3d_jax.data.meshes.readers.gltf import read_gltf
+from o3d_jax.data.meshes.readers.plain import read_obj, read_ply
+from o3d_jax.errors import InputError
+
+READERS = {".glb": read_gltf, ".gltf": read_gltf, ".obj": read_obj, ".ply": read_ply}
+"""Of each suffix."""
+
+SAFE_FILL = 0.96
+"""Of the radius of the ball that a camera sees whole: what a model may fill."""
+
+
+def read_mesh(path: Path, max_bytes: int, up: Literal["y", "z"] = "y") -> Mesh:
+    """The triangles of a model file, y-up.
+
+    Args:
+        max_bytes: largest size of the file, and of each file that it refers to.
+        up: the file's axis that points up; glTF says y, OBJ and PLY say nothing.
+
+    Raises:
+        InputError: damaged, empty, too large, of an unknown suffix, without triangles, or it
+            refers to what is missing or outside its folder.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path.suffix} is none of {', '.join(READERS)}")
+    model = reader(Source(path, max_bytes))
+    mesh = to_mesh(model, smooth=reader is not read_gltf)
+    if up == "z":
+        turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)  # Times a row: (x, z, -y).
+        mesh = mesh._replace(corners=mesh.corners @ turn, normals=mesh.normals @ turn)
+    return mesh
+
+
+def visible_radius(radius: float, fov: float) -> float:
+    """Of the ball around the origin that a camera at a distance sees whole; `fov` in degrees."""
+    return radius * float(np.sin(np.deg2rad(fov) / 2))
+
+
+def fit(mesh: Mesh, side: float, ball: float) -> Mesh:
+    """The mesh with its box's centre at the origin, as large as both limits allow.
+
+    Args:
+        side: of the box's longest side, scene units.
+        ball: radius of a ball around the origin that holds it.
+
+    Raises:
+        InputError: the mesh has no extent, or one beyond all measure.
+    """
+    points = mesh.corners.reshape(-1, 3).astype(np.float64)
+    low, high = points.min(axis=0), points.max(axis=0)
+    points = points - (low + high) / 2
+    longest = float((high - low).max())
+    farthest = float(np.linalg.norm(points, axis=-1).max())
+    if not (np.isfinite(farthest) and longest > 1e-12):
+        raise InputError(f"its longest side is {longest:g}; it has no shape to draw")
+    scale = min(side / longest, ball / farthest)
+    corners = (points * scale).reshape(mesh.corners.shape)
+    return mesh._replace(corners=corners.astype(np.float32))

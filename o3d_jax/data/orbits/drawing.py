@@ -1,0 +1,106 @@
+"""A picture of a rendered orbit: its cameras as frustums, and the object's box over each frame."""
+
+import colorsys
+import itertools
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+
+from o3d_jax.data.orbits.checks import box_corners, project
+from o3d_jax.data.orbits.folder import RenderedOrbit
+from o3d_jax.data.views import on_white
+from o3d_jax.files.images import to_bytes
+from o3d_jax.geometry.orbits import pinhole
+from o3d_jax.media.sheets import grid
+
+TILE = 256
+"""Pixels of a frame, and of a plan of the cameras."""
+
+COLUMNS = 4
+"""Frames in a row."""
+
+FRUSTUM = 0.25
+"""Depth of a drawn frustum, in units of the camera's distance."""
+
+FONT_SIZE = 12
+"""Pixels."""
+
+BOX_COLOR = (220, 30, 60)
+
+EDGES = [(a, b) for a, b in itertools.combinations(range(8), 2) if (a ^ b).bit_count() == 1]
+"""Of a box whose corners are numbered by bits, as `box_corners` does."""
+
+PLANS = {"from above: x right, z down": (0, 2, 1), "from the right: z left, y up": (2, 1, -1)}
+"""Axes of the world that are drawn to the right and down, and the sign of both."""
+
+Line = Float[np.ndarray, "2 3"]
+
+
+def draw_orbit(orbit: RenderedOrbit) -> Float[np.ndarray, "H W 3"]:
+    """Two plans of the cameras, then all frames; in [0, 1]."""
+    corners = box_corners(orbit)
+    plans = [_plan(orbit, corners, title) for title in PLANS]
+    frames = [_frame(orbit, corners, i) for i in range(len(orbit.rgba))]
+    rows = [frames[i : i + COLUMNS] for i in range(0, len(frames), COLUMNS)]
+    return grid([plans, *rows], least_tile=TILE, most_tile=TILE)
+
+
+def _frame(
+    orbit: RenderedOrbit, corners: Float[np.ndarray, "8 3"], i: int
+) -> Float[np.ndarray, "h w 3"]:
+    """A frame on white with its number, and the box as its camera sees it."""
+    h, w = orbit.rgba.shape[1:3]
+    image = Image.fromarray(to_bytes(on_white(orbit.rgba[i])))
+    image = image.resize((TILE, max(1, round(TILE * h / w))), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    if _in_front(orbit.camera_to_world[i], corners):
+        pixels = project(corners, orbit.camera_to_world[i], orbit.fov, TILE)
+        for a, b in EDGES:
+            draw.line([*pixels[a], *pixels[b]], BOX_COLOR)
+    draw.text((4, 4), str(i), _color(i, len(orbit.rgba)), ImageFont.load_default(FONT_SIZE))
+    return np.asarray(image, np.float32) / 255
+
+
+def _in_front(pose: Float[np.ndarray, "4 4"], corners: Float[np.ndarray, "8 3"]) -> bool:
+    """Lines that pass behind the camera have no image."""
+    return bool(np.all((corners - pose[:3, 3]) @ pose[:3, 2] > 0))
+
+
+def _plan(
+    orbit: RenderedOrbit, corners: Float[np.ndarray, "8 3"], title: str
+) -> Float[np.ndarray, "h w 3"]:
+    """All cameras and the box, projected along one axis of the world."""
+    across, down, sign = PLANS[title]
+    reach = 1.3 * max(np.abs(orbit.camera_to_world[:, :3, 3]).max(), np.abs(corners).max())
+    image = Image.new("RGB", (TILE, TILE), "white")
+    draw = ImageDraw.Draw(image)
+
+    def line(ends: Line, color: tuple[int, int, int]) -> None:
+        places = TILE * (0.5 + 0.5 * sign * ends[:, [across, down]] / reach)
+        draw.line([*places[0], *places[1]], color)
+
+    for a, b in EDGES:
+        line(corners[[a, b]], BOX_COLOR)
+    for i, pose in enumerate(orbit.camera_to_world):
+        for ends in frustum(pose, orbit.fov):
+            line(ends, _color(i, len(orbit.camera_to_world)))
+    font = ImageFont.load_default(FONT_SIZE)
+    draw.text((4, 4), title, "black", font)
+    return np.asarray(image, np.float32) / 255
+
+
+def frustum(pose: Float[np.ndarray, "4 4"], fov: float) -> list[Line]:
+    """The edges of what a camera sees, in the world: four from its centre, four far ones."""
+    centre = pose[:3, 3]
+    pixels = np.array([[0.0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]])
+    depth = FRUSTUM * float(np.linalg.norm(centre))
+    far = centre + depth * (pixels @ np.linalg.inv(pinhole(fov)).T) @ pose[:3, :3].T
+    sides = [np.stack([centre, corner]) for corner in far]
+    return [*sides, *(np.stack([far[k], far[k - 1]]) for k in range(4))]
+
+
+def _color(i: int, count: int) -> tuple[int, int, int]:
+    """From red over green to blue, dark enough for white."""
+    red, green, blue = colorsys.hsv_to_rgb(0.75 * i / count, 1, 0.75)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,0 +1,312 @@
+"""Measures models on rendered objects: samples every orbit of a protocol, and scores it."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import platform
+import time
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Float
+from tqdm import tqdm
+
+from o3d_jax.config import Config
+from o3d_jax.errors import InputError
+from o3d_jax.evaluation.data import (
+    OrbitName,
+    Sample,
+    check_data,
+    choose_orbits,
+    compared_size,
+    read_sample,
+    resized_views,
+)
+from o3d_jax.evaluation.progress import Finished, Unfinished, key_of
+from o3d_jax.evaluation.protocol import Protocol, read_protocol
+from o3d_jax.evaluation.report import (
+    LpipsFacts,
+    ModelResult,
+    Results,
+    plain,
+    to_json,
+    to_markdown,
+)
+from o3d_jax.evaluation.scores import OrbitScore, measure, summarise
+from o3d_jax.evaluation.sheet import Shown, comparison_sheet
+from o3d_jax.files.images import save_png
+from o3d_jax.nn.lpips import SMALLEST
+from o3d_jax.nn.networks import build_networks
+from o3d_jax.steps.sample import generate
+from o3d_jax.weights.checkpoint import BUNDLED, load_model, whole_folder
+from o3d_jax.weights.completeness import complete_config
+from o3d_jax.weights.pytorch.lpips import read_lpips
+
+FILES = ("results.json", "results.md", "sheet.png")
+"""All that a result may hold."""
+
+SHEET_OBJECTS = 10
+"""Of sheet.png: evenly spread over all, the first orbit of each."""
+
+SHEET_VIEWS = 3
+"""Of each, evenly spread over the novel ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Measures models on rendered objects."""
+
+    rendered: tyro.conf.Positional[Path]
+    """Folder of rendered orbits."""
+    out: Path
+    """Folder for results.json, results.md and sheet.png; an earlier result there is replaced."""
+    weights: tuple[Path, ...] = (BUNDLED / "nano",)
+    """Folders with a model each: RUN/model of a training run."""
+    labels: tuple[str, ...] = ()
+    """Names of the models' rows; by default those of their configs."""
+    protocol: str = "orbits"
+    """A bundled protocol, or a TOML file."""
+    lpips: tuple[Path, Path] | None = None
+    """Weights of LPIPS: the file of its trunk, and that of its channel weights."""
+
+
+class Task(NamedTuple):
+    """What each model has to do."""
+
+    root: Path
+    orbits: list[OrbitName]
+    protocol: Protocol
+    lpips: Any
+    """Parameters; None leaves LPIPS out."""
+    shown: frozenset[int]
+    """Orbits that come on the sheet."""
+    facts: Any
+    """Plain values: what the numbers of all models depend on."""
+    unfinished: Unfinished
+    """Keeps the orbits that are done."""
+
+
+class Row(NamedTuple):
+    """A model of the table."""
+
+    folder: Path
+    config: Config
+    label: str
+    sampler: Any
+    """`generate`, given all but image, cameras and key."""
+
+
+class Made(NamedTuple):
+    """What a model made of an orbit, as large as it is compared."""
+
+    views: Float[np.ndarray, "v H W 3"]
+    renders: Float[np.ndarray, "v H W 3"]
+
+
+def evaluate(arguments: Arguments) -> Path:
+    """Writes OUT, whole or not at all, and returns its path.
+
+    Raises:
+        InputError: arguments, files or a protocol that cannot be used, or that don't go together.
+    """
+    if not arguments.weights:
+        raise InputError("--weights names no model; give at least one folder, or leave it out")
+    protocol = read_protocol(arguments.protocol)
+    configs = [_sampled_as(protocol, complete_config(folder)) for folder in arguments.weights]
+    labels = _labels(arguments, configs)
+    for config in configs:
+        _check_sizes(protocol, config, arguments.lpips is not None)
+    orbits = choose_orbits(arguments.rendered, protocol.objects)
+    lpips, lpips_facts = _read_lpips(arguments.lpips, protocol)
+    with whole_folder(arguments.out.absolute(), FILES) as scratch:
+        data = check_data(arguments.rendered, orbits, protocol, configs)
+        versions, device = _versions(), f"{jax.devices()[0].device_kind} ({platform.machine()})"
+        facts = plain([protocol, data, lpips_facts, versions, device])
+        unfinished = Unfinished(arguments.out.absolute())
+        task = Task(arguments.rendered, orbits, protocol, lpips, _shown(orbits), facts, unfinished)
+        models, rows = [], []
+        with tqdm(total=len(orbits) * len(configs), unit="orbit") as bar:
+            for folder, config, label in zip(arguments.weights, configs, labels, strict=True):
+                bar.set_description(label)
+                result, shown = run_model(task, folder, config, label, bar)
+                models.append(result)
+                rows.append(shown)
+        results = Results(
+            protocol=protocol,
+            protocol_sha256=protocol.sha256,
+            folder=arguments.rendered.absolute().name,
+            data=data,
+            objects=len({orbit.object_name for orbit in orbits}),
+            lpips=lpips_facts,
+            models=tuple(models),
+            versions=versions,
+            device=device,
+        )
+        _write(scratch, results, list(zip(*rows, strict=True)))
+    unfinished.remove()
+    return arguments.out
+
+
+def _write(folder: Path, results: Results, shown: list[tuple[Shown, ...]]) -> None:
+    values = json.dumps(to_json(results), indent=1, allow_nan=False)
+    (folder / "results.json").write_text(values + "\n", encoding="utf-8")
+    (folder / "results.md").write_text(to_markdown(results), encoding="utf-8")
+    save_png(folder / "sheet.png", comparison_sheet(shown))
+
+
+def _sampled_as(protocol: Protocol, config: Config) -> Config:
+    levels = protocol.sampling.levels
+    if levels == "model":
+        return config
+    return dataclasses.replace(config, sample=dataclasses.replace(config.sample, levels=levels))
+
+
+def _labels(arguments: Arguments, configs: list[Config]) -> list[str]:
+    """Names of the rows; where configs share one, their folders' beside it."""
+    if arguments.labels:
+        if len(arguments.labels) != len(configs):
+            raise InputError(
+                f"--labels has {len(arguments.labels)} names for {len(configs)} models; give one "
+                "for each of --weights"
+            )
+        return list(arguments.labels)
+    names = [config.name for config in configs]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{n} ({folder})" for n, folder in zip(names, arguments.weights, strict=True)]
+
+
+def _check_sizes(protocol: Protocol, config: Config, with_lpips: bool) -> None:
+    size, metrics = compared_size(protocol, config), protocol.metrics
+    if size < metrics.ssim_window:
+        raise InputError(
+            f"{config.name}: images of {size} px are smaller than the protocol's SSIM window of "
+            f"{metrics.ssim_window}; raise images.resolution"
+        )
+    seen = size if metrics.lpips_size == "compared" else metrics.lpips_size
+    if with_lpips and seen < SMALLEST[metrics.lpips_network]:
+        raise InputError(
+            f"{config.name}: LPIPS with {metrics.lpips_network} needs "
+            f"{SMALLEST[metrics.lpips_network]} px, not {seen}; raise metrics.lpips_size"
+        )
+
+
+def _read_lpips(
+    files: tuple[Path, Path] | None, protocol: Protocol
+) -> tuple[Any, LpipsFacts | None]:
+    if files is None:
+        return None, None
+    weights = jax.device_put(read_lpips(files, protocol.metrics.lpips_network))
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return weights, LpipsFacts((files[0].name, files[1].name), digest.hexdigest())
+
+
+def _shown(orbits: list[OrbitName]) -> frozenset[int]:
+    """The orbits that come on the sheet: not chosen by how well they did."""
+    names = [orbit.object_name for orbit in orbits]
+    first = sorted({names.index(name) for name in names})
+    spread = np.linspace(0, len(first) - 1, min(len(first), SHEET_OBJECTS)).round().astype(int)
+    return frozenset(first[k] for k in spread)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "diffrax", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def run_model(
+    task: Task, folder: Path, config: Config, label: str, bar: tqdm
+) -> tuple[ModelResult, list[Shown]]:
+    """Samples and measures all orbits, one at a time, with one compiled program."""
+    model = load_model(folder)
+    weights = jax.device_put(model.weights)
+    networks = build_networks(config.model)
+    sampler = functools.partial(generate, networks, config, weights.params, weights.frozen)
+    row = Row(folder, config, label, sampler)
+    checksum = (folder / "checksum").read_text().strip()
+    key = key_of([task.facts, checksum, plain(config)])
+    finished, compiled = [], False
+    for i, orbit in enumerate(task.orbits):
+        found = task.unfinished.read(key, orbit, label)
+        if found is None or (found.shown is None) != (i not in task.shown):
+            found = _run_orbit(task, row, i)._replace(compiled=not compiled)
+            task.unfinished.write(key, orbit, found)
+            compiled = True
+        finished.append(found)
+        bar.update()
+    seconds = [x.seconds for x in finished]
+    scores = [x.score for x in finished]
+    result = ModelResult(
+        label=label,
+        weights=str(folder),
+        checksum=checksum,
+        config=config,
+        resolution=compared_size(task.protocol, config),
+        frames=finished[0].frames,
+        summary=summarise(task.protocol, scores),
+        orbits=tuple(scores),
+        seconds_an_orbit=float(np.mean([x.seconds for x in finished if not x.compiled] or seconds)),
+    )
+    return result, [x.shown for x in finished if x.shown is not None]
+
+
+def _run_orbit(task: Task, row: Row, number: int) -> Finished:
+    """Samples and measures one."""
+    orbit = task.orbits[number]
+    sample = read_sample(task.root, orbit, task.protocol, row.config)
+    started = time.perf_counter()
+    made = _sample(row.sampler, sample, orbit, task.protocol)
+    seconds = time.perf_counter() - started
+    if not (np.isfinite(made.views).all() and np.isfinite(made.renders).all()):
+        raise InputError(f"{row.folder} makes views of {orbit.orbit_name} that are not finite")
+    return Finished(
+        score=_score(task, orbit, sample, made),
+        frames=sample.frames,
+        seconds=seconds,
+        compiled=False,
+        shown=_shown_views(row.label, orbit, sample, made) if number in task.shown else None,
+    )
+
+
+def _sample(sampler: Any, sample: Sample, orbit: OrbitName, protocol: Protocol) -> Made:
+    """Views and renders; the noise depends on the orbit's name, not on the others evaluated."""
+    seed = jax.random.key(protocol.sampling.seed)
+    key = jax.random.fold_in(seed, zlib.crc32(orbit.orbit_name.encode()))
+    found = sampler(jnp.asarray(sample.image)[None], sample.cameras, key)
+    images = (found.views[0], found.reconstruction.rendering.rgb[0])
+    size = sample.truth.shape[1]
+    return Made(*(resized_views(np.asarray(x), size, protocol.images) for x in images))
+
+
+def _score(task: Task, orbit: OrbitName, sample: Sample, made: Made) -> OrbitScore:
+    """The numbers of one orbit."""
+    copied = np.broadcast_to(sample.truth[:1], sample.truth.shape)
+    views, renders, copies = (
+        measure(task.protocol.metrics, task.lpips, images, sample.truth)
+        for images in (made.views, made.renders, copied)
+    )
+    return OrbitScore(orbit.object_name, orbit.orbit_name, views, renders, copies)
+
+
+def _shown_views(label: str, orbit: OrbitName, sample: Sample, made: Made) -> Shown:
+    v = len(sample.truth)
+    chosen = sorted({max(1, k * v // (SHEET_VIEWS + 1)) for k in range(1, SHEET_VIEWS + 1)})
+    return Shown(
+        label=orbit.orbit_name,
+        model=label,
+        image=sample.image,
+        truth=sample.truth[chosen],
+        views=made.views[chosen],
+        renders=made.renders[chosen],
+    )

@@ -1,0 +1,109 @@
+"""An evaluation that broke off goes on: until the end, each finished orbit is a file beside OUT."""
+
+import hashlib
+import json
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from o3d_jax.evaluation.data import OrbitName
+from o3d_jax.evaluation.scores import METRICS, OrbitScore, PerMetric, PerView
+from o3d_jax.evaluation.sheet import Shown
+from o3d_jax.files.atomic import written_whole
+
+PARTS = ("views", "renders", "copied")
+"""Of an `OrbitScore`."""
+
+PICTURES = ("image", "truth", "views", "renders")
+"""Of a `Shown`."""
+
+# What numpy raises on a file that is not there, cut short, or another's.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
+
+
+class Finished(NamedTuple):
+    """What came of one orbit and one model."""
+
+    score: OrbitScore
+    frames: tuple[int, ...]
+    """Of the orbit, the input first."""
+    seconds: float
+    """Sampling alone."""
+    compiled: bool
+    """The seconds include compiling."""
+    shown: Shown | None
+    """Of orbits on the sheet."""
+
+
+class Unfinished:
+    """The finished orbits of an evaluation that has no result yet, in OUT.unfinished."""
+
+    def __init__(self, out: Path):
+        self._folder = out.with_name(f"{out.name}.unfinished")
+
+    def read(self, key: str, orbit: OrbitName, label: str) -> Finished | None:
+        """What came of an orbit; None if that is not known, or the file is damaged.
+
+        Args:
+            key: as `key_of` gives it.
+            label: of the model, on the sheet.
+        """
+        try:
+            with np.load(self._path(key, orbit), allow_pickle=False) as file:
+                values = dict(file)
+            shown = [values[f"shown_{name}"] for name in PICTURES if f"shown_{name}" in values]
+            return Finished(
+                OrbitScore(*orbit, *(_part(values, part) for part in PARTS)),
+                tuple(values["frames"].tolist()),
+                float(values["seconds"]),
+                bool(values["compiled"]),
+                Shown(orbit.orbit_name, label, *shown) if shown else None,
+            )
+        except _DAMAGED:
+            return None
+
+    def write(self, key: str, orbit: OrbitName, finished: Finished) -> None:
+        """Keeps what came of an orbit, whole or not at all."""
+        values = {name: getattr(finished, name) for name in ("frames", "seconds", "compiled")}
+        for part in PARTS:
+            scores: PerView = getattr(finished.score, part)
+            values |= {f"{part}_{name}": getattr(scores, name) for name in scores.measured()}
+        if finished.shown is not None:
+            values |= {f"shown_{name}": getattr(finished.shown, name) for name in PICTURES}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(self._path(key, orbit)) as temporary:
+            np.savez(temporary, **values)
+
+    def remove(self) -> None:
+        """To be called when there is a result."""
+        if not self._folder.is_dir():
+            return
+        for path in self._folder.iterdir():
+            if re.fullmatch(r"[0-9a-f]{32}-[0-9a-f]{32}\.npz", path.name):
+                path.unlink()
+        if not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def _path(self, key: str, orbit: OrbitName) -> Path:
+        name = hashlib.sha256(orbit.orbit_name.encode()).hexdigest()
+        return self._folder / f"{key[:32]}-{name[:32]}.npz"
+
+
+def key_of(facts: Any) -> str:
+    """A digest of all that the numbers of a model depend on, our own code included.
+
+    `facts` are plain values.
+    """
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _part(values: dict[str, np.ndarray], part: str) -> PerView:
+    return PerMetric(*(values.get(f"{part}_{name}") for name in METRICS))  # pyright: ignore

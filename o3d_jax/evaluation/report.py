@@ -1,0 +1,208 @@
+"""The results of an evaluation, to read by people (Markdown) and by programs (JSON)."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from o3d_jax.config import Config
+from o3d_jax.evaluation.data import DataFacts
+from o3d_jax.evaluation.protocol import Protocol
+from o3d_jax.evaluation.scores import METRICS, Interval, OrbitScore, PerMetric, Summary
+
+NOT_MEASURED = "not measured: no weights given"
+"""In place of LPIPS."""
+
+DIGITS = PerMetric(psnr=2, ssim=4, lpips=4)
+"""Behind the point."""
+
+HEADINGS = PerMetric(psnr="PSNR", ssim="SSIM", lpips="LPIPS")
+
+
+class LpipsFacts(NamedTuple):
+    """Where LPIPS's weights came from."""
+
+    files: tuple[str, str]
+    sha256: str
+    """Of both files, one behind the other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelResult:
+    """One model's row."""
+
+    label: str
+    weights: str
+    """Its folder."""
+    checksum: str
+    """Of its weights, as the checkpoint has it."""
+    config: Config
+    resolution: int
+    """Pixels along a side at which its images were compared."""
+    frames: tuple[int, ...]
+    """Of the first orbit, the input first."""
+    summary: Summary
+    orbits: tuple[OrbitScore, ...]
+    seconds_an_orbit: float
+    """Sampling alone; the first orbit, which compiles, is left out where there are others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that an evaluation found."""
+
+    protocol: Protocol
+    protocol_sha256: str
+    folder: str
+    """Of the rendered orbits, its own name."""
+    data: DataFacts
+    objects: int
+    lpips: LpipsFacts | None
+    models: tuple[ModelResult, ...]
+    versions: dict[str, str]
+    device: str
+
+
+def to_json(results: Results) -> dict[str, Any]:
+    """Plain values; LPIPS that was not measured is a sentence that says so."""
+    values = plain(results)
+    values["lpips"] = values["lpips"] or f"{NOT_MEASURED} (--lpips TRUNK LIN)"
+    return values
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, named tuples, paths and arrays as JSON has them."""
+    if isinstance(value, PerMetric):
+        found = {name: getattr(value, name) for name in METRICS}
+        return {name: NOT_MEASURED if x is None else plain(x) for name, x in found.items()}
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return {name: plain(x) for name, x in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: plain(x) for name, x in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(x) for x in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_markdown(results: Results) -> str:
+    """Tables, and how they were made."""
+    parts = [f"# Evaluation on {results.folder}\n", _how(results), _model_table(results)]
+    parts += [_caption(results)]
+    parts += [_object_table(model) for model in results.models]
+    return "\n".join(parts)
+
+
+def _how(results: Results) -> str:
+    protocol, data = results.protocol, results.data
+    orbits = len(results.models[0].orbits)
+    sizes = sorted({f"{model.resolution} px" for model in results.models})
+    lpips = NOT_MEASURED
+    if results.lpips:
+        lpips = f"{protocol.metrics.lpips_network}, `{results.lpips.sha256[:12]}`"
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    return (
+        f"Made by `python -m o3d_jax.commands.evaluate`: protocol {protocol.name} "
+        f"{protocol.version} (`{results.protocol_sha256[:12]}`), data `{data.sha256[:12]}`: "
+        f"{_count(results.objects, 'object')}, {_count(orbits, 'orbit')}, "
+        f"compared at {' and '.join(sizes)}. LPIPS: {lpips}. {versions}, {results.device}.\n"
+        f"{_camera_notes(results)}"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _camera_notes(results: Results) -> str:
+    """Warns where cameras are others than a model was trained with."""
+    lines = []
+    for model in results.models:
+        trained, data = model.config.camera, results.data
+        pairs = ((data.radii, trained.radius), (data.fovs, trained.fov))
+        if any(abs(x / own - 1) > 0.01 for found, own in pairs for x in found):
+            lines.append(
+                f"\nCameras here: radius {_range(data.radii)}, field of view {_range(data.fovs)} "
+                f"degrees; {model.label} was trained with {trained.radius:g} and {trained.fov:g}.\n"
+            )
+    return "".join(lines)
+
+
+def _range(values: tuple[float, float]) -> str:
+    low, high = (f"{x:.4g}" for x in values)
+    return low if low == high else f"{low} to {high}"
+
+
+def _model_table(results: Results) -> str:
+    """Renders first, as in Table 2."""
+    measured = results.models[0].summary.views.measured()
+    heads = [
+        *(f"renders {getattr(HEADINGS, name)}" for name in measured),
+        *(f"views {getattr(HEADINGS, name)}" for name in measured),
+        *(f"Delta {getattr(HEADINGS, name)}" for name in measured),
+    ]
+    lines = [_row(["", "feedback", *heads]), _row(["---"] * (2 + len(heads)))]
+    for model in results.models:
+        groups = (model.summary.renders, model.summary.views, model.summary.delta)
+        cells = [_interval(group, name) for group in groups for name in measured]
+        lines.append(_row([model.label, _feedback(model.config), *cells]))
+    first = results.models[0].summary.copied
+    cells = ["" for _ in measured] + [_interval(first, name) for name in measured]
+    lines.append(_row(["input copied to all views", "", *cells, *("" for _ in measured)]))
+    return "\n".join(lines) + "\n"
+
+
+def _feedback(config: Config) -> str:
+    return config.model.unet.feedback if config.sample.feedback else "none"
+
+
+def _interval(group: PerMetric[Interval], name: str) -> str:
+    value, digits = getattr(group, name), getattr(DIGITS, name)
+    text = f"{value.value:.{digits}f}"
+    if value.low is None:
+        return text
+    return f"{text} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _caption(results: Results) -> str:
+    protocol = results.protocol
+    which = "the novel views" if protocol.views.input_view == "apart" else "all views"
+    inputs = "; ".join(
+        f"{model.label} {model.summary.input_views.psnr.value:.2f} dB generated, "
+        f"{model.summary.input_renders.psnr.value:.2f} dB rendered"
+        for model in results.models
+    )
+    percent = 100 * protocol.intervals.coverage
+    return (
+        f"Means over objects, of {which}; in brackets {percent:g} % intervals by bootstrap over "
+        "objects. Renders are of the Gaussians. Delta is the absolute difference between the means "
+        f"of views and renders (Table 2). The input's own view: {inputs}. Seconds an orbit: "
+        + ", ".join(f"{model.label} {model.seconds_an_orbit:.1f}" for model in results.models)
+        + ".\n"
+    )
+
+
+def _object_table(model: ModelResult) -> str:
+    """Means over the novel views of each orbit, worst renders first."""
+    measured = model.orbits[0].views.measured()
+    heads = [f"{kind} {getattr(HEADINGS, n)}" for kind in ("renders", "views") for n in measured]
+    lines = [f"## {model.label}, novel views of each orbit\n"]
+    lines += [_row(["orbit", *heads, "copied PSNR"]), _row(["---"] * (len(heads) + 2))]
+    for score in sorted(model.orbits, key=lambda s: s.renders.psnr[1:].mean()):
+        cells = [
+            f"{getattr(group, name)[1:].mean():.{getattr(DIGITS, name)}f}"
+            for group in (score.renders, score.views)
+            for name in measured
+        ]
+        copied = f"{score.copied.psnr[1:].mean():.2f}"
+        lines.append(_row([score.orbit_name, *cells, copied]))
+    return "\n".join(lines) + "\n"

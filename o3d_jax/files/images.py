@@ -1,0 +1,132 @@
+"""Pictures in and out of files.
+
+Reading is a door: whatever is not a whole, sane picture is refused here with one line, so that
+the rest may trust what it gets.
+"""
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image, ImageOps
+
+from o3d_jax.errors import InputError
+from o3d_jax.files.atomic import written_whole
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+MAX_PIXELS = 64 * 2**20
+"""Refused above, by the header, before a byte is decoded: 64 megapixels are 256 MiB as RGBA."""
+
+WORKING_SIZE = 2048
+"""Pixels of the longest side after loading; four times what the largest model sees."""
+
+# What Pillow's decoders raise on broken files, besides OSError (of which UnidentifiedImageError
+# is one): chunk parsing, Python-level decoders, EXIF.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
+    """The picture as RGBA in [0, 1], not premultiplied, upright, at most WORKING_SIZE on a side.
+
+    Reads PNG, JPEG and WebP, be they RGB, grey, with a palette or of 16 bits; alpha is 1 where
+    the file has none. EXIF orientation is applied. Of an animation, the first frame, with a
+    warning.
+
+    Raises:
+        InputError: missing, not a file, not an image, cut short, empty, above MAX_PIXELS, or
+            wholly transparent.
+    """
+    path = Path(path)
+    _check_is_file(path)
+    with warnings.catch_warnings():
+        # Pillow warns of sizes that _check_size judges.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = _decode(path)
+    # Pillow premultiplies alpha while it resizes.
+    image.thumbnail((WORKING_SIZE, WORKING_SIZE), Image.Resampling.HAMMING)  # Does not ring.
+    rgba = np.asarray(image, np.float32) / 255
+    if not rgba[..., 3].any():
+        raise InputError(f"{path} is fully transparent; give an image that shows an object")
+    return rgba
+
+
+def _check_is_file(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give one image file")
+        if not path.exists():
+            raise InputError(f"{path} does not exist; check the path of the image")
+        if not path.is_file():  # A pipe or a device would block or never end.
+            raise InputError(f"{path} is not a regular file; give a PNG, JPEG or WebP file")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes); give a PNG, JPEG or WebP file")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decode(path: Path) -> Image.Image:
+    """First frame, upright, as 8-bit RGBA."""
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:  # Raised by the header, above 179 megapixels.
+        raise InputError(_too_large(path)) from error
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except _DECODER_ERRORS as error:
+        raise InputError(
+            f"{path} is not a readable PNG, JPEG or WebP image (another format, damaged or "
+            "without pixels); convert it"
+        ) from error
+    with image:
+        _check_size(path, *image.size)
+        if getattr(image, "is_animated", False) and image.format in ("PNG", "WEBP"):
+            warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=4)
+        try:
+            image.load()
+            return _to_rgba(ImageOps.exif_transpose(image))
+        except _DECODER_ERRORS as error:
+            raise InputError(f"{path} is damaged or cut short; save it anew: {error}") from error
+
+
+def _too_large(path: Path) -> str:
+    return f"{path} has more than {MAX_PIXELS // 2**20} megapixels; shrink it first"
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise InputError(f"{path} is {width} x {height} pixels; give an image with pixels")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{_too_large(path)} (it is {width} x {height})")
+
+
+def _to_rgba(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255.
+        grey = np.asarray(image).astype(np.float32) / 257  # 65535 / 255
+        image = Image.fromarray(np.round(grey).clip(0, 255).astype(np.uint8))
+    return image.convert("RGBA")
+
+
+def to_bytes(image: Float[Array | np.ndarray, "*b"]) -> np.ndarray:
+    """Values in [0, 1], clipped, to 0 .. 255 by rounding.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    values = np.asarray(image, np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{(~np.isfinite(values)).sum()} values of the image are not finite")
+    return np.round(values.clip(0, 1) * 255).astype(np.uint8)
+
+
+def save_png(path: str | os.PathLike[str], image: Float[Array | np.ndarray, "h w c"]) -> None:
+    """Writes an image in [0, 1] (grey, RGB or RGBA by its channels) as PNG, whole or not at all."""
+    pixels = to_bytes(image)
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    with written_whole(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")

@@ -1,0 +1,87 @@
+"""Gaussians as .splat, the format of web viewers (antimatter15/splat: convert.py, main.js).
+
+No header; for each Gaussian 32 bytes, little endian: mean and scales as float32, then color and
+opacity as bytes, value * 255, then the unit quaternion (w, x, y, z) as bytes, q * 128 + 128.
+Those that cover most come first, so that a viewer has something to show while it loads.
+"""
+
+import os
+
+import numpy as np
+
+from o3d_jax.errors import InputError
+from o3d_jax.files.atomic import written_whole
+from o3d_jax.media.gaussians import (
+    MIN_OPACITY,
+    Values,
+    file_content,
+    gaussians_from,
+    values_to_store,
+)
+from o3d_jax.types import Gaussians
+
+ROW = np.dtype(
+    [("mean", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quaternion", "u1", 4)]
+)
+"""One Gaussian."""
+
+
+def write_splat(
+    path: str | os.PathLike[str], gaussians: Gaussians, min_opacity: float = MIN_OPACITY
+) -> None:
+    """Writes one object, whole or not at all; drops Gaussians of less than `min_opacity`.
+
+    Sorts by volume times opacity, equal ones by index. Bytes are rounded as the viewer's own
+    converter does it (its script for Python cuts off, which is up to 1/255 darker). So colors and
+    opacities, of which only [0, 1] can be stored, are within 1/510, and rotations within 0.9
+    degrees; a zero quaternion is the identity, as for `render`.
+
+    Raises:
+        ValueError: more than one object, scales below 0, or values that are not finite.
+    """
+    values = values_to_store(gaussians, path, min_opacity)
+    importance = values.scales.prod(axis=-1) * values.opacities
+    order = np.argsort(-importance, kind="stable")
+    rows = np.empty(len(order), ROW)
+    rows["mean"], rows["scales"] = values.means, values.scales
+    rows["rgba"][:, :3] = _to_bytes(values.colors * 255)
+    rows["rgba"][:, 3] = _to_bytes(values.opacities * 255)
+    rows["quaternion"] = _to_bytes(_normalized(values.quats) * 128 + 128)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(rows[order].tobytes())
+
+
+def read_splat(path: str | os.PathLike[str]) -> Gaussians:
+    """The Gaussians of a .splat file, in its order, with unit quaternions; none if it is empty.
+
+    Raises:
+        InputError: missing, not such a file, cut short, or with values that are not finite.
+    """
+    content = file_content(path)
+    if content.startswith((b"ply\n", b"ply\r\n")):
+        raise InputError(f"{path} is a .ply file; read it with o3d_jax.media.ply.read_ply")
+    if len(content) % ROW.itemsize:
+        raise InputError(
+            f"{path} has {len(content)} bytes, no multiple of {ROW.itemsize}: it is cut short or "
+            "not a .splat file; export it anew"
+        )
+    rows = np.frombuffer(content, ROW)
+    if (rows["scales"] < 0).any():
+        raise InputError(f"{path} has scales below 0: it is not a .splat file; export it anew")
+    values = Values(
+        means=rows["mean"].astype(np.float64),
+        scales=rows["scales"].astype(np.float64),
+        quats=_normalized((rows["quaternion"].astype(np.float64) - 128) / 128),
+        opacities=rows["rgba"][:, 3] / 255,
+        colors=rows["rgba"][:, :3] / 255,
+    )
+    return gaussians_from(path, values)
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def _normalized(quats: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(quats, axis=-1, keepdims=True)
+    return np.where(norm > 0, quats / np.where(norm > 0, norm, 1), [1.0, 0, 0, 0])

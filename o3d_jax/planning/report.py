@@ -1,0 +1,268 @@
+"""What a compiled program needs of a machine, and how to say it."""
+
+import dataclasses
+import math
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from o3d_jax.config import Config
+from o3d_jax.planning.collectives import Collectives, collectives
+from o3d_jax.planning.topologies import FREE_SHARE, GIB, Topology
+from o3d_jax.run.flops import count_jaxpr
+from o3d_jax.run.programs import Inputs, System
+
+
+class Bytes(NamedTuple):
+    """Of one device, what its memory holds while a program runs in training."""
+
+    parameters: int
+    average: int
+    """Exponential moving average of the parameters."""
+    optimizer: int
+    frozen: int
+    objects: int
+    """The batch; of the sampler, its images and cameras."""
+    padding: int
+    """That the arguments take beyond their sizes, in the chip's layout."""
+    outputs: int
+    """Those that take no argument's place."""
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """The most that is held at once."""
+        return sum(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A program weighed for a machine."""
+
+    program: str
+    topology: str
+    compiler: str
+    devices: int
+    objects: int
+    """In a batch, over all devices."""
+    bytes: Bytes | None
+    """None: the compiler gave up for want of memory."""
+    needed: int
+    """Bytes of memory on each device."""
+    available: int
+    """Bytes that a program can have there."""
+    flops: float
+    """Executed in one call, on one device; as counted, what is recomputed counts again."""
+    read_and_written: float | None
+    """Bytes between memory and processor in one call on one device, those in loops as if they
+    turned once; None where the compiler does not say."""
+    collectives: tuple[Collectives, ...] | None
+    """None where the compiler gave up."""
+    seconds: "Seconds"
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether it would run."""
+        return self.needed <= self.available
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = dataclasses.asdict(self)
+        for name in ("bytes", "seconds"):
+            part = getattr(self, name)
+            values[name] = None if part is None else part._asdict()
+        found = self.collectives
+        values["collectives"] = None if found is None else [c._asdict() for c in found]
+        return values | {"fits": self.fits}
+
+
+class Seconds(NamedTuple):
+    """Least times of one call, by what limits it (roofline)."""
+
+    compute: float
+    memory: float | None
+    """None where the compiler does not say what is read and written."""
+    links: float
+
+    @property
+    def least(self) -> float:
+        """If all three went on at once, at their peaks."""
+        return max(self.compute, self.memory or 0, self.links)
+
+
+def weigh(
+    program: str,
+    topology: Topology,
+    system: System,
+    inputs: Inputs,
+    traced: jax.stages.Traced,
+    start: float,
+) -> Plan:
+    """Compiles a traced program and reads off what it needs; `start` is when work on it began."""
+    chip, devices = topology.chip, system.layout.devices
+    is_step = program == "step"
+    flops = count_jaxpr(traced.jaxpr).total / devices
+    kind = "tpu" if topology.devices[0].platform == "tpu" else "gpu"
+    available = int(FREE_SHARE[kind] * chip.memory)
+    known: dict[str, Any] = {"bytes": None, "collectives": None, "read_and_written": None}
+    try:
+        compiled, text = compile_and_show(traced)
+    except jax.errors.JaxRuntimeError as error:
+        complaint = str(error)
+        needed, available = _exhausted(complaint)
+        if "temporaries" in complaint:  # Otherwise all is in it.
+            needed += held(inputs)
+    else:
+        objects = inputs.batch if is_step else system.sampler_objects(devices)
+        read = (inputs.state if is_step else inputs.state.ema, inputs.frozen, objects)
+        sizes = _bytes(compiled, inputs, held(objects), held(read))
+        needed = sizes.total
+        known["bytes"] = sizes
+        known["collectives"] = collectives(text)
+        known["read_and_written"] = (compiled.cost_analysis() or {}).get("bytes accessed")
+    read_and_written = known["read_and_written"]
+    seconds = Seconds(
+        compute=flops / chip.flops,
+        memory=None if read_and_written is None else read_and_written / chip.memory_rate,
+        links=sum(c.on_links(devices) for c in known["collectives"] or ()) / chip.link_rate,
+    )
+    return Plan(
+        program=program,
+        topology=topology.name,
+        compiler=topology.compiler,
+        devices=devices,
+        objects=system.config.train.batch_size if is_step else devices,
+        needed=needed,
+        available=available,
+        flops=flops,
+        seconds=seconds,
+        compile_seconds=time.perf_counter() - start,
+        **known,
+    )
+
+
+_AMOUNT = r"([\d.]+)([KMGT]?)i?B?"
+_TOO_MUCH = re.compile(
+    rf"\({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)|Used {_AMOUNT} of {_AMOUNT} hbm",
+    re.IGNORECASE,
+)
+"""libtpu's ways to say so."""
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def compile_and_show(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, str]:
+    """Compiles a traced program; with it comes the text of what the compiler made of it.
+
+    The compiler writes the text: `Compiled.as_text` fails on programs of libtpu 0.0.52 in which
+    asynchronous operations take several operands (those for v5p and v6e do).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = traced.lower().compile(compiler_options=options)
+        texts = Path(folder).glob("*after_optimizations.txt")
+        # The program itself, should there be others, of constants.
+        return compiled, max(texts, key=lambda path: path.stat().st_size).read_text()
+
+
+def _exhausted(message: str) -> tuple[int, int]:
+    """Bytes asked for, and all there are, from the compiler's complaint that it is too much.
+
+    Every other complaint is passed on.
+    """
+    found = _TOO_MUCH.search(message)
+    if found is None:
+        raise RuntimeError(f"the compiler failed: {message}")
+    used, used_unit, size, size_unit = (part for part in found.groups() if part is not None)
+    return _scaled(used, used_unit), _scaled(size, size_unit)
+
+
+def _scaled(amount: str, unit: str) -> int:
+    return int(float(amount) * _UNITS[unit.upper()])
+
+
+def _bytes(compiled: jax.stages.Compiled, inputs: Inputs, objects: int, read: int) -> Bytes:
+    """Of which `read` are those of the arguments, `objects` among them."""
+    memory: Any = compiled.memory_analysis()
+    state = inputs.state
+    return Bytes(
+        parameters=held(state.params),
+        average=held(state.ema),
+        optimizer=held(state.opt_state),
+        frozen=held(inputs.frozen),
+        objects=objects,
+        padding=max(memory.argument_size_in_bytes - read, 0),
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+    )
+
+
+def held(tree: Any) -> int:
+    """Bytes that one device holds of arrays or their shapes."""
+    return sum(
+        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
+    )
+
+
+def heading(config: Config, topology: Topology) -> str:
+    """What is planned, and for what; two lines."""
+    chip, train = topology.chip, config.train
+    return "\n".join(
+        [
+            f"{config.name} on {topology.name}: {len(topology.devices)} x {chip.name}, "
+            f"{chip.memory / GIB:.1f} GiB each; compiled by {topology.compiler}",
+            f"batch {train.batch_size} in {train.accumulate} parts, ZeRO stage {train.zero} over "
+            f"{train.fsdp or len(topology.devices)} devices, {config.model.dtype}, "
+            f"effort {jax.config.values['jax_optimization_level']}, "
+            f"remat {config.model.remat_keeps if config.model.remat else 'off'}",
+        ]
+    )
+
+
+def report(plan: Plan) -> str:
+    """A plan as a small table."""
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    lines = [
+        f"{plan.program} of {plan.objects} objects: {verdict}, {plan.needed / GIB:.2f} of "
+        f"{plan.available / GIB:.2f} GiB a device; compiled in {plan.compile_seconds:.0f} s"
+    ]
+    if plan.bytes is not None:
+        lines += [f"  {name:<12} {n / GIB:8.3f} GiB" for name, n in plan.bytes._asdict().items()]
+    lines.append(f"  {plan.flops / 1e12:.2f} TFLOP a device")
+    if plan.read_and_written is not None:
+        traffic = plan.read_and_written / GIB
+        lines.append(f"  {traffic:.1f} GiB read and written a device, turns of loops counted once")
+    lines += [
+        f"  {c.kind:<20} {c.count:6} x, {c.bytes / GIB:8.3f} GiB of results a device"
+        for c in plan.collectives or ()
+    ]
+    s = plan.seconds
+    memory = "not known" if s.memory is None else f"{s.memory:.3g} s (loops counted once)"
+    lines.append(
+        f"  at least {s.least:.3g} s: arithmetic {s.compute:.3g} s, memory {memory}, "
+        f"links {s.links:.3g} s, each at its peak"
+    )
+    return "\n".join(lines)
+
+
+def knobs(config: Config) -> str:
+    """What to change where something does not fit, the cheapest first."""
+    train, model = config.train, config.model
+    choices = [
+        (train.zero < 3, "--train.zero 3: parameters shared out too"),
+        (model.vae_chunk != 1, "--model.vae-chunk 1: one object in the VAE at a time"),
+        (not model.remat, "--model.remat: recompute layers in the backward pass"),
+        (model.remat and model.remat_keeps != "nothing", "--model.remat-keeps nothing"),
+        (True, f"--train.accumulate {2 * train.accumulate}: half as many objects at a time"),
+        (train.fsdp != 0, "--train.fsdp 0: the state shared out over all devices"),
+        (True, "more devices, or devices with more memory"),
+    ]
+    return "What would help, the cheapest first:\n" + "".join(
+        f"  {text}\n" for holds, text in choices if holds
+    )

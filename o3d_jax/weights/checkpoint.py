@@ -1,0 +1,338 @@
+"""Models on disk: a folder with `config.json` beside orbax arrays. Nothing is ever unpickled.
+
+A model is what samples: config, averaged parameters and frozen networks; the bundled default model
+is one. What a training run resumes from is in `run/checkpoints.py`.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import types
+import typing
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from o3d_jax.config import Config, to_dict
+from o3d_jax.errors import InputError
+from o3d_jax.types import Frozen, Params, pytree
+
+Tree = TypeVar("Tree")
+
+BUNDLED = Path(__file__).parents[1] / "assets"
+"""Models shipped with the package, by name."""
+
+
+@pytree
+class Weights:
+    """All parameters of a model; a network that is None is not in the checkpoint."""
+
+    params: Params
+    frozen: Frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model read from a checkpoint."""
+
+    config: Config
+    weights: Weights
+
+
+def config_from_dict(values: Any, kind: type = Config, where: str = "config") -> Any:
+    """The config of `to_dict`'s plain values.
+
+    Raises:
+        InputError: an unknown field (names the nearest known one), a value that is no choice, or a
+            contradiction.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{where} {values!r} must be a group of fields")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    made = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            raise InputError(f"{where} has no field {name!r}; the nearest is {near!r}")
+        made[name] = _from_plain(value, hints[name], f"{where}.{name}")
+    try:
+        return kind(**made)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _from_plain(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return config_from_dict(value, typing.cast(type, hint), where)
+    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+        raise InputError(f"{where} {value!r} is none of {', '.join(typing.get_args(hint))}")
+    if value is not None and Path in (hint, *typing.get_args(hint)):
+        return Path(value)
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(hint, types.UnionType) and value is None:
+        return None
+    return value
+
+
+def _read_config(folder: Path) -> Config:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a checkpoint: it has no config.json")
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}; restore it from a copy") from error
+    return config_from_dict(values, where=str(path))
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
+    """A folder to write `names` into that appears under its own name only if the block ends well.
+
+    An earlier one is replaced if all files in and below it have such names: paths relative to it,
+    in which * stands for anything.
+
+    Raises:
+        InputError: the parent folder cannot be made or written to, or what is there is not ours.
+        PermissionError: what is there cannot be listed.
+    """
+    _check_ours(folder, names)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder.parent}: {error.strerror}; choose another folder"
+        ) from error
+    try:
+        scratch.chmod(0o755)
+        yield scratch
+        if folder.exists():  # Moved aside, not deleted, until the new one is in its place.
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            os.replace(folder, old / folder.name)
+            os.replace(scratch, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_ours(folder: Path, names: Collection[str]) -> None:
+    if not folder.is_dir():
+        others = ["a file"] if folder.exists() else []
+    else:
+        paths = (path.relative_to(folder).as_posix() for path in _files(folder))
+        others = [p for p in paths if not any(fnmatch.fnmatchcase(p, name) for name in names)]
+    if others:
+        raise InputError(
+            f"{folder} exists and is no earlier result: it is or holds {others[0]}; choose "
+            "another place"
+        )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All below that is no folder; links are not followed, for they would be deleted as links."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(Path(entry.path))
+            else:
+                yield Path(entry.path)
+
+
+MODEL_FILES = ("config.json", "checksum", "report.txt")
+"""What is in a model's folder beside `weights`; the report is of what it was converted from."""
+
+
+def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None = None) -> None:
+    """Writes a model, whole or not at all; `dtype` ("float16") makes it smaller.
+
+    With several processes all must call it; the first writes, and all wait until it has.
+    """
+    host = on_first_host(weights, dtype)
+    try:
+        if jax.process_index() == 0:
+            _remove_leftovers(folder.absolute())
+            with model_folder(folder, config) as arrays, _checkpointer_of_one() as checkpointer:
+                checkpointer.save(arrays, named_parts(host))
+    finally:  # The others must not wait for a process that could not write.
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{folder.name} is written")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Of processes that were killed while they wrote this model, and only what is surely that."""
+    names = (*MODEL_FILES, "weights/*", "weights.orbax-checkpoint-tmp/*")
+    for scratch in folder.parent.glob(f".{folder.name}-????????"):
+        # An older model may be in there, moved aside: it is not of these names.
+        with contextlib.suppress(InputError):
+            _check_ours(scratch, names)
+            shutil.rmtree(scratch)
+
+
+def on_first_host(tree: Tree, dtype: str | None = None) -> Tree:
+    """Whole arrays in numpy, on process 0; on the others, nothing is kept and leaves are None.
+
+    With several processes all must call it. Arrays are gathered one by one, so that no device
+    holds more than one of them beside its own share.
+    """
+    is_first = jax.process_index() == 0
+
+    def fetch(array: jax.Array | np.ndarray) -> np.ndarray | None:
+        if isinstance(array, jax.Array) and not (
+            array.is_fully_addressable or array.is_fully_replicated
+        ):
+            array = multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array, dtype or array.dtype) if is_first else None
+
+    return jax.tree.map(fetch, tree)
+
+
+def _checkpointer_of_one() -> ocp.StandardCheckpointer:
+    """For process 0 alone: orbax's own ones let all processes wait for each other."""
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="model"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+@contextlib.contextmanager
+def model_folder(folder: Path, config: Config) -> Iterator[Path]:
+    """Where orbax is to put a model's arrays; `folder` appears, whole, when the block ends."""
+    folder = folder.absolute()
+    whole = all((folder / name).is_file() for name in ("config.json", "checksum"))
+    # Only orbax knows the names below; they are ours where a model of ours was.
+    names = (*MODEL_FILES, "weights/*") if whole else MODEL_FILES
+    with whole_folder(folder, names) as scratch:
+        (scratch / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+        arrays = scratch / "weights"
+        with full_disk_named(folder):
+            yield arrays
+        # Orbax notes there where it wrote, which is not where the folder will be.
+        (arrays / "commit_success.txt").unlink(missing_ok=True)
+        (scratch / "checksum").write_text(_checksum(arrays))
+
+
+@contextlib.contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Orbax has its own errors; of these, a full disk is the user's to mend: an OSError."""
+    try:
+        yield
+    except ValueError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+
+
+def _checksum(folder: Path) -> str:
+    """Of names and contents of all files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def named_parts(weights: Weights) -> dict[str, Any]:
+    """The networks that are there, by their names in a checkpoint."""
+    parts = {
+        "unet": weights.params.unet,
+        "lgm": weights.params.lgm,
+        "clip": weights.params.clip,
+        "frozen_vae": weights.frozen.vae,
+        "frozen_clip": weights.frozen.clip,
+        "frozen_lpips": weights.frozen.lpips,
+    }
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def load_model(folder: Path) -> Model:
+    """Reads a model, in float32.
+
+    Raises:
+        InputError: no checkpoint there, or a damaged one.
+    """
+    folder = folder.absolute()
+    config = whole_config(folder)
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(folder / "weights", _host_target(checkpointer, folder))
+    found = jax.tree.map(lambda a: np.asarray(a, np.float32), found)
+    params = Params(unet=found.get("unet"), lgm=found.get("lgm"), clip=found.get("clip"))
+    frozen = Frozen(
+        vae=found.get("frozen_vae"),
+        clip=found.get("frozen_clip"),
+        lpips=found.get("frozen_lpips"),
+    )
+    return Model(config=config, weights=Weights(params=params, frozen=frozen))
+
+
+def whole_config(folder: Path) -> Config:
+    """The config of a model; its arrays are there, as they were written.
+
+    Raises:
+        InputError: no checkpoint there, or a damaged one.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no checkpoint at {folder}; give a folder written by train.py")
+    if not (folder / "weights").is_dir():
+        raise InputError(
+            f"{folder} holds no model: it has no folder 'weights' (a run's is in RUN/model)"
+        )
+    config = _read_config(folder)
+    checksum = folder / "checksum"
+    if not checksum.is_file() or checksum.read_text() != _checksum(folder / "weights"):
+        raise InputError(f"{folder} is damaged or not whole; restore it from a copy")
+    return config
+
+
+def _host_target(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:
+    """Abstract arrays to restore into, on this process's first device whatever wrote them."""
+    metadata: Any = checkpointer.metadata(folder / "weights").item_metadata
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding),
+        dict(metadata.tree),
+        is_leaf=lambda m: hasattr(m, "shape"),
+    )
+
+
+def check_fits(found: Any, wanted: Any, what: str) -> None:
+    """Compares a tree of arrays with the one a config asks for.
+
+    Raises:
+        InputError: a missing, superfluous or misshapen parameter; the first three are named.
+    """
+
+    def shapes(tree):
+        flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path): tuple(a.shape) for path, a in flat}
+
+    have, want = shapes(found), shapes(wanted)
+    wrong = [
+        f"{name}: {have.get(name, 'missing')} instead of {want.get(name, 'nothing')}"
+        for name in sorted(have.keys() | want.keys())
+        if have.get(name) != want.get(name)
+    ]
+    if wrong:
+        raise InputError(
+            f"{what} is of another config: {len(wrong)} parameters differ, {'; '.join(wrong[:3])}"
+        )

@@ -1,0 +1,149 @@
+"""Models written and read array by array: a whole one need not fit into memory."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import Shaped
+
+from o3d_jax.config import Config
+from o3d_jax.errors import InputError
+from o3d_jax.weights.checkpoint import Weights, model_folder, named_parts, whole_config
+
+Value = TypeVar("Value")
+
+Keys = tuple[str, ...]
+"""Where an array is in a checkpoint: network, "params", then its flax path."""
+
+GROUP_BYTES = 2**28
+"""Arrays read or written at once: to do it singly would take a tenth of a second for each."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An array that is made when it is written."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], Shaped[np.ndarray, "..."]]
+
+
+class _InTurn(ocp.type_handlers.NumpyHandler):
+    """Makes and writes leaves group by group; orbax's own handler wants all, and copies them."""
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> Sequence[Any]:
+        requests = list(zip(values, infos, args, strict=True))
+        for group in grouped(requests, lambda request: _nbytes(request[0])):
+            leaves, places, options = zip(*group, strict=True)
+            arrays = [np.ascontiguousarray(leaf.read()) for leaf in leaves]  # Fast to compress.
+            for written in await super().serialize(arrays, places, options):
+                written.result()
+        return []
+
+
+def grouped(values: Sequence[Value], nbytes: Callable[[Value], int]) -> Iterator[list[Value]]:
+    """The values in order, in lists of at most `GROUP_BYTES`, or of a single larger one."""
+    group: list[Value] = []
+    used = 0
+    for value in values:
+        if group and used + nbytes(value) > GROUP_BYTES:
+            yield group
+            group, used = [], 0
+        group.append(value)
+        used += nbytes(value)
+    if group:
+        yield group
+
+
+def _nbytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
+
+
+def save_streamed(
+    folder: Path, config: Config, weights: Weights, finish: Callable[[], str]
+) -> None:
+    """Writes a model whose arrays are each a `Leaf`, whole or not at all, as `save_model` does.
+
+    `finish` is called when all arrays have been read, and what it returns is written into
+    report.txt; if it raises, no folder appears.
+    """
+    in_turn = _InTurn()
+    registry = ocp.type_handlers.create_type_handler_registry((Leaf, in_turn))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with model_folder(folder, config) as arrays, ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(arrays, args=ocp.args.PyTreeSave(named_parts(weights)))
+        (arrays.parent / "report.txt").write_text(finish())
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A checkpoint whose arrays stay on disk."""
+
+    folder: Path
+    config: Config
+    leaves: dict[Keys, jax.ShapeDtypeStruct]
+
+    def arrays(self, wanted: Sequence[Keys]) -> Iterator[Shaped[np.ndarray, "..."]]:
+        """These arrays, in this order and as they are stored; a few are in memory at a time."""
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            for group in grouped(wanted, lambda keys: _nbytes(self.leaves[keys])):
+                item = _nested({keys: ocp.PLACEHOLDER for keys in self.leaves})
+                for keys in group:
+                    _inner(item, keys)[keys[-1]] = 0
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+                what = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy)
+                found = checkpointer.restore(self.folder / "weights", args=what)
+                for keys in group:
+                    yield _inner(found, keys).pop(keys[-1])
+
+
+def check_space(out: Path, nbytes: int) -> None:
+    """Raises an InputError if so many bytes are not free where `out` is to be."""
+    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < nbytes:
+        raise InputError(
+            f"{out} takes {nbytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; choose a place "
+            "on another disk"
+        )
+
+
+def open_model(folder: Path) -> StoredModel:
+    """A model's config and what arrays it has.
+
+    Raises:
+        InputError: no checkpoint there, or a damaged one.
+    """
+    folder = folder.absolute()
+    config = whole_config(folder)
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata: Any = checkpointer.metadata(folder / "weights").item_metadata
+    flat, _ = jax.tree_util.tree_flatten_with_path(
+        dict(metadata.tree), is_leaf=lambda m: hasattr(m, "shape")
+    )
+    leaves = {
+        tuple(key.key for key in path): jax.ShapeDtypeStruct(m.shape, m.dtype) for path, m in flat
+    }
+    return StoredModel(folder=folder, config=config, leaves=leaves)
+
+
+def _nested(flat: dict[Keys, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for keys, value in flat.items():
+        inner = tree
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[keys[-1]] = value
+    return tree
+
+
+def _inner(tree: dict[str, Any], keys: Keys) -> dict[str, Any]:
+    for key in keys[:-1]:
+        tree = tree[key]
+    return tree

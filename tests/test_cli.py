@@ -1,0 +1,30 @@
+"""Where a config's values come from."""
+
+from pathlib import Path
+
+from o3d_jax.cli import explained_config
+
+FILE = """
+from pathlib import Path
+from o3d_jax.config import Config, DataConfig, OptimConfig
+optim = OptimConfig(learning_rate=1e-3, weight_decay=0.01, warmup_steps=7)
+config = Config(name="mine", optim=optim, data=DataConfig(cache=Path("orbits")))
+"""
+
+
+def test_each_value_that_is_no_default_has_the_source_that_chose_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    overrides = ["--run-dir", str(tmp_path), "--train.steps", "30000", "--optim.warmup-steps", "0"]
+    found = explained_config(path, [*overrides, "--data.seed", "3"])
+    assert found.config.data.seed == 3 and found.config.data.cache == Path("orbits")
+    settings = {s.field: (s.value, s.source) for s in found.settings}
+    line = "command line"
+    assert settings == {
+        "name": ("'mine'", str(path)),
+        "optim.learning-rate": ("0.001", str(path)),
+        "data.cache": ("'orbits'", str(path)),
+        "data.seed": ("3", line),
+        "run-dir": (repr(str(tmp_path)), line),
+        "optim.warmup-steps": ("0", line),  # Back to the default, which the file had left.
+    }  # Neither weight_decay nor steps: whoever wrote them, they are the default's.
