@@ -349,6 +349,7 @@ def test_blender_is_not_started_on_a_model_that_refers_to_elsewhere(models, tmp_
 
 def test_the_command_line_has_flat_options(models, tmp_path, monkeypatch, capsys):
     from o3d_jax.cli import parse
+    from o3d_jax.commands.render_orbits import main
     from o3d_jax.data.meshes import rendering as tool
 
     arguments = [str(models), str(tmp_path / "out"), "--size", "32", "--elevation", "0", "10"]
@@ -357,6 +358,6 @@ def test_the_command_line_has_flat_options(models, tmp_path, monkeypatch, capsys
     assert (order.workers, order.models) == (3, models)
     monkeypatch.setattr(sys, "argv", ["render_orbits", *arguments, "--radius", "0"])
     with pytest.raises(SystemExit) as exit:
-        tool.main()
+        main()
     said = capsys.readouterr().err
     assert exit.value.code == 2 and "--radius" in said and said.count("\n") == 1
