@@ -140,8 +140,8 @@ def _refuse_overlap(heldout: Path, held: set[str], folder: str, names: Sequence[
 def heldout_batch(config: Config, count: int) -> Batch:
     """`count` objects that are never trained on, always the same, each from a fixed first frame.
 
-    They are synthetic ones, or the first of `data.heldout`, by name; where training mixes both
-    kinds, the first half are synthetic.
+    They are synthetic ones, or some of `data.heldout`, evenly spaced among its names; where
+    training mixes both kinds, the first half are synthetic.
 
     Raises:
         InputError: as `training_batches`, or `count` is not positive or more than there are.
@@ -179,7 +179,7 @@ def _rendered_heldout(config: Config, count: int) -> HeldOut:
             f"data.heldout {config.data.heldout} has {len(orbits)} orbits, fewer than the {count} "
             "asked for; lower train.eval_objects"
         )
-    return HeldOut(orbits.__getitem__, range(count))
+    return HeldOut(orbits.__getitem__, [i * len(orbits) // count for i in range(count)])
 
 
 def _loaded(samples: Sequence[_Sample]) -> LoadedBatch:
