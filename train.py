@@ -243,9 +243,9 @@ def main() -> None:
     config, settings = explained_config(Path(sys.argv[1]), sys.argv[2:])
     use_compilation_cache()
     use_cpu_devices(config.launch.cpu_devices)
+    keep_freed_memory()
     with Interruption(tqdm.write) as interruption, interruption.unattended(None):
         start_processes(config.launch)
-    keep_freed_memory()
     train(config, settings)
 
 
