@@ -56,9 +56,18 @@ class ProcessInfo(Protocol):
         ...
 
 
-def program_memory(compiled: jax.stages.Compiled) -> ProgramMemory | None:
+@runtime_checkable
+class Analyzed(Protocol):
+    """A compiled program, or several that run one after another."""
+
+    def memory_analysis(self) -> Any:
+        """What XLA says of its memory."""
+        ...
+
+
+def program_memory(compiled: Analyzed) -> ProgramMemory | None:
     """What the compiler says, per device; None where it says nothing."""
-    found: Any = compiled.memory_analysis()
+    found = compiled.memory_analysis()
     if found is None:
         return None
     return ProgramMemory(
