@@ -503,7 +503,7 @@ class LaunchConfig:
     processes: int | None = None
     """How many there are."""
     cpu_devices: int = 0
-    """Devices to make of the processor's cores; 0: one, of all of them."""
+    """Devices to make of the processor's cores, of one thread each; 0: one of all of them."""
     process_id: int | None = None
     """Which of them this is, from 0."""
     timeout: int = 300

@@ -27,7 +27,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SKIP_SCALE = math.sqrt(0.5)  # Keeps the variance of a sum of two branches (LGM).
 GAUSSIAN_CHANNELS = (3, 1, 3, 4, 3)  # mean, opacity, scale, quaternion, color
 
-MOST_SCALE = 0.1
+SCALE_UNIT = 0.1
 """LGM's factor of softplus, scene units: what a raw scale of 0.54 becomes."""
 
 # torch's default, U(-1, 1) / sqrt(fan_in), with which LGM was trained; a third of the variance of
@@ -49,7 +49,7 @@ def faint_and_small(
     From zero they would be 0.5 and 0.07 scene units: a fog in which the near hide the far from the
     gradient, and each pixel blends hundreds.
     """
-    raw_scale = math.log(math.expm1(0.5 * CELL / grid / MOST_SCALE))  # `activate` undone.
+    raw_scale = math.log(math.expm1(0.5 * CELL / grid / SCALE_UNIT))  # `activate` undone.
     mean, opacity, scale, rest = jnp.split(jnp.zeros(shape, dtype), (3, 4, 7))
     return jnp.concatenate([mean, opacity - 2, scale + raw_scale, rest])
 
@@ -326,7 +326,7 @@ def activate(
     return Gaussians(
         means=jnp.clip(means, -1.0, 1.0),
         opacities=jax.nn.sigmoid(opacity[..., 0]),
-        scales=MOST_SCALE * jax.nn.softplus(scales),
+        scales=SCALE_UNIT * jax.nn.softplus(scales),
         quats=rotations(quats),
         colors=0.5 * jnp.tanh(colors) + 0.5,
     )
