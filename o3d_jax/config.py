@@ -40,6 +40,9 @@ class VaeConfig:
     """Channels per resolution; the image is halved between two of them."""
     layers_per_block: int = 2
     latent_channels: int = 4
+    patch: int = 1
+    """Latents along a side that the U-Net reads as one, with as many channels as all of them have
+    (as transformers for diffusion do); 1: each by itself, as SVD's."""
     norm_num_groups: int = 32
     mid_attention: Literal["between", "always"] = "between"
     """Where the decoder's middle attends: between its first two blocks, its last, so with one layer
@@ -48,7 +51,8 @@ class VaeConfig:
     """Makes the standard deviation of latents about 1 (SVD's config)."""
 
     def __post_init__(self) -> None:
-        _at_least(1, "model.vae", self, "block_out_channels", "layers_per_block", "latent_channels")
+        _at_least(1, "model.vae", self, "block_out_channels", "layers_per_block")
+        _at_least(1, "model.vae", self, "latent_channels", "patch")
         _groups_divide("model.vae", self.norm_num_groups, self.block_out_channels)
         require(
             self.scaling_factor > 0,
@@ -57,8 +61,13 @@ class VaeConfig:
 
     @property
     def downscale(self) -> int:
-        """Pixels per latent, along one axis."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        """Pixels per latent as the U-Net reads them, along one axis."""
+        return self.patch * 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of latents as the U-Net reads them."""
+        return self.latent_channels * self.patch**2
 
 
 @dataclass(frozen=True)

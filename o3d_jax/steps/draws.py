@@ -28,7 +28,7 @@ def draw(config: Config, batch: int, key: Key[Array, ""]) -> Draws:
     sigma_key, noise_key, views_key, condition_key = jax.random.split(key, 4)
     level_key, image_key, latents_key, drop_key = jax.random.split(condition_key, 4)
     image = (batch, model.image_size, model.image_size, 3)
-    latents = (model.latent_size, model.latent_size, model.vae.latent_channels)
+    latents = (model.latent_size, model.latent_size, model.vae.channels)
     views = (batch, model.num_views, *latents)
     condition = ConditionDraws(
         sigma=edm.draw_sigma(

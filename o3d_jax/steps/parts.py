@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from o3d_jax.config import Config
+from o3d_jax.nn.layers import pixel_shuffle
 from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.nn.vae import Vae
 from o3d_jax.steps.draws import Draws
@@ -115,6 +116,7 @@ def scale_latents(vae: Vae, params: dict, images: Float[Array, "b v h w 3"]) -> 
     """
     flat = images.reshape(-1, *images.shape[2:])
     mean = jax.jit(lambda p, x: apply(vae, p, x, method="encode").mean)(params, flat)
+    mean = pixel_shuffle(mean, vae.config.patch)
     gain = 1 / (vae.config.scaling_factor * mean.std(axis=(0, 1, 2)))
     layers = dict(params["params"])
     quant, decoder = dict(layers["quant_conv"]), dict(layers["decoder"])
