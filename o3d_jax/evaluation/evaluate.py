@@ -41,11 +41,12 @@ from o3d_jax.evaluation.report import (
 )
 from o3d_jax.evaluation.scores import OrbitScore, measure, summarise
 from o3d_jax.evaluation.sheet import Shown, comparison_sheet
+from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import save_png
 from o3d_jax.nn.lpips import SMALLEST
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.steps.sample import generate
-from o3d_jax.weights.checkpoint import BUNDLED, load_model, whole_folder
+from o3d_jax.weights.checkpoint import BUNDLED, load_model
 from o3d_jax.weights.completeness import complete_config
 from o3d_jax.weights.pytorch.lpips import read_lpips
 

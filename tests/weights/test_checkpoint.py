@@ -21,7 +21,6 @@ from o3d_jax.weights.checkpoint import (
     load_model,
     model_folder,
     save_model,
-    whole_folder,
 )
 
 
@@ -125,20 +124,6 @@ def test_a_config_survives_json_and_its_mistakes_are_named(tiny):
             config_from_dict(values | change)
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    folder = tmp_path / "new" / "result"
-    for text in ("one", "two"):
-        with whole_folder(folder, ["file"]) as scratch:
-            (scratch / "file").write_text(text)
-            assert not folder.exists() or (folder / "file").read_text() == "one"
-        assert (folder / "file").read_text() == text
-    with pytest.raises(KeyError), whole_folder(folder, ["file"]) as scratch:
-        (scratch / "file").write_text("three")
-        raise KeyError
-    assert (folder / "file").read_text() == "two"
-    assert list(folder.parent.iterdir()) == [folder]  # No scratch is left.
-
-
 def test_what_others_put_there_is_never_replaced(tmp_path, tiny, weights):
     (tmp_path / "thesis.txt").write_text("keep me")
     for refused in (
@@ -148,35 +133,6 @@ def test_what_others_put_there_is_never_replaced(tmp_path, tiny, weights):
         with pytest.raises(InputError, match="thesis.txt"):
             refused()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-@pytest.mark.parametrize(
-    ("names", "theirs"),
-    [
-        (["weights"], "weights/thesis.txt"),
-        (["vae/a.safetensors", "vae/a-[0-9].safetensors"], "vae/thesis.txt"),
-        (["vae/a.safetensors", "vae/a-[0-9].safetensors"], "vae/a-x.safetensors"),
-        (["vae/a.safetensors"], "deep/vae/a.safetensors"),
-        (["vae/a.safetensors"], "A.safetensors"),
-    ],
-)
-def test_what_others_put_into_a_folder_of_ours_is_never_replaced(tmp_path, names, theirs):
-    path = tmp_path / "result" / theirs
-    path.parent.mkdir(parents=True)
-    path.write_text("keep me")
-    with pytest.raises(InputError, match=f"holds {theirs}; choose another place"):
-        with whole_folder(tmp_path / "result", names):
-            pass
-    assert path.read_text() == "keep me"
-
-
-def test_what_a_link_points_to_is_no_earlier_result(tmp_path):
-    (tmp_path / "result").mkdir()
-    (tmp_path / "result" / "file").write_text("ours")
-    (tmp_path / "result" / "link").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="holds link; choose"):
-        with whole_folder(tmp_path / "result", ["file"]):
-            pass
 
 
 def test_weights_are_replaced_only_where_a_whole_model_is(tmp_path, tiny, weights):

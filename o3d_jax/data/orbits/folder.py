@@ -12,7 +12,6 @@ select by. In the file, cameras have Blender's axes (y up, looking along -z); in
 import io
 import json
 import os
-import shutil
 import struct
 import zipfile
 import zlib
@@ -25,9 +24,13 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from o3d_jax.errors import InputError
+from o3d_jax.files.atomic import whole_folder
 
 META, MAPS, IDS = "meta.json", "maps.npz", "train.txt"
 """Names of files."""
+
+FILES = (META, MAPS, "render_*.png", "render_*.webp")
+"""All that an orbit's folder may hold, for it to be replaced by another."""
 
 MAX_PIXELS = 64 * 2**20
 """Of one frame; refused above, by the header, before a byte is decoded."""
@@ -91,24 +94,8 @@ def write_orbit(folder: Path, orbit: RenderedOrbit) -> None:
     check_poses(folder, orbit.camera_to_world)
     if len(orbit.camera_to_world) != len(orbit.rgba):
         raise ValueError(f"{len(orbit.camera_to_world)} poses for {len(orbit.rgba)} frames")
-    _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    shutil.rmtree(new, ignore_errors=True)  # Of a process of this number that was killed.
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    try:
-        new.mkdir()
-        _write_files(new, orbit)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():
-            old.rename(folder)
+    with whole_folder(folder, FILES) as scratch:
+        _write_files(scratch, orbit)
 
 
 def is_complete(file: Path) -> bool:
@@ -262,17 +249,6 @@ def _load_json(path: Path) -> Any:
         raise InputError(f"{path} is missing; it belongs to every rendered orbit") from error
     except ValueError as error:  # Not JSON, or not UTF-8.
         raise InputError(f"{path} is damaged: {error}") from error
-
-
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file; an orbit needs a folder there")
-    for path in folder.iterdir():
-        image = path.name.startswith("render_") and path.suffix in (".png", ".webp")
-        if not image and path.name not in (META, MAPS):
-            raise InputError(f"{path} is no part of an orbit; move it, or choose another folder")
 
 
 def _write_files(folder: Path, orbit: RenderedOrbit) -> None:

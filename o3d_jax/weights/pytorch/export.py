@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from tqdm import tqdm
 
 from o3d_jax.errors import InputError
-from o3d_jax.weights.checkpoint import whole_folder
+from o3d_jax.files.atomic import whole_folder
 from o3d_jax.weights.pytorch.names import to_torch, torch_name, torch_shape
 from o3d_jax.weights.pytorch.rules import Progress, Tally, check_all_finite
 from o3d_jax.weights.pytorch.safetensors import (
