@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 FLOORS = [
     {"config", "types", "errors"},
@@ -69,3 +70,18 @@ def test_top_level_is_as_mandated():
     allowed = {"o3d_jax", "configs", "train.py", "sample.py", "tests", "pyproject.toml"}
     allowed |= {"README.md", "CHANGELOG.md", "LICENSE", "benchmarks"}
     assert tracked - made_by_running <= allowed
+
+
+def files_with(pattern: str) -> set[str]:
+    """The files of the package in which a pattern occurs."""
+    files = (path for path in PACKAGE.rglob("*.py") if re.search(pattern, path.read_text()))
+    return {path.relative_to(PACKAGE).as_posix() for path in files}
+
+
+def test_what_there_is_one_of_is_written_once():
+    """One decoder of pictures with its limits, one sRGB curve, one way to replace a file whole."""
+    assert files_with(r"\bImage\.open\(") == {"files/images.py"}
+    assert files_with(r"0\.0031308|0\.04045") == {"files/srgb.py"}
+    assert files_with(r"\bos\.replace\(|\bos\.rename\(") == {"files/atomic.py"}
+    # It moves a damaged checkpoint aside, which replaces nothing.
+    assert files_with(r"\.rename\(") == {"run/checkpoints.py"}

@@ -8,13 +8,14 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from o3d_jax.cli import Setting
 from o3d_jax.config import Config
+from o3d_jax.parallel.processes import ProcessInfo
 from o3d_jax.types import Frozen, Params
 
 PACKAGE = Path(__file__).parents[1]
@@ -34,26 +35,6 @@ class ProgramMemory(NamedTuple):
     def total(self) -> int:
         """The most that is held at once."""
         return self.arguments + self.outputs + self.temporaries - self.aliased
-
-
-@runtime_checkable
-class ProcessInfo(Protocol):
-    """One of the processes that train together."""
-
-    @property
-    def index(self) -> int:
-        """From 0 on."""
-        ...
-
-    @property
-    def host(self) -> str:
-        """Where it runs."""
-        ...
-
-    @property
-    def devices(self) -> int:
-        """How many are its own."""
-        ...
 
 
 def program_memory(compiled: jax.stages.Compiled) -> ProgramMemory | None:

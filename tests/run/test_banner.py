@@ -2,13 +2,13 @@
 
 import dataclasses
 import subprocess
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from o3d_jax.parallel.layout import make_layout
+from o3d_jax.parallel.processes import ProcessInfo
 from o3d_jax.run.banner import (
     ProgramMemory,
     Setting,
@@ -19,12 +19,6 @@ from o3d_jax.run.banner import (
     table,
 )
 from o3d_jax.types import Frozen, Params
-
-
-class Process(NamedTuple):
-    index: int
-    host: str
-    devices: int
 
 
 def networks():
@@ -48,7 +42,7 @@ def test_a_banner_says_what_runs_where_and_with_what(tiny):
         config,
         mesh,
         *networks(),
-        processes=[Process(0, "left", 5), Process(1, "right-hand", 3)],
+        processes=[ProcessInfo(0, "left", 5), ProcessInfo(1, "right-hand", 3)],
         memory=ProgramMemory(3 * 2**30, 2**30, 2**31, 2**30),
         settings=[Setting("optim.learning-rate", "0.1", "command line")],
     )

@@ -12,7 +12,6 @@ select by. In the file, cameras have Blender's axes (y up, looking along -z); in
 import io
 import json
 import os
-import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -25,15 +24,13 @@ from PIL import Image
 
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import whole_folder
+from o3d_jax.files.images import decode
 
 META, MAPS, IDS = "meta.json", "maps.npz", "train.txt"
 """Names of files."""
 
 FILES = (META, MAPS, "render_*.png", "render_*.webp")
 """All that an orbit's folder may hold, for it to be replaced by another."""
-
-MAX_PIXELS = 64 * 2**20
-"""Of one frame; refused above, by the header, before a byte is decoded."""
 
 PNG_END = b"IEND\xaeB`\x82"
 """The last chunk of every PNG file."""
@@ -43,9 +40,6 @@ RIGID = 1e-3
 
 FLIP = np.array([1.0, -1.0, -1.0, 1.0])
 """Times the columns of a pose: Blender's camera axes to OpenCV's, and back."""
-
-# What Pillow's decoders raise on broken files, besides OSError.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 class RenderedOrbit(NamedTuple):
@@ -181,27 +175,23 @@ def read_rgba(path: Path) -> UInt8[np.ndarray, "h w 4"]:
     """A PNG or WebP image with alpha, as it is in the file.
 
     Raises:
-        InputError: missing, damaged, without alpha, or above MAX_PIXELS.
+        InputError: missing, damaged, without alpha, or too large (as `decode`).
     """
     try:
         encoded = path.read_bytes()
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path} has more than {MAX_PIXELS // 2**20} megapixels")
-            if image.mode != "RGBA":
-                raise InputError(
-                    f"{path} is {image.mode}, not RGBA: it has no alpha to tell object from "
-                    "background; render it with a transparent background"
-                )
-            if image.format == "PNG" and PNG_END not in encoded[-64:]:
-                raise OSError("it has no end")  # Pillow forgives that.
-            return np.array(image)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; render the orbit anew") from error
-    except InputError:
-        raise
-    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is damaged or no PNG or WebP image: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    image = decode(io.BytesIO(encoded), str(path), ("PNG", "WebP"))
+    if image.mode != "RGBA":
+        raise InputError(
+            f"{path} is {image.mode}, not RGBA: it has no alpha to tell object from background; "
+            "render it with a transparent background"
+        )
+    if image.format == "PNG" and PNG_END not in encoded[-64:]:  # Pillow forgives that.
+        raise InputError(f"{path} is damaged: it has no end; render the orbit anew")
+    return np.array(image)
 
 
 def find_orbits(root: Path) -> list[str]:

@@ -178,7 +178,7 @@ FAULTS = {
     "missing": (lambda f: (f / "render_0002.png").unlink(), "render_0002.png is missing"),
     "cut short": (cut_by(200), "render_0002.png is damaged"),
     "cut by a byte": (cut_by(1), "render_0002.png is damaged"),
-    "empty": (lambda f: (f / "render_0002.png").write_bytes(b""), "render_0002.png is damaged"),
+    "empty": (lambda f: (f / "render_0002.png").write_bytes(b""), "render_0002.png is not a read"),
     "no alpha": (rewrite_frame(lambda i: i.convert("RGB")), "render_0002.png is RGB, not RGBA"),
     "size": (rewrite_frame(lambda i: i.resize((8, 9))), "render_0002.png is 8 x 9 pixels"),
     "maps cut short": (damaged_maps, "maps.npz is damaged"),
