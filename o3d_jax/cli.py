@@ -18,7 +18,7 @@ import tyro
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
 
-Kind = TypeVar("Kind")
+Parsed = TypeVar("Parsed")
 
 
 class Setting(NamedTuple):
@@ -122,7 +122,7 @@ def _with_nearest(message: str) -> str:
     return f"{message}; the nearest field is {near!r}"
 
 
-def parse(kind: type[Kind], arguments: list[str], **options: Any) -> Kind:
+def parse(kind: type[Parsed], arguments: list[str], **options: Any) -> Parsed:
     """tyro's parsing, with what is wrong said in one line.
 
     Raises:

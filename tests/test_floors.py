@@ -1,6 +1,7 @@
 """The architecture, executable: a module imports from its own folder or from a floor below."""
 
 import ast
+import collections
 import pathlib
 import re
 
@@ -85,3 +86,40 @@ def test_what_there_is_one_of_is_written_once():
     assert files_with(r"\bos\.replace\(|\bos\.rename\(") == {"files/atomic.py"}
     # It moves a damaged checkpoint aside, which replaces nothing.
     assert files_with(r"\.rename\(") == {"run/checkpoints.py"}
+
+
+SHARED_NAMES = {
+    "COMPILED_IN": "has to stand in each file that compiles others into its functions",
+    "blend_round": "of either backend, with one signature",
+    "blend_round_backward": "of either backend, with one signature",
+    "Kept": "what a module's own backward pass needs",
+    "Gradients": "what a module's own backward pass gives",
+    "Video": "the same type in both",
+    "SelfAttention": "as the torch originals of the U-Net and of LGM call them",
+    "DownBlock": "as the torch originals of the U-Net and of LGM call them",
+    "MidBlock": "as the torch originals of the U-Net and of LGM call them",
+    "UpBlock": "as the torch originals of the U-Net and of LGM call them",
+}
+"""Names that several modules may define, and why."""
+
+
+def public_names(path: pathlib.Path) -> set[str]:
+    """What a module defines at its top level for others; variables of types are for nobody."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign) and not ast.unparse(node.value).startswith("TypeVar("):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_a_public_name_stands_for_one_thing():
+    where = collections.defaultdict(list)
+    files = (path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.name != "commands")
+    for path in files:  # Without commands, which nothing imports.
+        for name in public_names(path) - SHARED_NAMES.keys():
+            where[name].append(path.relative_to(PACKAGE).as_posix())
+    assert {name: paths for name, paths in where.items() if len(paths) > 1} == {}

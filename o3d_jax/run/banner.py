@@ -120,7 +120,7 @@ def _processes(processes: Sequence[ProcessInfo]) -> list[str]:
         return []
     rows = [("process", "devices", "host")]
     rows += [(str(p.index), str(p.devices), p.host) for p in processes]
-    return table(rows)
+    return aligned_table(rows)
 
 
 def _batch(config: Config, devices: int) -> str:
@@ -160,7 +160,7 @@ def _parameters(params: Params, frozen: Frozen) -> list[str]:
             cells = [f"{count:,}" if column == i else "" for i in range(2)]
             rows.append((field.name, *cells, _largest_parts(tree)))
     rows.append(("all", *(f"{total:,}" for total in totals), ""))
-    return table(rows)
+    return aligned_table(rows)
 
 
 def _count(tree: Any) -> int:
@@ -186,10 +186,10 @@ def _cache() -> str:
 
 def _settings(settings: Sequence[Setting]) -> list[str]:
     rest = "all else, as in config.json, is default"
-    return [*table([("field", "value", "from"), *settings]), rest] if settings else [rest]
+    return [*aligned_table([("field", "value", "from"), *settings]), rest] if settings else [rest]
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines in which columns begin below each other."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [

@@ -12,11 +12,11 @@ from o3d_jax.parallel.processes import ProcessInfo
 from o3d_jax.run.banner import (
     ProgramMemory,
     Setting,
+    aligned_table,
     banner,
     gib,
     git_commit,
     program_memory,
-    table,
 )
 from o3d_jax.types import Frozen, Params
 
@@ -102,7 +102,7 @@ def test_a_commit_is_that_of_a_checkout_and_of_no_folder_around_it(tmp_path):
 
 
 def test_tables_align_and_bytes_are_for_people():
-    assert table([("a", "bcd", "e"), ("fgh", "i", "")]) == ["a    bcd  e", "fgh  i"]
+    assert aligned_table([("a", "bcd", "e"), ("fgh", "i", "")]) == ["a    bcd  e", "fgh  i"]
     assert [gib(n) for n in (3 * 2**20 // 2, 2**30, 80 * 2**30)] == [
         "1.5 MiB",
         "1.0 GiB",

@@ -64,7 +64,7 @@ class Dome(NamedTuple):
     """How far towards the light the surface is that it sees, scene units."""
 
 
-class View(NamedTuple):
+class MeshView(NamedTuple):
     """A camera: pixel (x, y) sees along ((x - middle) / focal, (y - middle) / focal, 1)."""
 
     rotation: Float[np.ndarray, "3 3"]

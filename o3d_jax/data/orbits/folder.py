@@ -29,7 +29,7 @@ from o3d_jax.files.images import decode
 META, MAPS, IDS = "meta.json", "maps.npz", "train.txt"
 """Names of files."""
 
-FILES = (META, MAPS, "render_*.png", "render_*.webp")
+ORBIT_FILES = (META, MAPS, "render_*.png", "render_*.webp")
 """All that an orbit's folder may hold, for it to be replaced by another."""
 
 PNG_END = b"IEND\xaeB`\x82"
@@ -59,7 +59,7 @@ class RenderedOrbit(NamedTuple):
     """Of the surface in the world, scene units; 0 where empty."""
 
 
-class Maps(NamedTuple):
+class SurfaceMaps(NamedTuple):
     """As in `RenderedOrbit`."""
 
     depth: Float32[np.ndarray, "frames h w"] | None
@@ -88,7 +88,7 @@ def write_orbit(folder: Path, orbit: RenderedOrbit) -> None:
     check_poses(folder, orbit.camera_to_world)
     if len(orbit.camera_to_world) != len(orbit.rgba):
         raise ValueError(f"{len(orbit.camera_to_world)} poses for {len(orbit.rgba)} frames")
-    with whole_folder(folder, FILES) as scratch:
+    with whole_folder(folder, ORBIT_FILES) as scratch:
         _write_files(scratch, orbit)
 
 
@@ -259,14 +259,14 @@ def _write_files(folder: Path, orbit: RenderedOrbit) -> None:
     (folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def read_maps(path: Path, shape: tuple[int, ...]) -> Maps:
+def read_maps(path: Path, shape: tuple[int, ...]) -> SurfaceMaps:
     """The maps of frames of shape (frames, h, w); none if there is no such file.
 
     Raises:
         InputError: the file is damaged, or its maps are of another shape or type.
     """
     if not path.exists():
-        return Maps(None, None)
+        return SurfaceMaps(None, None)
     try:
         with np.load(path, allow_pickle=False) as maps:
             depth, position = (maps.get(name) for name in ("depth", "position"))
@@ -278,4 +278,4 @@ def read_maps(path: Path, shape: tuple[int, ...]) -> Maps:
                 f"{path}: {name} is {found.dtype} {found.shape}, not float32 {expected} as the "
                 "frames are; render the orbit anew"
             )
-    return Maps(depth, position)
+    return SurfaceMaps(depth, position)

@@ -202,10 +202,10 @@ def read_network(folder: Path, stem: str, variant: str | None = None) -> Source:
     path = next((folder / name for name in wanted if (folder / name).is_file()), None)
     if path is None:
         raise InputError(f"{folder} holds none of {', '.join(wanted)}; give the downloaded folder")
-    return read_index(path) if path.suffix == ".json" else read_safetensors(path)
+    return read_shards(path) if path.suffix == ".json" else read_safetensors(path)
 
 
-def read_index(path: Path) -> Source:
+def read_shards(path: Path) -> Source:
     """The tensors of all shards that an index lists.
 
     Raises:

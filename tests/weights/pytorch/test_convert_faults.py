@@ -16,7 +16,7 @@ from o3d_jax.errors import InputError
 from o3d_jax.types import Frozen, Params
 from o3d_jax.weights import streaming
 from o3d_jax.weights.checkpoint import Weights
-from o3d_jax.weights.pytorch.convert import Released, Svd, convert
+from o3d_jax.weights.pytorch.convert import FromRelease, FromSvd, convert
 from o3d_jax.weights.pytorch.export import Export, export
 from o3d_jax.weights.pytorch.rules import read_file
 from support import fake_weights as fake
@@ -112,7 +112,7 @@ def test_all_faults_of_all_files_are_in_one_error(files, model, tmp_path, small)
     svd = shutil.copytree(files / "svd", tmp_path / "svd")
     fake.change(svd / "vae", "diffusion_pytorch_model", lambda t: t.popitem())
     with pytest.raises(InputError, match=r"2 missing .*, and .*1 superfluous .*, and .*1 missing"):
-        convert(Released(folder, tmp_path / "out", svd=svd, config=small))
+        convert(FromRelease(folder, tmp_path / "out", svd=svd, config=small))
 
 
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
@@ -120,7 +120,7 @@ def test_each_fault_is_named_and_nothing_is_written(files, model, tmp_path, plan
     folder = shutil.copytree(files / "released", tmp_path / "released")
     plant(folder, model)
     with pytest.raises(InputError, match=FAULTS[plant]):
-        convert(Released(folder, tmp_path / "out", config=small))
+        convert(FromRelease(folder, tmp_path / "out", config=small))
     assert [path.name for path in tmp_path.iterdir()] == ["released"]
 
 
@@ -130,7 +130,7 @@ def test_a_folder_whose_config_has_other_heads_is_refused(files, tmp_path, small
     path = svd / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": [2, 2]}))
     with pytest.raises(InputError, match=r"num_attention_heads \(2, 2\) there, \(1, 2\) in the"):
-        convert(Svd(svd, tmp_path / "out", config=small))
+        convert(FromSvd(svd, tmp_path / "out", config=small))
 
 
 def header(text, length=None):
@@ -220,10 +220,10 @@ def test_a_place_without_room_is_refused_before_anything_is_written(
     free = shutil._ntuple_diskusage(10**6, 10**6 - 10**5, 10**5)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     with pytest.raises(InputError, match=r"0\.0 GB are free; choose a place"):
-        convert(Released(files / "released", tmp_path / "out", config=small))
+        convert(FromRelease(files / "released", tmp_path / "out", config=small))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    convert(Released(files / "released", tmp_path / "ours", config=small))
+    convert(FromRelease(files / "released", tmp_path / "ours", config=small))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     with pytest.raises(InputError, match=r"0\.0 GB are free; choose a place"):
         export(Export(tmp_path / "ours", tmp_path / "out"))

@@ -20,7 +20,7 @@ MAX_SIDE = 4096
 TEXTURE_FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TGA", "TIFF", "GIF")
 
 
-class Source(NamedTuple):
+class ModelFiles(NamedTuple):
     """A model file and the limits on what is read for it."""
 
     path: Path
