@@ -32,7 +32,9 @@ WORKING_SIZE = 2048
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
-def decode(file: io.BufferedIOBase, name: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+def decode(
+    file: io.BytesIO | io.BufferedReader, name: str, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
     """The picture in an open file, all of it read, with the mode that it has there.
 
     This is the one way in which anything here decodes pictures; `name` says in messages which.

@@ -18,7 +18,7 @@ from o3d_jax.data.toys.tracing import Eye, Image, draw_toy
 from o3d_jax.geometry.orbits import orbit, orbit_poses, pinhole
 from o3d_jax.types import Cameras
 
-VERSION = 1
+TOYS_VERSION = 1
 """Raised by whoever changes what any seed looks like: caches of other versions are drawn anew.
 
 The pixels that it stands for are in tests/data/toys, where a test compares them.
