@@ -181,7 +181,7 @@ def test_weights_of_another_meaning_are_refused_though_their_shapes_agree(config
     ("arguments", "message"),
     [
         (["configs/none.py"], "no config file configs/none.py"),
-        (["configs/tiny.py", "--optim.learning-rat", "1"], "nearest is --optim.learning-rate"),
+        (["configs/tiny.py", "--optim.learning-rat", "1"], "did you mean --optim.learning-rate?"),
         (["configs/tiny.py", "--train.steps", "many"], "invalid literal for int"),
         (["configs/tiny.py", "--model.image-size", "20"], "image_size 20 is not a multiple of 16"),
         (["configs/tiny.py", "--weights", "nowhere"], "no checkpoint at"),

@@ -107,7 +107,7 @@ def _check_names(path: Path) -> None:
 
 
 def _spec(name: str, found: Any) -> Spec:
-    code = found.get_dtype()
+    code = str(found.get_dtype())
     return Spec(name, CODES.get(code, code), tuple(found.get_shape()))
 
 
