@@ -7,7 +7,7 @@ import shutil
 import sys
 import warnings
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -45,7 +45,7 @@ def take(iterator, count):
 
 
 def assert_equal(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    chex.assert_trees_all_equal(one, other)
 
 
 def batches_of(config, count):
@@ -345,7 +345,7 @@ def test_a_pack_is_never_overwritten_and_one_of_nothing_never_made(packed, folde
         build(Build(root, tmp_path / "packed"))
     write_set(root, 1)
     (root / "object00" / "0" / "render_0000.png").write_bytes(b"")
-    with pytest.raises(InputError, match="none of the 1 orbits .*render_0000.png is damaged"):
+    with pytest.raises(InputError, match="none of the 1 orbits .*render_0000.png is not a read"):
         build(Build(root, tmp_path / "packed"))
 
 
