@@ -8,7 +8,7 @@ from PIL import Image
 
 from o3d_jax.config import Config, DataConfig
 from o3d_jax.errors import InputError
-from o3d_jax.files.srgb import to_display, to_light
+from o3d_jax.files.images import on_white, on_white_in_linear_light
 from o3d_jax.geometry.orbits import pinhole, relative_poses
 from o3d_jax.geometry.released import FRAME_CHOICES
 
@@ -94,22 +94,6 @@ def opaque_images(
         resample = FILTERS[data.resize_filter]
         rgba = np.stack([np.array(image.resize((size, size), resample)) for image in images])
     return BLENDING[data.blending](rgba)
-
-
-def on_white(rgba: UInt8[np.ndarray, "*b h w 4"]) -> Float[np.ndarray, "*b h w 3"]:
-    """Straight-alpha images over white, in [0, 1]; a mean of the values in the file."""
-    image = rgba.astype(np.float32) / 255
-    alpha = image[..., 3:]
-    return image[..., :3] * alpha + (1 - alpha)
-
-
-def on_white_in_linear_light(
-    rgba: UInt8[np.ndarray, "*b h w 4"],
-) -> Float[np.ndarray, "*b h w 3"]:
-    """Straight-alpha images over white, in [0, 1]; a mean of light, so edges are brighter."""
-    image = rgba.astype(np.float32) / 255
-    alpha = image[..., 3:]
-    return to_display(to_light(image[..., :3]) * alpha + (1 - alpha))
 
 
 BLENDING = {"display": on_white, "linear": on_white_in_linear_light}
