@@ -98,7 +98,9 @@ class StoredModel:
                 item = unflatten_dict(flat)
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
                 what = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy)
-                found = flatten_dict(checkpointer.restore(self.folder / "weights", args=what))
+                tree = checkpointer.restore(self.folder / "weights", args=what)
+                found: dict[Keys, Any] = flatten_dict(tree)
+                del tree  # It would keep what is given away.
                 for keys in group:
                     yield found.pop(keys)
 
@@ -124,8 +126,6 @@ def open_model(folder: Path) -> StoredModel:
     config = whole_config(folder)
     with ocp.StandardCheckpointer() as checkpointer:
         metadata: Any = checkpointer.metadata(folder / "weights").item_metadata
-    leaves = {
-        keys: jax.ShapeDtypeStruct(m.shape, m.dtype)
-        for keys, m in flatten_dict(dict(metadata.tree)).items()
-    }
+    stored: dict[Keys, Any] = flatten_dict(dict(metadata.tree))
+    leaves = {keys: jax.ShapeDtypeStruct(m.shape, m.dtype) for keys, m in stored.items()}
     return StoredModel(folder=folder, config=config, leaves=leaves)
