@@ -57,7 +57,7 @@ def explained_config(path: Path, overrides: list[str]) -> ExplainedConfig:
     """
     in_file = _config_in(path)
     config = parse(Config, overrides, default=in_file, prog=f"train.py {path}")
-    _check_writable(config.run_dir / config.name)
+    _check_writable(config.folder)
     return ExplainedConfig(config, provenance(config, in_file, path))
 
 

@@ -18,7 +18,13 @@ FLOORS = [
     {"commands"},
 ]
 ROOMS = {
-    "data": [{"compiled"}, {"orbits", "toys"}, {"meshes", "views"}, {"sources"}, {"loader"}],
+    "data": [
+        {"compiled"},
+        {"orbits", "toys"},
+        {"meshes", "views"},
+        {"sources", "augmentation"},
+        {"loader"},
+    ],
     "weights": [{"checkpoint"}, {"streaming", "start", "completeness"}, {"pytorch"}],
 }
 """The floors inside of rooms that have some."""

@@ -13,14 +13,9 @@ import pytest
 from o3d_jax.config import OptimConfig
 from o3d_jax.parallel.layout import AXES, Layout, make_layout, own_rows
 from o3d_jax.parallel.shards import place, place_batch
-from o3d_jax.steps.train import (
-    _lpips,
-    draw,
-    draw_coin,
-    init_state,
-    make_optimizer,
-    train_step,
-)
+from o3d_jax.steps.draws import draw, draw_coin
+from o3d_jax.steps.losses import _lpips
+from o3d_jax.steps.train import init_state, make_optimizer, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 RATE = 1e-3  # The tiny configuration's.
