@@ -27,6 +27,7 @@ from tqdm import tqdm
 from o3d_jax.cli import parse, use_compilation_cache
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError, exit_on_input_error
+from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
@@ -39,7 +40,7 @@ from o3d_jax.nn.networks import build_networks
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
 from o3d_jax.types import Cameras, Gaussians, Maps
-from o3d_jax.weights.checkpoint import BUNDLED, Model, load_model, named_parts, whole_folder
+from o3d_jax.weights.checkpoint import BUNDLED, Model, load_model, named_parts
 from o3d_jax.weights.completeness import check_complete
 
 ORBIT_FRAMES = 48

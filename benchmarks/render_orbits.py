@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from o3d_jax.data.meshes.drawing import draw_orbit, prepare
+from o3d_jax.data.meshes.drawing import draw_orbit, prepare_scene
 from o3d_jax.data.meshes.jobs import find_models
 from o3d_jax.data.meshes.reading import SAFE_FILL, fit, read_mesh, visible_radius
 from o3d_jax.geometry.orbits import orbit_poses
@@ -43,7 +43,7 @@ def measure(path: Path, size: int, frames: int) -> Cost:
     mesh = read_mesh(path, 2**31)
     mesh = fit(mesh, 1.0, SAFE_FILL * visible_radius(RADIUS, FOV))
     times.append(time.process_time())
-    scene = prepare(mesh)
+    scene = prepare_scene(mesh)
     times.append(time.process_time())
     azimuths = 17.0 + np.arange(frames) * 360 / frames
     draw_orbit(scene, orbit_poses(ELEVATION, azimuths, RADIUS), FOV, size)

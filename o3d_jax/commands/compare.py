@@ -24,13 +24,13 @@ import tyro
 from o3d_jax.cli import parse
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.weights.checkpoint import load_model
-from o3d_jax.weights.pytorch.compare import TOLERANCE, compare, first_difference, report
+from o3d_jax.weights.pytorch.compare import TOLERANCE, compare, comparison_lines, first_difference
 from o3d_jax.weights.pytorch.dump import Dump
 from o3d_jax.weights.pytorch.replay import replay
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class CompareArguments:
     """Compares a checkpoint with intermediate arrays of a torch network."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -44,13 +44,13 @@ class Arguments:
 @exit_on_input_error()
 def main() -> None:
     """Reads the command line, prints the comparison, and exits with its status."""
-    arguments = parse(Arguments, sys.argv[1:], prog="python -m o3d_jax.commands.compare")
+    arguments = parse(CompareArguments, sys.argv[1:], prog="python -m o3d_jax.commands.compare")
     if not arguments.tolerance > 0:
         raise InputError(f"--tolerance {arguments.tolerance}: give a positive number")
     dump = Dump(arguments.dump)
     run = replay(load_model(arguments.checkpoint), dump)
     comparison = compare(run, dump, arguments.tolerance)
-    for line in report(comparison, arguments.tolerance):
+    for line in comparison_lines(comparison, arguments.tolerance):
         sys.stdout.write(line + "\n")
     sys.exit(0 if first_difference(comparison, arguments.tolerance) is None else 1)
 

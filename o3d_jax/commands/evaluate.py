@@ -15,17 +15,17 @@ import sys
 
 from o3d_jax.cli import parse, use_compilation_cache
 from o3d_jax.errors import exit_on_input_error
-from o3d_jax.evaluation.evaluate import FILES, Arguments, evaluate
+from o3d_jax.evaluation.evaluate import RESULT_FILES, EvaluateArguments, evaluate
 
 
 @exit_on_input_error()
 def main() -> None:
     """Reads the command line."""
-    arguments = parse(Arguments, sys.argv[1:], description=__doc__, prog="evaluate")
+    arguments = parse(EvaluateArguments, sys.argv[1:], description=__doc__, prog="evaluate")
     use_compilation_cache()
     folder = evaluate(arguments)
     sys.stdout.write((folder / "results.md").read_text(encoding="utf-8"))
-    sys.stdout.write(f"wrote {folder}: {', '.join(FILES)}\n")
+    sys.stdout.write(f"wrote {folder}: {', '.join(RESULT_FILES)}\n")
 
 
 if __name__ == "__main__":

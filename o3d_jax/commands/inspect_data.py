@@ -11,7 +11,7 @@ above and from the side, and the box of the object over every frame.
 import sys
 
 from o3d_jax.cli import parse
-from o3d_jax.data.orbits.inspection import Inspect, inspect, report
+from o3d_jax.data.orbits.inspection import Inspect, inspect, inspection_report
 from o3d_jax.errors import exit_on_input_error
 
 
@@ -19,7 +19,7 @@ from o3d_jax.errors import exit_on_input_error
 def main() -> None:
     """Reads the command line."""
     rows = inspect(parse(Inspect, sys.argv[1:], prog="inspect_data", description=__doc__))
-    sys.stdout.write(report(rows))
+    sys.stdout.write(inspection_report(rows))
     raise SystemExit(int(any(row.problems for row in rows)))
 
 

@@ -19,7 +19,8 @@ from jaxtyping import PyTree
 
 from o3d_jax.config import Config
 from o3d_jax.data.augmentation import augmented
-from o3d_jax.data.sources import object_of, open_orbits, orbit_names
+from o3d_jax.data.orbits.names import object_of
+from o3d_jax.data.sources import open_orbits, orbit_names
 from o3d_jax.data.toys.cache import (
     HELDOUT_SEED,
     SyntheticOrbits,

@@ -8,6 +8,7 @@ from PIL import Image
 
 from o3d_jax.config import Config, DataConfig
 from o3d_jax.errors import InputError
+from o3d_jax.files.images import on_white, on_white_in_linear_light
 from o3d_jax.geometry.orbits import pinhole, relative_poses
 from o3d_jax.geometry.released import FRAME_CHOICES
 
@@ -106,33 +107,5 @@ def resized(
     return np.stack([np.array(image.resize((size, size), resample)) for image in images])
 
 
-def on_white(rgba: UInt8[np.ndarray, "*b h w 4"]) -> Float[np.ndarray, "*b h w 3"]:
-    """Straight-alpha images over white, in [0, 1]; a mean of the values in the file."""
-    image = rgba.astype(np.float32) / 255
-    alpha = image[..., 3:]
-    return image[..., :3] * alpha + (1 - alpha)
-
-
-def on_white_in_linear_light(
-    rgba: UInt8[np.ndarray, "*b h w 4"],
-) -> Float[np.ndarray, "*b h w 3"]:
-    """Straight-alpha images over white, in [0, 1]; a mean of light, so edges are brighter."""
-    image = rgba.astype(np.float32) / 255
-    alpha = image[..., 3:]
-    return _to_display(_to_linear(image[..., :3]) * alpha + (1 - alpha))
-
-
 BLENDING = {"display": on_white, "linear": on_white_in_linear_light}
 """By `DataConfig.blending`."""
-
-
-def _to_linear(display: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-    """sRGB's transfer curve (IEC 61966-2-1)."""
-    curve = ((display + np.float32(0.055)) / np.float32(1.055)) ** np.float32(2.4)
-    return np.where(display <= 0.04045, display / np.float32(12.92), curve)
-
-
-def _to_display(linear: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-    """The inverse of `_to_linear`."""
-    curve = np.float32(1.055) * linear ** np.float32(1 / 2.4) - np.float32(0.055)
-    return np.where(linear <= 0.0031308, linear * np.float32(12.92), curve)

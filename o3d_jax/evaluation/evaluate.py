@@ -41,15 +41,16 @@ from o3d_jax.evaluation.report import (
 )
 from o3d_jax.evaluation.scores import OrbitScore, measure, summarise
 from o3d_jax.evaluation.sheet import Shown, comparison_sheet
+from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import save_png
 from o3d_jax.nn.lpips import SMALLEST
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.steps.sample import generate
-from o3d_jax.weights.checkpoint import BUNDLED, load_model, whole_folder
+from o3d_jax.weights.checkpoint import BUNDLED, load_model
 from o3d_jax.weights.completeness import complete_config
 from o3d_jax.weights.pytorch.lpips import read_lpips
 
-FILES = ("results.json", "results.md", "sheet.png")
+RESULT_FILES = ("results.json", "results.md", "sheet.png")
 """All that a result may hold."""
 
 SHEET_OBJECTS = 10
@@ -60,7 +61,7 @@ SHEET_VIEWS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class EvaluateArguments:
     """Measures models on rendered objects."""
 
     rendered: tyro.conf.Positional[Path]
@@ -93,7 +94,7 @@ class Task(NamedTuple):
     """Keeps the orbits that are done."""
 
 
-class Row(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """A model of the table."""
 
     folder: Path
@@ -110,7 +111,7 @@ class Made(NamedTuple):
     renders: Float[np.ndarray, "v H W 3"]
 
 
-def evaluate(arguments: Arguments) -> Path:
+def evaluate(arguments: EvaluateArguments) -> Path:
     """Writes OUT, whole or not at all, and returns its path.
 
     Raises:
@@ -125,7 +126,7 @@ def evaluate(arguments: Arguments) -> Path:
         _check_sizes(protocol, config, arguments.lpips is not None)
     orbits = choose_orbits(arguments.rendered, protocol.objects)
     lpips, lpips_facts = _read_lpips(arguments.lpips, protocol)
-    with whole_folder(arguments.out.absolute(), FILES) as scratch:
+    with whole_folder(arguments.out.absolute(), RESULT_FILES) as scratch:
         data = check_data(arguments.rendered, orbits, protocol, configs)
         versions, device = _versions(), f"{jax.devices()[0].device_kind} ({platform.machine()})"
         facts = plain([protocol, data, lpips_facts, versions, device])
@@ -168,7 +169,7 @@ def _sampled_as(protocol: Protocol, config: Config) -> Config:
     return dataclasses.replace(config, sample=dataclasses.replace(config.sample, levels=levels))
 
 
-def _labels(arguments: Arguments, configs: list[Config]) -> list[str]:
+def _labels(arguments: EvaluateArguments, configs: list[Config]) -> list[str]:
     """Names of the rows; where configs share one, their folders' beside it."""
     if arguments.labels:
         if len(arguments.labels) != len(configs):
@@ -233,7 +234,7 @@ def run_model(
     weights = jax.device_put(model.weights)
     networks = build_networks(config.model)
     sampler = functools.partial(generate, networks, config, weights.params, weights.frozen)
-    row = Row(folder, config, label, sampler)
+    row = EvaluatedModel(folder, config, label, sampler)
     checksum = (folder / "checksum").read_text().strip()
     key = key_of([task.facts, checksum, plain(config)])
     finished, compiled = [], False
@@ -261,7 +262,7 @@ def run_model(
     return result, [x.shown for x in finished if x.shown is not None]
 
 
-def _run_orbit(task: Task, row: Row, number: int) -> Finished:
+def _run_orbit(task: Task, row: EvaluatedModel, number: int) -> Finished:
     """Samples and measures one."""
     orbit = task.orbits[number]
     sample = read_sample(task.root, orbit, task.protocol, row.config)

@@ -18,7 +18,7 @@ NOT_MEASURED = "not measured: no weights given"
 DIGITS = PerMetric(psnr=2, ssim=4, lpips=4)
 """Behind the point."""
 
-HEADINGS = PerMetric(psnr="PSNR", ssim="SSIM", lpips="LPIPS")
+METRIC_NAMES = PerMetric(psnr="PSNR", ssim="SSIM", lpips="LPIPS")
 
 
 class LpipsFacts(NamedTuple):
@@ -142,9 +142,9 @@ def _model_table(results: Results) -> str:
     """Renders first, as in Table 2."""
     measured = results.models[0].summary.views.measured()
     heads = [
-        *(f"renders {getattr(HEADINGS, name)}" for name in measured),
-        *(f"views {getattr(HEADINGS, name)}" for name in measured),
-        *(f"Delta {getattr(HEADINGS, name)}" for name in measured),
+        *(f"renders {getattr(METRIC_NAMES, name)}" for name in measured),
+        *(f"views {getattr(METRIC_NAMES, name)}" for name in measured),
+        *(f"Delta {getattr(METRIC_NAMES, name)}" for name in measured),
     ]
     lines = [_row(["", "feedback", *heads]), _row(["---"] * (2 + len(heads)))]
     for model in results.models:
@@ -194,7 +194,9 @@ def _caption(results: Results) -> str:
 def _object_table(model: ModelResult) -> str:
     """Means over the novel views of each orbit, worst renders first."""
     measured = model.orbits[0].views.measured()
-    heads = [f"{kind} {getattr(HEADINGS, n)}" for kind in ("renders", "views") for n in measured]
+    heads = [
+        f"{kind} {getattr(METRIC_NAMES, n)}" for kind in ("renders", "views") for n in measured
+    ]
     lines = [f"## {model.label}, novel views of each orbit\n"]
     lines += [_row(["orbit", *heads, "copied PSNR"]), _row(["---"] * (len(heads) + 2))]
     for score in sorted(model.orbits, key=lambda s: s.renders.psnr[1:].mean()):

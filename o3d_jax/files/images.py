@@ -4,6 +4,7 @@ Reading is a door: whatever is not a whole, sane picture is refused here with on
 the rest may trust what it gets.
 """
 
+import io
 import os
 import struct
 import warnings
@@ -11,13 +12,15 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageOps
 
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
+from o3d_jax.files.srgb import to_display, to_light
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WebP")
+"""Of pictures that people give, by Pillow's names, which it reads in any case."""
 
 MAX_PIXELS = 64 * 2**20
 """Refused above, by the header, before a byte is decoded: 64 megapixels are 256 MiB as RGBA."""
@@ -28,6 +31,37 @@ WORKING_SIZE = 2048
 # What Pillow's decoders raise on broken files, besides OSError (of which UnidentifiedImageError
 # is one): chunk parsing, Python-level decoders, EXIF.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def decode(
+    file: io.BytesIO | io.BufferedReader, name: str, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
+    """The picture in an open file, all of it read, with the mode that it has there.
+
+    This is the one way in which anything here decodes pictures; `name` says in messages which.
+
+    Raises:
+        InputError: it is none of the `formats`, damaged, cut short, empty or above MAX_PIXELS.
+    """
+    with warnings.catch_warnings():
+        # Pillow warns of sizes that _check_size judges.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(file, formats=formats)
+        except Image.DecompressionBombError as error:  # Raised by the header, above 179 megapixels.
+            raise InputError(_too_large(name)) from error
+        except _DECODER_ERRORS as error:
+            known = f"{', '.join(formats[:-1])} or {formats[-1]}"
+            raise InputError(
+                f"{name} is not a readable {known} image (another format, damaged or without "
+                "pixels); convert it"
+            ) from error
+    _check_size(name, *image.size)
+    try:
+        image.load()
+    except _DECODER_ERRORS as error:
+        raise InputError(f"{name} is damaged or cut short; save it anew: {error}") from error
+    return image
 
 
 def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
@@ -43,10 +77,17 @@ def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
     """
     path = Path(path)
     _check_is_file(path)
-    with warnings.catch_warnings():
-        # Pillow warns of sizes that _check_size judges.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = _decode(path)
+    try:
+        with path.open("rb") as file:
+            image = decode(file, str(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if getattr(image, "is_animated", False) and image.format in ("PNG", "WEBP"):
+        warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=2)
+    try:
+        image = _to_rgba(ImageOps.exif_transpose(image))
+    except _DECODER_ERRORS as error:
+        raise InputError(f"{path} is damaged or cut short; save it anew: {error}") from error
     # Pillow premultiplies alpha while it resizes.
     image.thumbnail((WORKING_SIZE, WORKING_SIZE), Image.Resampling.HAMMING)  # Does not ring.
     rgba = np.asarray(image, np.float32) / 255
@@ -69,39 +110,15 @@ def _check_is_file(path: Path) -> None:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _decode(path: Path) -> Image.Image:
-    """First frame, upright, as 8-bit RGBA."""
-    try:
-        image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:  # Raised by the header, above 179 megapixels.
-        raise InputError(_too_large(path)) from error
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except _DECODER_ERRORS as error:
-        raise InputError(
-            f"{path} is not a readable PNG, JPEG or WebP image (another format, damaged or "
-            "without pixels); convert it"
-        ) from error
-    with image:
-        _check_size(path, *image.size)
-        if getattr(image, "is_animated", False) and image.format in ("PNG", "WEBP"):
-            warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=4)
-        try:
-            image.load()
-            return _to_rgba(ImageOps.exif_transpose(image))
-        except _DECODER_ERRORS as error:
-            raise InputError(f"{path} is damaged or cut short; save it anew: {error}") from error
+def _too_large(name: str) -> str:
+    return f"{name} has more than {MAX_PIXELS // 2**20} megapixels; shrink it first"
 
 
-def _too_large(path: Path) -> str:
-    return f"{path} has more than {MAX_PIXELS // 2**20} megapixels; shrink it first"
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(name: str, width: int, height: int) -> None:
     if width < 1 or height < 1:
-        raise InputError(f"{path} is {width} x {height} pixels; give an image with pixels")
+        raise InputError(f"{name} is {width} x {height} pixels; give an image with pixels")
     if width * height > MAX_PIXELS:
-        raise InputError(f"{_too_large(path)} (it is {width} x {height})")
+        raise InputError(f"{_too_large(name)} (it is {width} x {height})")
 
 
 def _to_rgba(image: Image.Image) -> Image.Image:
@@ -130,3 +147,19 @@ def save_png(path: str | os.PathLike[str], image: Float[Array | np.ndarray, "h w
         pixels = pixels[..., 0]
     with written_whole(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def on_white(rgba: UInt8[np.ndarray, "*b h w 4"]) -> Float[np.ndarray, "*b h w 3"]:
+    """Straight-alpha images over white, in [0, 1]; a mean of the values in the file."""
+    image = rgba.astype(np.float32) / 255
+    alpha = image[..., 3:]
+    return image[..., :3] * alpha + (1 - alpha)
+
+
+def on_white_in_linear_light(
+    rgba: UInt8[np.ndarray, "*b h w 4"],
+) -> Float[np.ndarray, "*b h w 3"]:
+    """Straight-alpha images over white, in [0, 1]; a mean of light, so edges are brighter."""
+    image = rgba.astype(np.float32) / 255
+    alpha = image[..., 3:]
+    return to_display(to_light(image[..., :3]) * alpha + (1 - alpha))

@@ -15,7 +15,7 @@ KINDS = (
     "collective-broadcast",
 )
 
-BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
+HLO_BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 
 _START = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -61,7 +61,7 @@ def collectives(text: str) -> tuple[Collectives, ...]:
 def _size(shape: str, kind: str, starts: bool) -> int:
     """Bytes of a result; one that starts an operation shows its operand before the result."""
     arrays = [
-        math.prod(int(n) for n in dims.split(",") if n) * BITS.get(name, _digits(name)) // 8
+        math.prod(int(n) for n in dims.split(",") if n) * HLO_BITS.get(name, _digits(name)) // 8
         for name, dims in _ARRAY.findall(shape)
     ]
     if starts and kind == "collective-permute":

@@ -15,7 +15,7 @@ from o3d_jax.config import Config
 from o3d_jax.files.atomic import written_whole
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.parallel.layout import make_layout
-from o3d_jax.planning.report import Plan, heading, knobs, report, weigh
+from o3d_jax.planning.report import Plan, heading, knobs, plan_report, weigh
 from o3d_jax.planning.topologies import Topology
 from o3d_jax.run.programs import Inputs, System
 from o3d_jax.steps.train import make_optimizer
@@ -59,7 +59,7 @@ def plan_all(
             if out is not None:
                 with written_whole(out) as scratch:
                     scratch.write_text(json.dumps([p.as_dict() for p in plans], indent=1))
-            tqdm.write("\n" + report(found) + "\n")
+            tqdm.write("\n" + plan_report(found) + "\n")
     fits = all(p.fits for p in plans)
     if not fits:
         tqdm.write(knobs(config))

@@ -225,7 +225,7 @@ def heading(config: Config, topology: Topology) -> str:
     )
 
 
-def report(plan: Plan) -> str:
+def plan_report(plan: Plan) -> str:
     """A plan as a small table."""
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines = [

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from o3d_jax.cli import Setting
 from o3d_jax.config import Config
+from o3d_jax.parallel.processes import ProcessInfo
 from o3d_jax.types import Frozen, Params
 
 PACKAGE = Path(__file__).parents[1]
@@ -34,26 +35,6 @@ class ProgramMemory(NamedTuple):
     def total(self) -> int:
         """The most that is held at once."""
         return self.arguments + self.outputs + self.temporaries - self.aliased
-
-
-@runtime_checkable
-class ProcessInfo(Protocol):
-    """One of the processes that train together."""
-
-    @property
-    def index(self) -> int:
-        """From 0 on."""
-        ...
-
-    @property
-    def host(self) -> str:
-        """Where it runs."""
-        ...
-
-    @property
-    def devices(self) -> int:
-        """How many are its own."""
-        ...
 
 
 @runtime_checkable
@@ -148,7 +129,7 @@ def _processes(processes: Sequence[ProcessInfo]) -> list[str]:
         return []
     rows = [("process", "devices", "host")]
     rows += [(str(p.index), str(p.devices), p.host) for p in processes]
-    return table(rows)
+    return aligned_table(rows)
 
 
 def _batch(config: Config, devices: int) -> str:
@@ -188,7 +169,7 @@ def _parameters(params: Params, frozen: Frozen) -> list[str]:
             cells = [f"{count:,}" if column == i else "" for i in range(2)]
             rows.append((field.name, *cells, _largest_parts(tree)))
     rows.append(("all", *(f"{total:,}" for total in totals), ""))
-    return table(rows)
+    return aligned_table(rows)
 
 
 def _count(tree: Any) -> int:
@@ -214,10 +195,10 @@ def _cache() -> str:
 
 def _settings(settings: Sequence[Setting]) -> list[str]:
     rest = "all else, as in config.json, is default"
-    return [*table([("field", "value", "from"), *settings]), rest] if settings else [rest]
+    return [*aligned_table([("field", "value", "from"), *settings]), rest] if settings else [rest]
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines in which columns begin below each other."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [

@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError
+from o3d_jax.files.images import to_bytes
 
 PROJECT = "o3d_jax"
 """What runs are filed under in a service."""
@@ -113,11 +114,6 @@ OPENERS: dict[str, Callable[[Any, Path, Config], Service]] = {
     "trackio": open_trackio,
 }
 """By the names of `train.trackers`."""
-
-
-def to_bytes(image: Float[np.ndarray, "h w 3"]) -> np.ndarray:
-    """Values from 0 to 255, which both services take for what they are."""
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def import_tracker(name: str) -> Any:

@@ -36,12 +36,12 @@ def render_reference(
     def one_view(camera: Cameras) -> Rendering:
         view = view_of(camera.camera_to_world, camera.intrinsics, size)
         splats, boxes = project_gaussians(gaussians, view, size, culling, normalize_quats)
-        return blend(splats, boxes if culling == "inria" else None, size, background)
+        return blend_reference(splats, boxes if culling == "inria" else None, size, background)
 
     return jax.tree.map(lambda x: x[:, 0], lax.map(one_view, cameras))
 
 
-def blend(
+def blend_reference(
     splats: Splats, boxes: Boxes | None, size: tuple[int, int], background: Float[Array, "3"]
 ) -> Rendering:
     """One view: front to back by depth, ties by index; inside of `boxes` only, if given."""

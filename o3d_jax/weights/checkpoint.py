@@ -8,15 +8,13 @@ import contextlib
 import dataclasses
 import difflib
 import errno
-import fnmatch
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import types
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError
+from o3d_jax.files.atomic import check_ours, whole_folder
 from o3d_jax.types import Frozen, Params, pytree
 
 Tree = TypeVar("Tree")
@@ -99,62 +98,6 @@ def _read_config(folder: Path) -> Config:
     return config_from_dict(values, where=str(path))
 
 
-@contextlib.contextmanager
-def whole_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
-    """A folder to write `names` into that appears under its own name only if the block ends well.
-
-    An earlier one is replaced if all files in and below it have such names: paths relative to it,
-    in which * stands for anything.
-
-    Raises:
-        InputError: the parent folder cannot be made or written to, or what is there is not ours.
-        PermissionError: what is there cannot be listed.
-    """
-    _check_ours(folder, names)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder.parent}: {error.strerror}; choose another folder"
-        ) from error
-    try:
-        scratch.chmod(0o755)
-        yield scratch
-        if folder.exists():  # Moved aside, not deleted, until the new one is in its place.
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            os.replace(scratch, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _check_ours(folder: Path, names: Collection[str]) -> None:
-    if not folder.is_dir():
-        others = ["a file"] if folder.exists() else []
-    else:
-        paths = (path.relative_to(folder).as_posix() for path in _files(folder))
-        others = [p for p in paths if not any(fnmatch.fnmatchcase(p, name) for name in names)]
-    if others:
-        raise InputError(
-            f"{folder} exists and is no earlier result: it is or holds {others[0]}; choose "
-            "another place"
-        )
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All below that is no folder; links are not followed, for they would be deleted as links."""
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(Path(entry.path))
-            else:
-                yield Path(entry.path)
-
-
 MODEL_FILES = ("config.json", "checksum", "report.txt")
 """What is in a model's folder beside `weights`; the report is of what it was converted from."""
 
@@ -181,7 +124,7 @@ def _remove_leftovers(folder: Path) -> None:
     for scratch in folder.parent.glob(f".{folder.name}-????????"):
         # An older model may be in there, moved aside: it is not of these names.
         with contextlib.suppress(InputError):
-            _check_ours(scratch, names)
+            check_ours(scratch, names)
             shutil.rmtree(scratch)
 
 

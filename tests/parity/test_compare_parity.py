@@ -12,7 +12,7 @@ from o3d_jax.config import ClipConfig, Config, LgmConfig, ModelConfig, UnetConfi
 from o3d_jax.nn.networks import build_networks, init_networks
 from o3d_jax.types import Frozen, Params
 from o3d_jax.weights.checkpoint import Model, Weights
-from o3d_jax.weights.pytorch.compare import TOLERANCE, compare, first_difference, report
+from o3d_jax.weights.pytorch.compare import TOLERANCE, compare, comparison_lines, first_difference
 from o3d_jax.weights.pytorch.dump import Dump
 from o3d_jax.weights.pytorch.dump_script import dump
 from o3d_jax.weights.pytorch.names import flax_path
@@ -152,7 +152,7 @@ def test_same_weights_agree_everywhere_and_a_moved_one_is_found(case, model, tmp
     found = Dump(tmp_path / "dump")
     same = compare(replay(model, found), found)
     # Twice as many rows as there are layers, in float32 both.
-    assert first_difference(same, 1e-5) is None, list(report(same, 1e-5))
+    assert first_difference(same, 1e-5) is None, list(comparison_lines(same, 1e-5))
     assert len(same.rows) > 30
     assert all(row.largest > 0 or row.relative == 0 for row in same.rows)
     other = compare(replay(perturbed(model, part, name), found), found)
@@ -211,4 +211,4 @@ def test_contexts_of_diffusers_025_are_told_from_ours_per_video(model, tmp_path)
     unet = dataclasses.replace(CONFIG.model.unet, temporal_context="interleaved")
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, unet=unet))
     same = compare(replay(dataclasses.replace(model, config=config), found), found)
-    assert first_difference(same, 1e-5) is None, list(report(same, 1e-5))
+    assert first_difference(same, 1e-5) is None, list(comparison_lines(same, 1e-5))

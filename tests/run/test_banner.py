@@ -2,29 +2,23 @@
 
 import dataclasses
 import subprocess
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from o3d_jax.parallel.layout import make_layout
+from o3d_jax.parallel.processes import ProcessInfo
 from o3d_jax.run.banner import (
     ProgramMemory,
     Setting,
+    aligned_table,
     banner,
     gib,
     git_commit,
     program_memory,
-    table,
 )
 from o3d_jax.types import Frozen, Params
-
-
-class Process(NamedTuple):
-    index: int
-    host: str
-    devices: int
 
 
 def networks():
@@ -48,7 +42,7 @@ def test_a_banner_says_what_runs_where_and_with_what(tiny):
         config,
         mesh,
         *networks(),
-        processes=[Process(0, "left", 5), Process(1, "right-hand", 3)],
+        processes=[ProcessInfo(0, "left", 5), ProcessInfo(1, "right-hand", 3)],
         memory=ProgramMemory(3 * 2**30, 2**30, 2**31, 2**30),
         settings=[Setting("optim.learning-rate", "0.1", "command line")],
     )
@@ -108,7 +102,7 @@ def test_a_commit_is_that_of_a_checkout_and_of_no_folder_around_it(tmp_path):
 
 
 def test_tables_align_and_bytes_are_for_people():
-    assert table([("a", "bcd", "e"), ("fgh", "i", "")]) == ["a    bcd  e", "fgh  i"]
+    assert aligned_table([("a", "bcd", "e"), ("fgh", "i", "")]) == ["a    bcd  e", "fgh  i"]
     assert [gib(n) for n in (3 * 2**20 // 2, 2**30, 80 * 2**30)] == [
         "1.5 MiB",
         "1.0 GiB",

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from o3d_jax.errors import InputError
+from o3d_jax.files.images import to_bytes
 from o3d_jax.run.log import RunLog
-from o3d_jax.run.trackers import to_bytes
 from support.step_reports import report
 
 

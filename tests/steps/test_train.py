@@ -3,6 +3,7 @@ compared with one written by hand in `test_paper.py`."""
 
 from dataclasses import replace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +81,7 @@ def alone(run, batch8):
 
 
 def test_same_seed_twice_is_bit_identical(run, batch8, alone):
-    jax.tree.map(np.testing.assert_array_equal, run(batch8, COINS), alone)
+    chex.assert_trees_all_equal(run(batch8, COINS), alone)
 
 
 def test_another_seed_and_another_step_draw_other_numbers(toy, run, optimizer, batch8, alone):
@@ -265,7 +266,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(toy, run, opti
     spoilt = replace(batch8, images=batch8.images.at[5, 2, 0, 0, 1].set(jnp.nan))
     after, reports = run(spoilt, [True], state, raw=True)
     assert not reports[0].is_finite
-    jax.tree.map(np.testing.assert_array_equal, after, replace(before, step=jnp.int32(2)))
+    chex.assert_trees_all_equal(after, replace(before, step=jnp.int32(2)))
     _, reports = run(batch8, [True], after, raw=True)
     assert reports[0].is_finite and np.isfinite(reports[0].terms.total)
 

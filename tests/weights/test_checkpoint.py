@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,6 @@ from o3d_jax.weights.checkpoint import (
     load_model,
     model_folder,
     save_model,
-    whole_folder,
 )
 
 
@@ -47,7 +47,7 @@ def saved(tiny, weights, tmp_path_factory):
 def test_a_model_is_read_as_it_was_written(saved, tiny, weights):
     model = load_model(saved)
     assert model.config == tiny
-    jax.tree.map(np.testing.assert_array_equal, model.weights, weights)
+    chex.assert_trees_all_equal(model.weights, weights)
     assert model.weights.params.clip is None and model.weights.frozen.lpips is None
 
 
@@ -69,7 +69,7 @@ def test_a_bundle_is_the_model_in_half_precision(saved, tiny, weights, tmp_path,
     bundle.main()
     model = load_model(tmp_path / "small")
     half = jax.tree.map(lambda a: np.asarray(a, np.float16).astype(np.float32), weights)
-    jax.tree.map(np.testing.assert_array_equal, model.weights, half)
+    chex.assert_trees_all_equal(model.weights, half)
     for path in (tmp_path / "small").rglob("*"):  # It may be shipped: nothing of this machine.
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
 
@@ -125,20 +125,6 @@ def test_a_config_survives_json_and_its_mistakes_are_named(tiny):
             config_from_dict(values | change)
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    folder = tmp_path / "new" / "result"
-    for text in ("one", "two"):
-        with whole_folder(folder, ["file"]) as scratch:
-            (scratch / "file").write_text(text)
-            assert not folder.exists() or (folder / "file").read_text() == "one"
-        assert (folder / "file").read_text() == text
-    with pytest.raises(KeyError), whole_folder(folder, ["file"]) as scratch:
-        (scratch / "file").write_text("three")
-        raise KeyError
-    assert (folder / "file").read_text() == "two"
-    assert list(folder.parent.iterdir()) == [folder]  # No scratch is left.
-
-
 def test_what_others_put_there_is_never_replaced(tmp_path, tiny, weights):
     (tmp_path / "thesis.txt").write_text("keep me")
     for refused in (
@@ -148,35 +134,6 @@ def test_what_others_put_there_is_never_replaced(tmp_path, tiny, weights):
         with pytest.raises(InputError, match="thesis.txt"):
             refused()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-@pytest.mark.parametrize(
-    ("names", "theirs"),
-    [
-        (["weights"], "weights/thesis.txt"),
-        (["vae/a.safetensors", "vae/a-[0-9].safetensors"], "vae/thesis.txt"),
-        (["vae/a.safetensors", "vae/a-[0-9].safetensors"], "vae/a-x.safetensors"),
-        (["vae/a.safetensors"], "deep/vae/a.safetensors"),
-        (["vae/a.safetensors"], "A.safetensors"),
-    ],
-)
-def test_what_others_put_into_a_folder_of_ours_is_never_replaced(tmp_path, names, theirs):
-    path = tmp_path / "result" / theirs
-    path.parent.mkdir(parents=True)
-    path.write_text("keep me")
-    with pytest.raises(InputError, match=f"holds {theirs}; choose another place"):
-        with whole_folder(tmp_path / "result", names):
-            pass
-    assert path.read_text() == "keep me"
-
-
-def test_what_a_link_points_to_is_no_earlier_result(tmp_path):
-    (tmp_path / "result").mkdir()
-    (tmp_path / "result" / "file").write_text("ours")
-    (tmp_path / "result" / "link").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="holds link; choose"):
-        with whole_folder(tmp_path / "result", ["file"]):
-            pass
 
 
 def test_weights_are_replaced_only_where_a_whole_model_is(tmp_path, tiny, weights):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from o3d_jax.data.meshes.orbits import OrbitPlan
-from o3d_jax.data.meshes.readers.files import Source
+from o3d_jax.data.meshes.readers.files import ModelFiles
 from o3d_jax.data.meshes.readers.references import check_references
 from o3d_jax.data.meshes.reading import SAFE_FILL, read_mesh, visible_radius
 from o3d_jax.data.orbits.folder import RenderedOrbit, read_frames
@@ -81,7 +81,7 @@ def render_with_blender(
         InputError: the model is one that `read_mesh` or `check_references` refuses, or Blender
             fails.
     """
-    check_references(Source(path, max_bytes))  # Blender would follow them to anywhere.
+    check_references(ModelFiles(path, max_bytes))  # Blender would follow them to anywhere.
     read_mesh(path, max_bytes, plan.up)
     with tempfile.TemporaryDirectory() as scratch:
         task = Path(scratch) / "task.json"

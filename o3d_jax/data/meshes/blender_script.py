@@ -36,7 +36,7 @@ def load(task: dict) -> list:
     return [thing for thing in bpy.context.scene.objects if thing.type == "MESH"]
 
 
-def paint(meshes: list) -> None:
+def set_materials(meshes: list) -> None:
     """Shows the colours of vertices of meshes that have no material, as of PLY files."""
     for mesh in meshes:
         if mesh.data.materials or not mesh.data.color_attributes:
@@ -51,7 +51,7 @@ def paint(meshes: list) -> None:
         mesh.data.materials.append(material)
 
 
-def fit(meshes: list, up: str, side: float, ball: float) -> None:
+def move_into_view(meshes: list, up: str, side: float, ball: float) -> None:
     """Turns the model upright, moves its box's centre to the origin, scales as `meshes.fit`."""
     turn = TO_Z_UP.inverted() if up == "z" else Matrix.Identity(4)
     graph = bpy.context.evaluated_depsgraph_get()
@@ -72,7 +72,7 @@ def fit(meshes: list, up: str, side: float, ball: float) -> None:
             thing.matrix_world = move @ thing.matrix_world
 
 
-def light() -> None:
+def add_lights() -> None:
     """White surroundings and a soft sun."""
     world = bpy.data.worlds.new("world")
     world.use_nodes = True
@@ -87,7 +87,7 @@ def light() -> None:
     bpy.context.scene.collection.objects.link(lamp)
 
 
-def draw(task: dict) -> None:
+def draw_frames(task: dict) -> None:
     """Renders all poses."""
     scene = bpy.context.scene
     camera = bpy.data.objects.new("camera", bpy.data.cameras.new("camera"))
@@ -114,10 +114,10 @@ def main() -> None:
     """Reads the task."""
     task = json.loads(Path(sys.argv[1]).read_text())
     meshes = load(task)
-    paint(meshes)
-    fit(meshes, task["up"], task["side"], task["ball"])
-    light()
-    draw(task)
+    set_materials(meshes)
+    move_into_view(meshes, task["up"], task["side"], task["ball"])
+    add_lights()
+    draw_frames(task)
 
 
 if __name__ == "__main__":

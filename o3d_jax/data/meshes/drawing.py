@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
 
 from o3d_jax.data.meshes.mesh import MATERIAL, Mesh, Texels
-from o3d_jax.data.meshes.picture import gather
+from o3d_jax.data.meshes.picture import fill_picture
 from o3d_jax.data.meshes.rasterize import scatter
 from o3d_jax.data.meshes.scene import (
     DISPLAY,
@@ -14,10 +14,10 @@ from o3d_jax.data.meshes.scene import (
     Canvas,
     Dome,
     Fragments,
+    MeshView,
     Picture,
     Surface,
     Textures,
-    View,
     new_canvas,
     new_fragments,
     new_picture,
@@ -62,7 +62,7 @@ class Drawn(NamedTuple):
     position: Float32[np.ndarray, "frames h w 3"]
 
 
-def prepare(mesh: Mesh) -> Scene:
+def prepare_scene(mesh: Mesh) -> Scene:
     """Makes the smaller levels of the textures and finds what each light sees.
 
     The mesh must lie around the origin.
@@ -91,14 +91,14 @@ def draw_orbit(
     for pose in np.asarray(camera_to_world, np.float64):
         focal = 0.5 * size / np.tan(np.deg2rad(fov) / 2)
         rotation = np.ascontiguousarray(pose[:3, :3].T)
-        view = View(rotation, pose[:3, 3].copy(), float(focal), size / 2)
+        view = MeshView(rotation, pose[:3, 3].copy(), float(focal), size / 2)
         picture, fragments = _draw(scene, view, canvas, fragments)
         frames.append(picture)
     return Drawn(*(np.stack(field) for field in zip(*frames, strict=True)))
 
 
 def _draw(
-    scene: Scene, view: View, canvas: Canvas, fragments: Fragments
+    scene: Scene, view: MeshView, canvas: Canvas, fragments: Fragments
 ) -> tuple[Picture, Fragments]:
     picture = new_picture(len(canvas.first))
     count = scatter(scene.surface, view, canvas, fragments)
@@ -106,7 +106,7 @@ def _draw(
         canvas.first[:] = -1
         fragments = new_fragments(count)
         scatter(scene.surface, view, canvas, fragments)
-    gather(scene.surface, scene.dome, view, canvas, fragments, DISPLAY, picture)
+    fill_picture(scene.surface, scene.dome, view, canvas, fragments, DISPLAY, picture)
     return picture, fragments
 
 

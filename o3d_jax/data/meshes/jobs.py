@@ -35,7 +35,7 @@ NAME_BYTES = 200
 """Longest name of an object; file systems allow 255 bytes, and temporary names need some."""
 
 
-class Job(NamedTuple):
+class RenderJob(NamedTuple):
     """A model to render; pickled, it travels to another process."""
 
     name: str
@@ -134,7 +134,7 @@ def _fault_of(name: str, path: Path, home: Path) -> str:
     return "" if target.is_file() else "it is not a file; rename it"
 
 
-def is_finished(job: Job) -> bool:
+def is_finished(job: RenderJob) -> bool:
     """Whether all orbits of an object are there, with all their files."""
     return all(
         _is_whole(job.out / job.name / str(number), job.plan) for number in range(job.plan.orbits)
@@ -153,7 +153,7 @@ def _is_whole(folder: Path, plan: OrbitPlan) -> bool:
     return enough and all(file.is_file() and is_complete(file) for file in files)
 
 
-def work(job: Job) -> Outcome:
+def work(job: RenderJob) -> Outcome:
     """Renders an object and writes its orbits, one after the other, each whole or not at all.
 
     Raises:
@@ -180,7 +180,7 @@ def work(job: Job) -> Outcome:
     return Outcome(job.name, "", drawn - start, time.process_time() - drawn)
 
 
-def _draw(job: Job) -> list[RenderedOrbit]:
+def _draw(job: RenderJob) -> list[RenderedOrbit]:
     if job.blender is not None:
         return render_with_blender(job.blender, job.path, job.name, job.plan, job.max_bytes)
     return render_model(job.path, job.name, job.plan, job.max_bytes)
@@ -206,7 +206,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def run_in_processes(
-    jobs: Sequence[Job], workers: int, work: Callable[[Job], Outcome] = work
+    jobs: Sequence[RenderJob], workers: int, work: Callable[[RenderJob], Outcome] = work
 ) -> Iterator[Outcome]:
     """The outcomes, as they come; a job whose process dies is tried once more, alone.
 
@@ -215,7 +215,7 @@ def run_in_processes(
     """
     waiting = list(reversed(jobs))
     while waiting:
-        suspects: list[Job] = []
+        suspects: list[RenderJob] = []
         with _pool(workers) as pool:
             submit = partial(pool.submit, work)
             yield from _until_one_dies(submit, waiting, suspects, 2 * workers)
@@ -234,13 +234,13 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _until_one_dies(
-    submit: Callable[[Job], Future[Outcome]],
-    waiting: list[Job],
-    suspects: list[Job],
+    submit: Callable[[RenderJob], Future[Outcome]],
+    waiting: list[RenderJob],
+    suspects: list[RenderJob],
     at_once: int,
 ) -> Iterator[Outcome]:
     """Takes jobs off the end of `waiting`; leaves those that died with the pool in `suspects`."""
-    running: dict[Future[Outcome], Job] = {}
+    running: dict[Future[Outcome], RenderJob] = {}
     while waiting or running:
         while waiting and len(running) < at_once:
             job = waiting.pop()
@@ -262,7 +262,7 @@ def _until_one_dies(
             yield outcome
 
 
-def run_by_beam(jobs: Sequence[Job], options: Sequence[str]) -> list[Outcome]:
+def run_by_beam(jobs: Sequence[RenderJob], options: Sequence[str]) -> list[Outcome]:
     """The outcomes; OUT must be a place that all of Beam's workers can write to.
 
     Args:

@@ -50,7 +50,7 @@ class Material(NamedTuple):
     wrap_v: Wrap = Wrap.REPEAT
 
 
-class Part(NamedTuple):
+class MeshPart(NamedTuple):
     """Indexed triangles of one material, in the world's axes: y-up, counter-clockwise in front."""
 
     positions: Float[np.ndarray, "v 3"]
@@ -62,10 +62,10 @@ class Part(NamedTuple):
     colors: Float[np.ndarray, "v 4"] | None = None
 
 
-class Model(NamedTuple):
+class ModelContent(NamedTuple):
     """A model file."""
 
-    parts: list[Part]
+    parts: list[MeshPart]
     materials: list[Material]
     textures: list[Texels]
 
@@ -103,16 +103,16 @@ class Mesh(NamedTuple):
     """sRGB and alpha."""
 
 
-CREASE = np.cos(np.deg2rad(40.0))
+CREASE_COSINE = np.cos(np.deg2rad(40.0))
 """Faces that meet at a smaller angle are smoothed, where a file has no normals."""
 
 
-def to_mesh(model: Model, smooth: bool) -> Mesh:
+def to_mesh(model: ModelContent, smooth: bool) -> Mesh:
     """The triangles of all parts; those without area or with a corner not finite are left out.
 
     Args:
         smooth: whether normals that the file lacks are made to vary over faces that meet at
-            less than CREASE, or are those of the faces (as glTF has it).
+            less than CREASE_COSINE, or are those of the faces (as glTF has it).
 
     Raises:
         InputError: no triangle is left.
@@ -131,7 +131,7 @@ def to_mesh(model: Model, smooth: bool) -> Mesh:
     )
 
 
-def _corners_of(part: Part, smooth: bool) -> Mesh:
+def _corners_of(part: MeshPart, smooth: bool) -> Mesh:
     corners = np.asarray(part.positions, np.float64)[part.faces]
     with np.errstate(invalid="ignore", over="ignore"):
         across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -179,5 +179,5 @@ def _smooth(
     total = np.zeros((len(points), 3))
     np.add.at(total, place.reshape(-1), np.repeat(flat * area[:, None], 3, axis=0))
     mean = _unit(total[place.reshape(-1, 3)], flat)
-    creased = (mean * flat[:, None]).sum(-1, keepdims=True) < CREASE
+    creased = (mean * flat[:, None]).sum(-1, keepdims=True) < CREASE_COSINE
     return np.where(creased, flat[:, None], mean)

@@ -8,14 +8,18 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from o3d_jax.data.meshes.drawing import draw_orbit, prepare
+from o3d_jax.data.meshes.drawing import draw_orbit, prepare_scene
 from o3d_jax.data.meshes.reading import SAFE_FILL, fit, read_mesh, visible_radius
 from o3d_jax.data.orbits.folder import RenderedOrbit
 from o3d_jax.errors import InputError
 from o3d_jax.geometry.orbits import orbit_poses
 
 LOOK = 1
-"""To be raised when the same model comes out another way, so that sets of images don't mix."""
+"""Raised by whoever changes how a model comes out, so that sets of images don't mix.
+
+Then COMPILED_IN is raised as well, in picture.py and rasterize.py. The pixels that it stands for
+are in tests/data/meshes, where a test compares them.
+"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def render_model(path: Path, name: str, plan: OrbitPlan, max_bytes: int) -> list
         mesh = fit(mesh, 1.0, SAFE_FILL * visible_radius(plan.radius, plan.fov))
     else:
         mesh = fit(mesh, 2.0, np.inf)
-    scene = prepare(mesh)
+    scene = prepare_scene(mesh)
     orbits = []
     for number, poses in enumerate(plan.poses(name)):
         drawn = draw_orbit(scene, poses, plan.fov, plan.size)

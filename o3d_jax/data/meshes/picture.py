@@ -9,6 +9,7 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from o3d_jax.data.compiled import inlined, kernel
 from o3d_jax.data.meshes.scene import (
     GRID,
     SAMPLE_X,
@@ -17,14 +18,14 @@ from o3d_jax.data.meshes.scene import (
     Canvas,
     Dome,
     Fragments,
+    MeshView,
     Picture,
     Surface,
-    View,
 )
-from o3d_jax.data.meshes.shading import Shaded, inlined, kernel, shade, spot
+from o3d_jax.data.meshes.shading import Shaded, shade, spot
 
-COMPILED_IN = "9cd8eb1d7692"
-"""Digest of scene.py and shading.py, without which numba would miss changes there."""
+COMPILED_IN = 1
+"""`orbits.LOOK`: with a new one here, numba takes note of changes in shading.py and scene.py."""
 
 
 class Place(NamedTuple):
@@ -132,7 +133,7 @@ def in_front(
 @inlined
 @no_type_check
 def paint(
-    view: View,
+    view: MeshView,
     picture: Picture,
     row: int,
     column: int,
@@ -159,10 +160,10 @@ def paint(
 
 @kernel
 @no_type_check
-def gather(
+def fill_picture(
     s: Surface,
     dome: Dome,
-    view: View,
+    view: MeshView,
     canvas: Canvas,
     fragments: Fragments,
     display: UInt8[np.ndarray, " 4096"],

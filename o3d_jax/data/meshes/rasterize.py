@@ -9,6 +9,7 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from o3d_jax.data.compiled import kernel
 from o3d_jax.data.meshes.scene import (
     FARTHEST,
     GRID,
@@ -17,13 +18,13 @@ from o3d_jax.data.meshes.scene import (
     SAMPLES,
     Canvas,
     Fragments,
+    MeshView,
     Surface,
-    View,
 )
-from o3d_jax.data.meshes.shading import BLEND, MASK, between, kernel, level_of, opacity, patch, spot
+from o3d_jax.data.meshes.shading import BLEND, MASK, between, level_of, opacity, patch, spot
 
-COMPILED_IN = "9cd8eb1d7692"
-"""Digest of scene.py and shading.py, without which numba would miss changes there."""
+COMPILED_IN = 1
+"""`orbits.LOOK`: with a new one here, numba takes note of changes in shading.py and scene.py."""
 
 NEAREST = 1e-3
 """Triangles with a corner nearer to the camera's plane, in scene units, are not drawn."""
@@ -35,7 +36,9 @@ as the file allows. Here these show where nothing is in front of them or close b
 
 @kernel
 @no_type_check
-def place(s: Surface, view: View, canvas: Canvas, t: int, at: Int64[np.ndarray, "3 2"]) -> bool:
+def place_triangle(
+    s: Surface, view: MeshView, canvas: Canvas, t: int, at: Int64[np.ndarray, "3 2"]
+) -> bool:
     """Whether a triangle may be seen; then its plane, and its corners in steps of the grid."""
     r, o, c = view.rotation, view.origin, s.corners[t]
     near = (1.0, 1.0, 1.0)
@@ -121,7 +124,7 @@ class Box(NamedTuple):
 @kernel
 @no_type_check
 def begin(canvas: Canvas, t: int, scratch: Scratch) -> Box:
-    """Prepares a triangle that `place` has placed."""
+    """Prepares a triangle that `place_triangle` has placed."""
     at, edges = scratch.at, scratch.edges
     h, w = canvas.first.shape
     left = max((min(at[0, 0], at[1, 0], at[2, 0]) - FARTHEST) // GRID, 0)
@@ -190,7 +193,7 @@ def keep(
 def cover(
     s: Surface, canvas: Canvas, fragments: Fragments, count: int, t: int, scratch: Scratch
 ) -> int:
-    """Draws a triangle that `place` has placed; returns the number of fragments so far.
+    """Draws a triangle that `place_triangle` has placed; returns the number of fragments so far.
 
     Opaque ones take the samples that they are the nearest at; transparent ones leave a fragment,
     and must come last.
@@ -224,7 +227,7 @@ def cover(
 
 @kernel
 @no_type_check
-def scatter(s: Surface, view: View, canvas: Canvas, fragments: Fragments) -> int:
+def scatter(s: Surface, view: MeshView, canvas: Canvas, fragments: Fragments) -> int:
     """Draws all triangles; returns how many fragments there are, be there room for them or not."""
     scratch = Scratch(
         np.empty((3, 2), np.int64),
@@ -236,11 +239,13 @@ def scatter(s: Surface, view: View, canvas: Canvas, fragments: Fragments) -> int
     for t in range(len(s.corners)):
         if s.materials[s.material[t]].mode == BLEND:
             transparent += 1
-        elif place(s, view, canvas, t, scratch.at):
+        elif place_triangle(s, view, canvas, t, scratch.at):
             cover(s, canvas, fragments, 0, t, scratch)
     count = 0
     if transparent:
         for t in range(len(s.corners)):
-            if s.materials[s.material[t]].mode == BLEND and place(s, view, canvas, t, scratch.at):
+            if s.materials[s.material[t]].mode == BLEND and place_triangle(
+                s, view, canvas, t, scratch.at
+            ):
                 count = cover(s, canvas, fragments, count, t, scratch)
     return count

@@ -6,12 +6,12 @@ from typing import Literal
 import numpy as np
 
 from o3d_jax.data.meshes.mesh import Mesh, to_mesh
-from o3d_jax.data.meshes.readers.files import Source
+from o3d_jax.data.meshes.readers.files import ModelFiles
 from o3d_jax.data.meshes.readers.gltf import read_gltf
-from o3d_jax.data.meshes.readers.plain import read_obj, read_ply
+from o3d_jax.data.meshes.readers.plain import read_obj_mesh, read_ply_mesh
 from o3d_jax.errors import InputError
 
-READERS = {".glb": read_gltf, ".gltf": read_gltf, ".obj": read_obj, ".ply": read_ply}
+READERS = {".glb": read_gltf, ".gltf": read_gltf, ".obj": read_obj_mesh, ".ply": read_ply_mesh}
 """Of each suffix."""
 
 SAFE_FILL = 0.96
@@ -32,7 +32,7 @@ def read_mesh(path: Path, max_bytes: int, up: Literal["y", "z"] = "y") -> Mesh:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path.suffix} is none of {', '.join(READERS)}")
-    model = reader(Source(path, max_bytes))
+    model = reader(ModelFiles(path, max_bytes))
     mesh = to_mesh(model, smooth=reader is not read_gltf)
     if up == "z":
         turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)  # Times a row: (x, z, -y).

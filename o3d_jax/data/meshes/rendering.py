@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from o3d_jax.data.meshes.blender import Blender, check_blender
 from o3d_jax.data.meshes.jobs import (
-    Job,
     Models,
     Outcome,
+    RenderJob,
     find_models,
     is_finished,
     run_by_beam,
@@ -28,7 +28,7 @@ from o3d_jax.data.meshes.jobs import (
 )
 from o3d_jax.data.meshes.orbits import OrbitPlan
 from o3d_jax.data.orbits.folder import IDS, META, read_index, read_rgba
-from o3d_jax.data.sources import ids_of
+from o3d_jax.data.orbits.names import ids_of
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
 from o3d_jax.files.images import save_png
@@ -84,7 +84,9 @@ def render_orbits(order: RenderOrbits) -> int:
         blender = Blender(order.blender or Path(sys.executable), order.blender_samples)
         check_blender(blender)
     jobs = [
-        Job(name, path, order.out, order.plan, order.max_megabytes << 20, order.time_limit, blender)
+        RenderJob(
+            name, path, order.out, order.plan, order.max_megabytes << 20, order.time_limit, blender
+        )
         for name, path in _wanted(order, models).items()
     ]
     order.out.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,7 @@ def _check_settings(order: RenderOrbits, blender: Blender | None) -> None:
         )
 
 
-def _run(order: RenderOrbits, jobs: list[Job]) -> Iterable[Outcome]:
+def _run(order: RenderOrbits, jobs: list[RenderJob]) -> Iterable[Outcome]:
     if not jobs:
         return []
     if order.runner == "beam":
@@ -159,7 +161,7 @@ def _run(order: RenderOrbits, jobs: list[Job]) -> Iterable[Outcome]:
     return run_in_processes(jobs, min(order.workers, len(jobs)))
 
 
-def _write_lists(order: RenderOrbits, jobs: list[Job], failed: list[Outcome]) -> None:
+def _write_lists(order: RenderOrbits, jobs: list[RenderJob], failed: list[Outcome]) -> None:
     finished = [job for job in jobs if is_finished(job)]
     orbits = {f"{job.name}/{i}" for job in finished for i in range(order.plan.orbits)}
     names, mine = order.out / IDS, {job.name for job in jobs}
@@ -179,7 +181,7 @@ def _write_lists(order: RenderOrbits, jobs: list[Job], failed: list[Outcome]) ->
             save_png(temporary, grid(rows, [job.name for job in chosen], most_tile=SHEET_TILE))
 
 
-def _sheet_row(job: Job) -> list[Float[np.ndarray, "h w 3"]]:
+def _sheet_row(job: RenderJob) -> list[Float[np.ndarray, "h w 3"]]:
     row = []
     for number in range(job.plan.orbits):
         files = read_index(job.out / job.name / str(number)).files

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Int64, Shaped, UInt8
 
+from o3d_jax.files.srgb import to_display, to_light
+
 SAMPLES = 16
 """A pixel."""
 GRID = 256
@@ -19,15 +21,9 @@ PLANE = 10
 """Columns of `Canvas.planes`."""
 
 
-_VALUES = np.arange(256) / 255
-LINEAR = np.where(_VALUES <= 0.04045, _VALUES / 12.92, ((_VALUES + 0.055) / 1.055) ** 2.4).astype(
-    np.float32
-)
-"""Light of each sRGB byte (IEC 61966-2-1)."""
-_STEPS = np.arange(4096) / 4095
-DISPLAY = np.round(
-    255 * np.where(_STEPS <= 0.0031308, 12.92 * _STEPS, 1.055 * _STEPS ** (1 / 2.4) - 0.055)
-).astype(np.uint8)
+LINEAR = to_light(np.arange(256) / 255).astype(np.float32)
+"""Light of each sRGB byte."""
+DISPLAY = np.round(255 * to_display(np.arange(4096) / 4095)).astype(np.uint8)
 """sRGB byte of light at equal steps."""
 
 
@@ -68,7 +64,7 @@ class Dome(NamedTuple):
     """How far towards the light the surface is that it sees, scene units."""
 
 
-class View(NamedTuple):
+class MeshView(NamedTuple):
     """A camera: pixel (x, y) sees along ((x - middle) / focal, (y - middle) / focal, 1)."""
 
     rotation: Float[np.ndarray, "3 3"]

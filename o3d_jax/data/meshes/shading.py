@@ -1,23 +1,18 @@
 """What a point of a surface looks like: its textures, its light, its shadow maps; in numba.
 
 rasterize.py and picture.py compile these functions into theirs, and numba notices changes of a
-function's own file only: after a change here, put the new digest there (a test asks for it).
+function's own file only: a change here reaches their compiled code with a new COMPILED_IN there.
+Tests compile all of it anew after any change.
 """
 
 from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from numba import njit
 
+from o3d_jax.data.compiled import inlined, kernel
 from o3d_jax.data.meshes.mesh import AlphaMode, Wrap
 from o3d_jax.data.meshes.scene import Dome, Surface, Textures
-
-kernel = njit(cache=True, nogil=True, error_model="numpy")
-"""Compiles a function. Below it, `no_type_check` is for test runs: numba cannot compile what the
-shape checker wraps."""
-inlined = njit(cache=True, nogil=True, error_model="numpy", inline="always")
-"""The same, without the cost of a call, which is that of passing a dozen arrays."""
 
 MASK, BLEND = int(AlphaMode.MASK), int(AlphaMode.BLEND)
 CLAMP, MIRROR = int(Wrap.CLAMP), int(Wrap.MIRROR)
@@ -122,7 +117,7 @@ def bilinear(x: Textures, texture: int, level: int, u: float, v: float, m: np.re
 
 @inlined
 @no_type_check
-def sampled(x: Textures, texture: int, m: np.record, p: Patch) -> Texel:
+def sample_texture(x: Textures, texture: int, m: np.record, p: Patch) -> Texel:
     """A texture over a patch: between two levels, at up to MOST_TAPS places along the patch."""
     if not (abs(p.u) < 1e6 and abs(p.v) < 1e6):  # Nonsense in the file.
         return bilinear(x, texture, 0, 0.0, 0.0, m)
@@ -281,7 +276,7 @@ def shade(s: Surface, dome: Dome, t: int, at: Spot, side: float) -> Shaded:
     a = m.base[3] * between(s.colors, t, 3, at) if m.mode == BLEND else 1.0
     seen = patch(s.uvs, t, at)
     if m.texture >= 0:
-        texel = sampled(s.textures, m.texture, m, seen)
+        texel = sample_texture(s.textures, m.texture, m, seen)
         share = 1 / max(texel.a, 1e-6)
         r, g, b = r * texel.r * share, g * texel.g * share, b * texel.b * share
         if m.mode == BLEND:
@@ -292,7 +287,7 @@ def shade(s: Surface, dome: Dome, t: int, at: Spot, side: float) -> Shaded:
         r, g, b = r * brightness, g * brightness, b * brightness
     er, eg, eb = m.emission[0], m.emission[1], m.emission[2]
     if m.emission_texture >= 0:
-        texel = sampled(s.textures, m.emission_texture, m, seen)
+        texel = sample_texture(s.textures, m.emission_texture, m, seen)
         er, eg, eb = er * texel.r, eg * texel.g, eb * texel.b
     return Shaded(
         min(max(r + er, 0.0), 1.0),

@@ -9,21 +9,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from o3d_jax.data.orbits.checks import box_corners, project
 from o3d_jax.data.orbits.folder import RenderedOrbit
-from o3d_jax.data.views import on_white
-from o3d_jax.files.images import to_bytes
+from o3d_jax.files.images import on_white, to_bytes
 from o3d_jax.geometry.orbits import pinhole
 from o3d_jax.media.sheets import grid
 
-TILE = 256
+FRAME_SIZE = 256
 """Pixels of a frame, and of a plan of the cameras."""
 
-COLUMNS = 4
+FRAMES_A_ROW = 4
 """Frames in a row."""
 
 FRUSTUM = 0.25
 """Depth of a drawn frustum, in units of the camera's distance."""
 
-FONT_SIZE = 12
+LABEL_SIZE = 12
 """Pixels."""
 
 BOX_COLOR = (220, 30, 60)
@@ -37,13 +36,13 @@ PLANS = {"from above: x right, z down": (0, 2, 1), "from the right: z left, y up
 Line = Float[np.ndarray, "2 3"]
 
 
-def draw_orbit(orbit: RenderedOrbit) -> Float[np.ndarray, "H W 3"]:
+def picture_of_orbit(orbit: RenderedOrbit) -> Float[np.ndarray, "H W 3"]:
     """Two plans of the cameras, then all frames; in [0, 1]."""
     corners = box_corners(orbit)
     plans = [_plan(orbit, corners, title) for title in PLANS]
     frames = [_frame(orbit, corners, i) for i in range(len(orbit.rgba))]
-    rows = [frames[i : i + COLUMNS] for i in range(0, len(frames), COLUMNS)]
-    return grid([plans, *rows], least_tile=TILE, most_tile=TILE)
+    rows = [frames[i : i + FRAMES_A_ROW] for i in range(0, len(frames), FRAMES_A_ROW)]
+    return grid([plans, *rows], least_tile=FRAME_SIZE, most_tile=FRAME_SIZE)
 
 
 def _frame(
@@ -52,13 +51,13 @@ def _frame(
     """A frame on white with its number, and the box as its camera sees it."""
     h, w = orbit.rgba.shape[1:3]
     image = Image.fromarray(to_bytes(on_white(orbit.rgba[i])))
-    image = image.resize((TILE, max(1, round(TILE * h / w))), Image.Resampling.BICUBIC)
+    image = image.resize((FRAME_SIZE, max(1, round(FRAME_SIZE * h / w))), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     if _in_front(orbit.camera_to_world[i], corners):
-        pixels = project(corners, orbit.camera_to_world[i], orbit.fov, TILE)
+        pixels = project(corners, orbit.camera_to_world[i], orbit.fov, FRAME_SIZE)
         for a, b in EDGES:
             draw.line([*pixels[a], *pixels[b]], BOX_COLOR)
-    draw.text((4, 4), str(i), _color(i, len(orbit.rgba)), ImageFont.load_default(FONT_SIZE))
+    draw.text((4, 4), str(i), _color(i, len(orbit.rgba)), ImageFont.load_default(LABEL_SIZE))
     return np.asarray(image, np.float32) / 255
 
 
@@ -73,11 +72,11 @@ def _plan(
     """All cameras and the box, projected along one axis of the world."""
     across, down, sign = PLANS[title]
     reach = 1.3 * max(np.abs(orbit.camera_to_world[:, :3, 3]).max(), np.abs(corners).max())
-    image = Image.new("RGB", (TILE, TILE), "white")
+    image = Image.new("RGB", (FRAME_SIZE, FRAME_SIZE), "white")
     draw = ImageDraw.Draw(image)
 
     def line(ends: Line, color: tuple[int, int, int]) -> None:
-        places = TILE * (0.5 + 0.5 * sign * ends[:, [across, down]] / reach)
+        places = FRAME_SIZE * (0.5 + 0.5 * sign * ends[:, [across, down]] / reach)
         draw.line([*places[0], *places[1]], color)
 
     for a, b in EDGES:
@@ -85,7 +84,7 @@ def _plan(
     for i, pose in enumerate(orbit.camera_to_world):
         for ends in frustum(pose, orbit.fov):
             line(ends, _color(i, len(orbit.camera_to_world)))
-    font = ImageFont.load_default(FONT_SIZE)
+    font = ImageFont.load_default(LABEL_SIZE)
     draw.text((4, 4), title, "black", font)
     return np.asarray(image, np.float32) / 255
 

@@ -12,8 +12,6 @@ select by. In the file, cameras have Blender's axes (y up, looking along -z); in
 import io
 import json
 import os
-import shutil
-import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -25,12 +23,14 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from o3d_jax.errors import InputError
+from o3d_jax.files.atomic import whole_folder
+from o3d_jax.files.images import decode
 
 META, MAPS, IDS = "meta.json", "maps.npz", "train.txt"
 """Names of files."""
 
-MAX_PIXELS = 64 * 2**20
-"""Of one frame; refused above, by the header, before a byte is decoded."""
+ORBIT_FILES = (META, MAPS, "render_*.png", "render_*.webp")
+"""All that an orbit's folder may hold, for it to be replaced by another."""
 
 PNG_END = b"IEND\xaeB`\x82"
 """The last chunk of every PNG file."""
@@ -40,9 +40,6 @@ RIGID = 1e-3
 
 FLIP = np.array([1.0, -1.0, -1.0, 1.0])
 """Times the columns of a pose: Blender's camera axes to OpenCV's, and back."""
-
-# What Pillow's decoders raise on broken files, besides OSError.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 class RenderedOrbit(NamedTuple):
@@ -62,7 +59,7 @@ class RenderedOrbit(NamedTuple):
     """Of the surface in the world, scene units; 0 where empty."""
 
 
-class Maps(NamedTuple):
+class SurfaceMaps(NamedTuple):
     """As in `RenderedOrbit`."""
 
     depth: Float32[np.ndarray, "frames h w"] | None
@@ -91,24 +88,8 @@ def write_orbit(folder: Path, orbit: RenderedOrbit) -> None:
     check_poses(folder, orbit.camera_to_world)
     if len(orbit.camera_to_world) != len(orbit.rgba):
         raise ValueError(f"{len(orbit.camera_to_world)} poses for {len(orbit.rgba)} frames")
-    _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    shutil.rmtree(new, ignore_errors=True)  # Of a process of this number that was killed.
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    try:
-        new.mkdir()
-        _write_files(new, orbit)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():
-            old.rename(folder)
+    with whole_folder(folder, ORBIT_FILES) as scratch:
+        _write_files(scratch, orbit)
 
 
 def is_complete(file: Path) -> bool:
@@ -194,27 +175,23 @@ def read_rgba(path: Path) -> UInt8[np.ndarray, "h w 4"]:
     """A PNG or WebP image with alpha, as it is in the file.
 
     Raises:
-        InputError: missing, damaged, without alpha, or above MAX_PIXELS.
+        InputError: missing, damaged, without alpha, or too large (as `decode`).
     """
     try:
         encoded = path.read_bytes()
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path} has more than {MAX_PIXELS // 2**20} megapixels")
-            if image.mode != "RGBA":
-                raise InputError(
-                    f"{path} is {image.mode}, not RGBA: it has no alpha to tell object from "
-                    "background; render it with a transparent background"
-                )
-            if image.format == "PNG" and PNG_END not in encoded[-64:]:
-                raise OSError("it has no end")  # Pillow forgives that.
-            return np.array(image)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; render the orbit anew") from error
-    except InputError:
-        raise
-    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is damaged or no PNG or WebP image: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    image = decode(io.BytesIO(encoded), str(path), ("PNG", "WebP"))
+    if image.mode != "RGBA":
+        raise InputError(
+            f"{path} is {image.mode}, not RGBA: it has no alpha to tell object from background; "
+            "render it with a transparent background"
+        )
+    if image.format == "PNG" and PNG_END not in encoded[-64:]:  # Pillow forgives that.
+        raise InputError(f"{path} is damaged: it has no end; render the orbit anew")
+    return np.array(image)
 
 
 def find_orbits(root: Path) -> list[str]:
@@ -264,17 +241,6 @@ def _load_json(path: Path) -> Any:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file; an orbit needs a folder there")
-    for path in folder.iterdir():
-        image = path.name.startswith("render_") and path.suffix in (".png", ".webp")
-        if not image and path.name not in (META, MAPS):
-            raise InputError(f"{path} is no part of an orbit; move it, or choose another folder")
-
-
 def _write_files(folder: Path, orbit: RenderedOrbit) -> None:
     names = [f"render_{i:04d}.png" for i in range(len(orbit.rgba))]
     for name, frame in zip(names, orbit.rgba, strict=True):
@@ -293,14 +259,14 @@ def _write_files(folder: Path, orbit: RenderedOrbit) -> None:
     (folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def read_maps(path: Path, shape: tuple[int, ...]) -> Maps:
+def read_maps(path: Path, shape: tuple[int, ...]) -> SurfaceMaps:
     """The maps of frames of shape (frames, h, w); none if there is no such file.
 
     Raises:
         InputError: the file is damaged, or its maps are of another shape or type.
     """
     if not path.exists():
-        return Maps(None, None)
+        return SurfaceMaps(None, None)
     try:
         with np.load(path, allow_pickle=False) as maps:
             depth, position = (maps.get(name) for name in ("depth", "position"))
@@ -312,4 +278,4 @@ def read_maps(path: Path, shape: tuple[int, ...]) -> Maps:
                 f"{path}: {name} is {found.dtype} {found.shape}, not float32 {expected} as the "
                 "frames are; render the orbit anew"
             )
-    return Maps(depth, position)
+    return SurfaceMaps(depth, position)

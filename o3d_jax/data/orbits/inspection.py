@@ -11,9 +11,9 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from o3d_jax.data.orbits.checks import SOLID, Expected, inspect_orbit
-from o3d_jax.data.orbits.drawing import draw_orbit
+from o3d_jax.data.orbits.drawing import picture_of_orbit
 from o3d_jax.data.orbits.folder import RenderedOrbit, find_orbits
-from o3d_jax.data.sources import select
+from o3d_jax.data.orbits.names import select
 from o3d_jax.files.images import save_png
 
 
@@ -37,20 +37,20 @@ class Inspect:
     """Field of view that frames should have, degrees; None: any."""
 
 
-class Row(NamedTuple):
+class InspectedOrbit(NamedTuple):
     """One orbit, in short; without its frames, since there may be many orbits."""
 
     name: str
     facts: tuple[str, ...]
-    """Below HEADINGS; empty if the orbit cannot be read."""
+    """Below FACTS; empty if the orbit cannot be read."""
     problems: tuple[str, ...]
 
 
-HEADINGS = ("frames", "pixels", "radius", "fov", "elevation", "coverage")
+FACTS = ("frames", "pixels", "radius", "fov", "elevation", "coverage")
 """Of the table: units are scene units, degrees and per cent."""
 
 
-def inspect(order: Inspect) -> list[Row]:
+def inspect(order: Inspect) -> list[InspectedOrbit]:
     """Inspects all orbits, and draws them if so ordered.
 
     Raises:
@@ -62,13 +62,13 @@ def inspect(order: Inspect) -> list[Row]:
     for name in tqdm(names, "inspecting", unit="orbit"):
         found = inspect_orbit(order.rendered / name, name, expected)
         facts = () if found.orbit is None else _facts(found.orbit)
-        rows.append(Row(name, facts, found.problems))
+        rows.append(InspectedOrbit(name, facts, found.problems))
         if order.out is None or found.orbit is None or not (found.problems or left):
             continue
         if np.isfinite(found.orbit.camera_to_world).all():
             left -= not found.problems
             order.out.mkdir(parents=True, exist_ok=True)
-            save_png(order.out / f"{name.replace('/', '__')}.png", draw_orbit(found.orbit))
+            save_png(order.out / f"{name.replace('/', '__')}.png", picture_of_orbit(found.orbit))
     return rows
 
 
@@ -94,11 +94,11 @@ def _range(values: Float[np.ndarray, " n"], digits: int) -> str:
     return " .. ".join(sorted(ends, key=float))
 
 
-def report(rows: Sequence[Row]) -> str:
+def inspection_report(rows: Sequence[InspectedOrbit]) -> str:
     """A table of the orbits, a line for each problem, and a sum."""
-    none = ("-",) * len(HEADINGS)
+    none = ("-",) * len(FACTS)
     cells = [
-        ("orbit", *HEADINGS, "problems"),
+        ("orbit", *FACTS, "problems"),
         *((row.name, *(row.facts or none), str(len(row.problems))) for row in rows),
     ]
     widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]

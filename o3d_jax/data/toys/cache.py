@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.data.toys.seeded import (
-    VERSION,
+    TOYS_VERSION,
     check_orbit,
     orbit_azimuths,
     orbit_elevation,
     render_orbit,
 )
 from o3d_jax.errors import InputError
+from o3d_jax.files.atomic import written_whole
 from o3d_jax.geometry.orbits import orbit_poses
 
 HELDOUT_SEED = 2**30
@@ -160,23 +161,18 @@ def _cached(config: Config) -> list[Path]:
 def _write(config: Config, path: Path, seeds: Sequence[int], bar: tqdm) -> None:
     """Renders one cache file; it appears under its name only when complete."""
     size, frames = config.model.image_size, config.data.frames_per_orbit
-    partial = path.with_suffix(f".{os.getpid()}.part")
     shape = (len(seeds), frames, size, size, 4)
-    try:
-        rows = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        with ThreadPoolExecutor(config.data.workers) as pool:
-            rendered: Iterable = pool.map(functools.partial(_render, config), seeds)
-            for i, rgba in enumerate(rendered):
-                rows[i] = rgba
-                bar.update()
+    with written_whole(path) as scratch, ThreadPoolExecutor(config.data.workers) as pool:
+        rows = np.lib.format.open_memmap(scratch, "w+", np.uint8, shape)
+        rendered: Iterable = pool.map(functools.partial(_render, config), seeds)
+        for i, rgba in enumerate(rendered):
+            rows[i] = rgba
+            bar.update()
         rows.flush()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _fingerprint(config: Config) -> str:
     """Names what rendered bytes depend on besides size and seed: settings, and the generator."""
     data, camera = config.data, config.camera
-    facts = (VERSION, data.frames_per_orbit, tuple(data.elevation), camera.radius, camera.fov)
+    facts = (TOYS_VERSION, data.frames_per_orbit, tuple(data.elevation), camera.radius, camera.fov)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

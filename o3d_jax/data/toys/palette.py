@@ -6,6 +6,7 @@ import numpy as np
 
 from o3d_jax.data.toys.parts import Coat, Number, Triple
 from o3d_jax.data.toys.shapes import Pattern
+from o3d_jax.files.srgb import to_display
 
 
 def from_oklch(lightness: float, chroma: float, hue_deg: float) -> Triple:
@@ -29,8 +30,8 @@ def from_oklch(lightness: float, chroma: float, hue_deg: float) -> Triple:
         ]
     )
     linear = np.clip(to_linear @ cone_roots**3, 0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return (float(srgb[0]), float(srgb[1]), float(srgb[2]))
+    red, green, blue = to_display(linear)
+    return (float(red), float(green), float(blue))
 
 
 @dataclass(frozen=True)

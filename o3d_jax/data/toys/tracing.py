@@ -11,26 +11,22 @@ from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float
-from numba import njit
 
+from o3d_jax.data.compiled import kernel
 from o3d_jax.data.toys.shapes import Eye, Image, Kind, Pattern, Solid, Vec
-
-kernel = njit(cache=True, nogil=True, error_model="numpy")
-"""Compiles a function; threads run it side by side. Below it, `no_type_check` is for test runs:
-numba cannot compile what the shape checker wraps."""
 
 BOX, ELLIPSOID, PILLOW = int(Kind.BOX), int(Kind.ELLIPSOID), int(Kind.PILLOW)
 ROUND_CONE, TORUS, EXTRUSION = int(Kind.ROUND_CONE), int(Kind.TORUS), int(Kind.EXTRUSION)
 STRIPES, WEDGES, CHECKS = int(Pattern.STRIPES), int(Pattern.WEDGES), int(Pattern.CHECKS)
 FADE, SPLIT, DOTS = int(Pattern.FADE), int(Pattern.SPLIT), int(Pattern.DOTS)
 
-TILE = 8
+TILE_SIZE = 8
 """Pixels along a side of the tile that marches as one cone."""
 EXACT, VISIBLE = 1e-5, 3e-4
 """Distances, in scene units, that count as hits for depth and for colour."""
 FEW, MANY = 4, 16
 """Rays through a pixel: inside or outside the object, and on its edge; FEW of them give colour."""
-CREASE = 0.06
+CREASE_DEPTH = 0.06
 """How far off the surface, in scene units, its surroundings are probed for shade."""
 
 
@@ -321,7 +317,7 @@ def march_ray(solid: Solid, eye: Eye, d: Vec, t: float, end: float, hit: float) 
 
 @kernel
 @no_type_check
-def shade(solid: Solid, p: Vec) -> Vec:
+def shade_toy(solid: Solid, p: Vec) -> Vec:
     """RGB of a lit surface point: Lambert from one fixed light, sky, and darkened creases."""
     e = 1e-3  # Normal: differences of the distance at a tetrahedron's corners.
     a = distance(solid, Vec(p.x + e, p.y - e, p.z - e))
@@ -331,7 +327,8 @@ def shade(solid: Solid, p: Vec) -> Vec:
     nx, ny, nz = a - b - c + d, c + d - a - b, b + d - a - c
     scale = 1 / max(np.sqrt(nx * nx + ny * ny + nz * nz), 1e-12)
     nx, ny, nz = nx * scale, ny * scale, nz * scale
-    near = distance(solid, Vec(p.x + CREASE * nx, p.y + CREASE * ny, p.z + CREASE * nz)) / CREASE
+    probe = Vec(p.x + CREASE_DEPTH * nx, p.y + CREASE_DEPTH * ny, p.z + CREASE_DEPTH * nz)
+    near = distance(solid, probe) / CREASE_DEPTH
     crease = 0.65 + 0.35 * min(max(near, 0.0), 1.0)
     lambert = max(0.48 * nx + 0.72 * ny + 0.5 * nz, 0.0)
     light = crease * (0.64 + 0.12 * ny) + 0.42 * lambert * (0.5 + 0.5 * crease)
@@ -369,7 +366,7 @@ def draw_pixel(solid: Solid, eye: Eye, image: Image, row: int, column: int, star
         if s > 0:
             hits += 1
             if hits <= FEW:
-                sample = shade(solid, at(eye, d, s))
+                sample = shade_toy(solid, at(eye, d, s))
                 red, green, blue = red + sample.x, green + sample.y, blue + sample.z
         k += 1
         if k == FEW and 0 < hits < FEW:
@@ -384,17 +381,17 @@ def draw_pixel(solid: Solid, eye: Eye, image: Image, row: int, column: int, star
 
 @kernel
 @no_type_check
-def draw(solid: Solid, eye: Eye, image: Image) -> None:
+def draw_toy(solid: Solid, eye: Eye, image: Image) -> None:
     """Fills an image that is all zero: straight alpha, z-depth at pixel centres, 0 where empty."""
     h, w = image.depth.shape[:2]
     away = np.sqrt(eye.origin[0] ** 2 + eye.origin[1] ** 2 + eye.origin[2] ** 2)
-    end, chord = away + eye.ball, 0.71 * TILE / (w * eye.focal)
-    for top in range(0, h, TILE):
-        for left in range(0, w, TILE):
-            axis = ray(eye, (left + 0.5 * TILE) / w, (top + 0.5 * TILE) / h)
+    end, chord = away + eye.ball, 0.71 * TILE_SIZE / (w * eye.focal)
+    for top in range(0, h, TILE_SIZE):
+        for left in range(0, w, TILE_SIZE):
+            axis = ray(eye, (left + 0.5 * TILE_SIZE) / w, (top + 0.5 * TILE_SIZE) / h)
             start = march_cone(solid, eye, axis, chord, away - eye.ball, end)
             if start >= end:
                 continue
-            for row in range(top, min(top + TILE, h)):
-                for column in range(left, min(left + TILE, w)):
+            for row in range(top, min(top + TILE_SIZE, h)):
+                for column in range(left, min(left + TILE_SIZE, w)):
                     draw_pixel(solid, eye, image, row, column, start)

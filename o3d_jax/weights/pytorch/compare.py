@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # Ten times and more the rounding of a deep network in float32
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ComparedModule:
     """One module's outputs, compared."""
 
     record: Record
@@ -42,7 +42,7 @@ class Row:
 class Comparison:
     """All that a dump and a network of ours have in common, and the rest."""
 
-    rows: Sequence[Row]
+    rows: Sequence[ComparedModule]
     unlike: Sequence[str]
     """Modules of both that return something else, with both shapes."""
     only_torch: Sequence[str]
@@ -60,7 +60,7 @@ def compare(run: Replay, dump: Dump, tolerance: float = TOLERANCE) -> Comparison
     waiting: dict[str, deque[int]] = defaultdict(deque)
     for i, record in enumerate(dump.records):
         waiting[record.name].append(i)
-    rows: dict[int, Row] = {}
+    rows: dict[int, ComparedModule] = {}
     unlike: dict[int, str] = {}
     only_ours: list[str] = []
 
@@ -95,11 +95,11 @@ def module_name(path: tuple[str, ...]) -> str:
 
 def compare_output(
     ours: Float[np.ndarray, "..."], record: Record, run: Replay, tolerance: float = TOLERANCE
-) -> Row | None:
+) -> ComparedModule | None:
     """The errors in the order of axes that torch's module has; None if ours has not its size."""
     places = canonical(ours, record.name, run.videos, run.frames)
 
-    def compare_as(order: str) -> Row | None:
+    def compare_as(order: str) -> ComparedModule | None:
         flat = flat_in_order(places, order, record.shape, run.videos, run.frames)
         return None if flat is None else errors(flat, record, order)
 
@@ -113,7 +113,7 @@ def compare_output(
     return row
 
 
-def errors(ours: Float[np.ndarray, " n"], record: Record, order: str) -> Row:
+def errors(ours: Float[np.ndarray, " n"], record: Record, order: str) -> ComparedModule:
     """What two flat outputs differ by, where torch's is kept."""
     theirs = record.values().astype(np.float64)
     error = ours[:: record.stride] - theirs
@@ -121,10 +121,10 @@ def errors(ours: Float[np.ndarray, " n"], record: Record, order: str) -> Row:
     largest = float(np.abs(error).max(initial=0.0))
     if not np.isfinite(relative):
         relative = largest = float("inf")
-    return Row(record, largest, relative, order)
+    return ComparedModule(record, largest, relative, order)
 
 
-def report(comparison: Comparison, tolerance: float) -> Iterator[str]:
+def comparison_lines(comparison: Comparison, tolerance: float) -> Iterator[str]:
     """The lines to print; the last is the verdict."""
     first = first_difference(comparison, tolerance)
     for i, row in enumerate(comparison.rows):

@@ -20,7 +20,7 @@ from o3d_jax.config import Config
 from o3d_jax.errors import InputError
 from o3d_jax.types import Frozen, Params
 from o3d_jax.weights.checkpoint import Weights
-from o3d_jax.weights.pytorch.fields import NETWORKS, Network, field_faults
+from o3d_jax.weights.pytorch.fields import NETWORKS, NetworkName, field_faults
 from o3d_jax.weights.pytorch.lpips import lins_rule, lpips_shapes, trunk_rule
 from o3d_jax.weights.pytorch.names import manifest
 from o3d_jax.weights.pytorch.rules import (
@@ -49,7 +49,7 @@ Variant = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True)
-class Svd:
+class FromSvd:
     """SVD's weights, to train from."""
 
     folder: tyro.conf.Positional[Path]
@@ -69,7 +69,7 @@ class Svd:
 
 
 @dataclass(frozen=True)
-class Lgm:
+class FromLgm:
     """LGM's weights alone."""
 
     file: tyro.conf.Positional[Path]
@@ -83,7 +83,7 @@ class Lgm:
 
 
 @dataclass(frozen=True)
-class Released:
+class FromRelease:
     """The weights of the PyTorch release, to sample with or to train on."""
 
     folder: tyro.conf.Positional[Path]
@@ -100,14 +100,14 @@ class Released:
     """Says which architecture the weights must have; goes beside them."""
 
 
-ORDERS = {"svd": Svd, "lgm": Lgm, "released": Released}
+ORDERS = {"svd": FromSvd, "lgm": FromLgm, "released": FromRelease}
 
 
 @dataclass(frozen=True)
-class Job:
+class NetworkFile:
     """One file, or set of shards, and the network that it fills, or a part of that."""
 
-    network: Network
+    network: NetworkName
     rule: Rule
     source: Source
     folder: Path | None = None
@@ -119,11 +119,11 @@ class Conversion:
     """A checkpoint in the making."""
 
     config: Config
-    jobs: list[Job]
+    jobs: list[NetworkFile]
     """Those of one network have its parameters between them."""
 
 
-def read_order(order: Svd | Lgm | Released) -> Conversion:
+def read_order(order: FromSvd | FromLgm | FromRelease) -> Conversion:
     """What there is to convert; all headers have been read.
 
     Raises:
@@ -131,22 +131,25 @@ def read_order(order: Svd | Lgm | Released) -> Conversion:
             for in vain, or not the config's.
     """
     config = read_config(order.config, [])
-    if isinstance(order, Released):
+    if isinstance(order, FromRelease):
         jobs = [
-            Job("unet", RELEASED, read_released(order.folder, "mv_model_unet")),
-            Job("lgm", RELEASED, read_released(order.folder, "recon_model")),
+            NetworkFile("unet", RELEASED, read_released(order.folder, "mv_model_unet")),
+            NetworkFile("lgm", RELEASED, read_released(order.folder, "recon_model")),
         ]
         frozen = _frozen_jobs(order.svd, order.variant) if order.svd else []
         return Conversion(config, [*jobs, *frozen, *_lpips_jobs(order.lpips, config)])
     jobs = []
-    if isinstance(order, Svd):
+    if isinstance(order, FromSvd):
         folder = order.folder / "unet"
         unet = read_network(folder, "diffusion_pytorch_model", order.variant)
-        jobs = [Job("unet", SVD_UNET, unet, folder), *_frozen_jobs(order.folder, order.variant)]
+        jobs = [
+            NetworkFile("unet", SVD_UNET, unet, folder),
+            *_frozen_jobs(order.folder, order.variant),
+        ]
         jobs += _lpips_jobs(order.lpips, config)
-    file = order.lgm if isinstance(order, Svd) else order.file
+    file = order.lgm if isinstance(order, FromSvd) else order.file
     if file is not None:
-        job = Job("lgm", LGM, read_file(file))
+        job = NetworkFile("lgm", LGM, read_file(file))
         jobs.append(job)
         config = _with_rotation(config, _rotation(job.source, order.rotation, config))
     elif order.rotation:
@@ -154,22 +157,22 @@ def read_order(order: Svd | Lgm | Released) -> Conversion:
     return Conversion(config, jobs)
 
 
-def _frozen_jobs(folder: Path, variant: Variant | None) -> list[Job]:
+def _frozen_jobs(folder: Path, variant: Variant | None) -> list[NetworkFile]:
     vae, clip = folder / "vae", folder / "image_encoder"
     return [
-        Job("vae", RELEASED, read_network(vae, "diffusion_pytorch_model", variant), vae),
-        Job("clip", IMAGE_ENCODER, read_network(clip, "model", variant), clip),
+        NetworkFile("vae", RELEASED, read_network(vae, "diffusion_pytorch_model", variant), vae),
+        NetworkFile("clip", IMAGE_ENCODER, read_network(clip, "model", variant), clip),
     ]
 
 
-def _lpips_jobs(files: tuple[Path, Path] | None, config: Config) -> list[Job]:
+def _lpips_jobs(files: tuple[Path, Path] | None, config: Config) -> list[NetworkFile]:
     if files is None:
         return []
     trunk, lins = files
     network = config.optim.lpips_network
     return [
-        Job("lpips", trunk_rule(network), read_file(trunk)),
-        Job("lpips", lins_rule(network), read_file(lins)),
+        NetworkFile("lpips", trunk_rule(network), read_file(trunk)),
+        NetworkFile("lpips", lins_rule(network), read_file(lins)),
     ]
 
 
@@ -198,7 +201,7 @@ def _with_rotation(config: Config, rotation: Rotation) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, lgm=lgm))
 
 
-def convert(order: Svd | Lgm | Released) -> str:
+def convert(order: FromSvd | FromLgm | FromRelease) -> str:
     """Writes the checkpoint, and says what went into it, as does its report.txt.
 
     Raises:
@@ -211,17 +214,17 @@ def convert(order: Svd | Lgm | Released) -> str:
     total = sum(spec.nbytes for spec in tensors if spec.dtype in FLOATS)
     check_space(order.out, total)
     with tqdm(total=total, unit="B", unit_scale=True, desc="convert") as bar:
-        tallies, weights = plan(conversion, bar.update)
+        tallies, weights = planned_weights(conversion, bar.update)
 
         def finish() -> str:
             check_all_finite(tallies)
-            return report(conversion, tallies)
+            return conversion_report(conversion, tallies)
 
         save_streamed(order.out, conversion.config, weights, finish)
-    return f"{report(conversion, tallies)}wrote {order.out}\n"
+    return f"{conversion_report(conversion, tallies)}wrote {order.out}\n"
 
 
-def report(conversion: Conversion, tallies: list[Tally]) -> str:
+def conversion_report(conversion: Conversion, tallies: list[Tally]) -> str:
     """What was read and filled, what is not there, and what could not be verified."""
     there = {job.network for job in conversion.jobs}
     lines = [tally.report() for tally in tallies]
@@ -249,7 +252,7 @@ def check(conversion: Conversion) -> None:
         )
 
 
-def _faults(config: Config, job: Job) -> Iterator[str]:
+def _faults(config: Config, job: NetworkFile) -> Iterator[str]:
     described = {job.source.where: job.source.notes}
     if job.folder:
         described[job.folder / "config.json"] = read_fields(job.folder / "config.json")
@@ -260,17 +263,17 @@ def _faults(config: Config, job: Job) -> Iterator[str]:
         yield tensors
 
 
-def _shapes(config: Config, network: Network) -> Any:
+def _shapes(config: Config, network: NetworkName) -> Any:
     if network == "lpips":
         return lpips_shapes(config.optim.lpips_network)
     return getattr(network_shapes(config.model), network)
 
 
-def plan(conversion: Conversion, progress: Progress) -> tuple[list[Tally], Weights]:
+def planned_weights(conversion: Conversion, progress: Progress) -> tuple[list[Tally], Weights]:
     """The parameters, as leaves that are read when written, and a tally for each file."""
     config = conversion.config
     tallies = []
-    leaves: dict[Network, dict[str, Leaf]] = {}
+    leaves: dict[NetworkName, dict[str, Leaf]] = {}
     for job in conversion.jobs:
         tally = Tally(job.network, job.source.where)
         leaves.setdefault(job.network, {}).update(_leaves(config, job, tally, progress))
@@ -290,7 +293,7 @@ def plan(conversion: Conversion, progress: Progress) -> tuple[list[Tally], Weigh
     return tallies, weights
 
 
-def _leaves(config: Config, job: Job, tally: Tally, progress: Progress) -> dict[str, Leaf]:
+def _leaves(config: Config, job: NetworkFile, tally: Tally, progress: Progress) -> dict[str, Leaf]:
     """By torch name, the parameters that a file has, and those that start fresh with it."""
     shapes = _shapes(config, job.network)
     planned = plan_network(tally, job.rule, job.source, shapes, progress)

@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from tqdm import tqdm
 
 from o3d_jax.errors import InputError
-from o3d_jax.weights.checkpoint import whole_folder
+from o3d_jax.files.atomic import whole_folder
 from o3d_jax.weights.pytorch.names import to_torch, torch_name, torch_shape
 from o3d_jax.weights.pytorch.rules import Progress, Tally, check_all_finite
 from o3d_jax.weights.pytorch.safetensors import (
@@ -48,7 +48,7 @@ PLACES = {
 
 
 @dataclass(frozen=True)
-class Network:
+class ExportedNetwork:
     """One to export: its tensors in the order of the file, and where they are."""
 
     name: str
@@ -57,7 +57,7 @@ class Network:
     specs: list[Spec]
 
 
-def networks_of(model: StoredModel, dtype: str | None) -> list[Network]:
+def networks_of(model: StoredModel, dtype: str | None) -> list[ExportedNetwork]:
     """The networks of a checkpoint that have torch originals."""
     networks = []
     for part, (name, stem) in PLACES.items():
@@ -71,7 +71,7 @@ def networks_of(model: StoredModel, dtype: str | None) -> list[Network]:
             for tensor, at in keys.items()
         ]
         if keys:
-            networks.append(Network(name, Path(stem), keys, in_file_order(specs)))
+            networks.append(ExportedNetwork(name, Path(stem), keys, in_file_order(specs)))
     return networks
 
 
@@ -108,7 +108,7 @@ def export(order: Export) -> str:
     return "".join([*lines, f"wrote {order.out}\n"])
 
 
-def _write(model: StoredModel, network: Network, folder: Path, progress: Progress) -> Tally:
+def _write(model: StoredModel, network: ExportedNetwork, folder: Path, progress: Progress) -> Tally:
     tally = Tally(network.name, None)
     target = folder / network.stem
     target.parent.mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ def _write(model: StoredModel, network: Network, folder: Path, progress: Progres
 
 
 def _arrays(
-    model: StoredModel, network: Network, tally: Tally, progress: Progress
+    model: StoredModel, network: ExportedNetwork, tally: Tally, progress: Progress
 ) -> Iterator[Shaped[np.ndarray, "..."]]:
     wanted = [network.keys[spec.name] for spec in network.specs]
     for spec, stored in zip(network.specs, model.arrays(wanted), strict=True):

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from o3d_jax.config import ClipConfig, LgmConfig, ModelConfig, UnetConfig, VaeConfig
 
-Network = Literal["unet", "lgm", "vae", "clip", "lpips"]
-NETWORKS: tuple[Network, ...] = ("unet", "lgm", "vae", "clip", "lpips")
+NetworkName = Literal["unet", "lgm", "vae", "clip", "lpips"]
+NETWORKS: tuple[NetworkName, ...] = ("unet", "lgm", "vae", "clip", "lpips")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ClipConstants:
     layer_norm_eps: float = 1e-5
 
 
-def field_faults(network: Network, found: Mapping[str, Any], model: ModelConfig) -> str:
+def field_faults(network: NetworkName, found: Mapping[str, Any], model: ModelConfig) -> str:
     """Where the fields of a file differ from our network's; names all, and is empty if none do.
 
     Fields that the file lacks, or that we don't know, pass.
@@ -74,14 +74,14 @@ def _same(there: Any, here: Any) -> bool:
 
 
 def _config(
-    network: Network, model: ModelConfig
+    network: NetworkName, model: ModelConfig
 ) -> UnetConfig | LgmConfig | VaeConfig | ClipConfig | None:
     """None for LPIPS, which has nothing to choose."""
     return None if network == "lpips" else getattr(model, network)
 
 
 def _constants(
-    network: Network, model: ModelConfig
+    network: NetworkName, model: ModelConfig
 ) -> UnetConstants | VaeConstants | ClipConstants | None:
     if network == "unet":
         return UnetConstants(

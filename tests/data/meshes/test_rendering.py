@@ -52,13 +52,13 @@ def run(models, tmp_path, monkeypatch, capsys):
 
 
 def job(models, tmp_path, name="red", **options):
-    from o3d_jax.data.meshes.jobs import Job
+    from o3d_jax.data.meshes.jobs import RenderJob
     from o3d_jax.data.meshes.orbits import OrbitPlan
 
     plan = OrbitPlan(**{**PLAN, **options.pop("plan", {})})
-    return Job(name, models / f"{name}.glb", tmp_path / "out", plan, 2**20, 60.0, None)._replace(
-        **options
-    )
+    return RenderJob(
+        name, models / f"{name}.glb", tmp_path / "out", plan, 2**20, 60.0, None
+    )._replace(**options)
 
 
 def test_a_broken_model_is_reported_and_the_others_are_rendered(run, tmp_path):

@@ -11,11 +11,12 @@ from PIL import Image
 from o3d_jax.config import CameraConfig
 from o3d_jax.data.orbits.checks import Expected, box_corners, inspect_orbit, project
 from o3d_jax.data.orbits.folder import RenderedOrbit, read_orbit, write_orbit
-from o3d_jax.data.toys.parts import Coat, assemble, box
+from o3d_jax.data.toys.assembly import assemble
+from o3d_jax.data.toys.parts import Coat, box
 from o3d_jax.data.toys.seeded import orbit_azimuths, orbit_elevation, render_orbit
 from o3d_jax.data.toys.shapes import Eye
 from o3d_jax.data.toys.shapes import Image as Drawn
-from o3d_jax.data.toys.tracing import draw
+from o3d_jax.data.toys.tracing import draw_toy
 from o3d_jax.geometry.orbits import orbit_poses, pinhole
 
 SEED, FRAMES, SIZE = 102, 6, 48
@@ -236,7 +237,7 @@ def test_the_corners_of_a_box_are_the_bounds_of_its_silhouette_at_512_px():
             np.zeros((512, 512, 3), np.float32),
         )
         focal = float(pinhole(49.1)[0, 0])
-        draw(made.solid, Eye(pose[:3, 3].copy(), pose[:3, :3].copy(), focal, 0.58), image)
+        draw_toy(made.solid, Eye(pose[:3, 3].copy(), pose[:3, :3].copy(), focal, 0.58), image)
         corners = np.array(list(itertools.product(*zip(-half, half, strict=True))))
         pixels = project(corners, pose, 49.1, 512)
         rows, columns = (np.flatnonzero((image.rgba[..., 3] > 127).any(axis)) for axis in (1, 0))

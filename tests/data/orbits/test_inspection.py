@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from o3d_jax.commands import inspect_data
-from o3d_jax.data.orbits.drawing import BOX_COLOR, TILE, draw_orbit, frustum
+from o3d_jax.data.orbits.drawing import BOX_COLOR, FRAME_SIZE, frustum, picture_of_orbit
 from o3d_jax.data.orbits.folder import RenderedOrbit, write_orbit
 from o3d_jax.geometry.orbits import orbit_poses, pinhole
 
@@ -62,7 +62,7 @@ def test_orbits_with_problems_are_drawn_whatever_the_number_of_pictures(folder, 
     pictures = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert pictures == ["cropped__0.png", "sound__0.png"]
     with Image.open(tmp_path / "out" / "sound__0.png") as picture:
-        assert min(picture.size) > 4 * TILE
+        assert min(picture.size) > 4 * FRAME_SIZE
 
 
 def test_a_frustum_is_what_the_camera_sees():
@@ -85,14 +85,15 @@ def test_the_box_is_drawn_around_the_object():
     position = np.zeros((16, 64, 64, 3), np.float32)
     position[:, 31:33, 31:33] = [[[-0.3, -0.2, -0.1], [0.3, 0.2, 0.1]]] * 2
     orbit = orbit._replace(camera_to_world=pose, position=position)
-    sheet = draw_orbit(orbit)
-    top, left = 4 + TILE + 4, 4
-    frame = sheet[top : top + TILE, left : left + TILE]
+    sheet = picture_of_orbit(orbit)
+    top, left = 4 + FRAME_SIZE + 4, 4
+    frame = sheet[top : top + FRAME_SIZE, left : left + FRAME_SIZE]
     red = np.abs(frame - np.array(BOX_COLOR) / 255).max(axis=-1) < 0.01
     focal = pinhole(49.1)[0, 0]
     for z in (0.1, -0.1):
-        x, y = (TILE * (0.5 + focal * half / (1.5 - z)) for half in (0.3, 0.2))
+        x, y = (FRAME_SIZE * (0.5 + focal * half / (1.5 - z)) for half in (0.3, 0.2))
         around_x, around_y = (slice(round(place) - 1, round(place) + 1) for place in (x, y))
-        assert red[TILE // 2 - 9, around_x].any()  # On the right edge, a bit above the middle.
-        assert red[around_y, TILE // 2 + 9].any()  # On the lower edge, right of the middle.
-    assert red.sum() < 8 * TILE
+        # On the right edge, a bit above the middle.
+        assert red[FRAME_SIZE // 2 - 9, around_x].any()
+        assert red[around_y, FRAME_SIZE // 2 + 9].any()  # On the lower edge, right of the middle.
+    assert red.sum() < 8 * FRAME_SIZE

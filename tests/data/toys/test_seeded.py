@@ -8,10 +8,11 @@ import pytest
 from numba import njit
 
 from o3d_jax.config import CameraConfig
-from o3d_jax.data.toys.parts import Coat, Toy, assemble, ball
+from o3d_jax.data.toys.assembly import Toy, assemble
+from o3d_jax.data.toys.parts import Coat, ball
 from o3d_jax.data.toys.seeded import make_toy, orbit_azimuths, orbit_elevation, render_orbit
 from o3d_jax.data.toys.shapes import Eye, Image, Vec
-from o3d_jax.data.toys.tracing import distance, draw
+from o3d_jax.data.toys.tracing import distance, draw_toy
 from o3d_jax.geometry.ccm import unproject
 from o3d_jax.geometry.orbits import orbit_poses, pinhole
 
@@ -26,7 +27,7 @@ def view(toy: Toy, pose: np.ndarray, height: int, width: int) -> Image:
     )
     focal = float(pinhole(CAMERA.fov)[0, 0])
     rotation = np.ascontiguousarray(pose[:3, :3])
-    draw(toy.solid, Eye(pose[:3, 3].copy(), rotation, focal, toy.ball), image)
+    draw_toy(toy.solid, Eye(pose[:3, 3].copy(), rotation, focal, toy.ball), image)
     return image
 
 

@@ -158,7 +158,7 @@ def test_an_output_that_is_not_finite_differs(clip_outputs, model, tmp_path):
 
 
 def test_another_order_counts_as_a_difference_and_is_named(model, clip_outputs, tmp_path):
-    from o3d_jax.weights.pytorch.compare import compare, first_difference, report
+    from o3d_jax.weights.pytorch.compare import compare, comparison_lines, first_difference
     from o3d_jax.weights.pytorch.dump import Dump
     from o3d_jax.weights.pytorch.replay import replay
 
@@ -169,7 +169,7 @@ def test_another_order_counts_as_a_difference_and_is_named(model, clip_outputs, 
     dump = Dump(write_dump(tmp_path / "d", "image_encoder", {"pixel_values": PIXELS}, outputs))
     comparison = compare(replay(model, dump), dump)
     assert first_difference(comparison, 1e-4) == 2
-    lines = list(report(comparison, 1e-4))
+    lines = list(comparison_lines(comparison, 1e-4))
     assert "DIFFERS, FIRST, other order: they agree as [bfcp], and not as [bfpc]" in lines[2]
     assert lines[-1].startswith(f"first difference: {LAYERS[2]}, relative error ")
     assert lines[-1].endswith("; 1 differ in all, 1 of them in the order of axes only")
@@ -178,13 +178,13 @@ def test_another_order_counts_as_a_difference_and_is_named(model, clip_outputs, 
 def test_outputs_of_another_size_are_not_compared_and_the_verdict_says_so(
     model, clip_outputs, tmp_path
 ):
-    from o3d_jax.weights.pytorch.compare import compare, report
+    from o3d_jax.weights.pytorch.compare import compare, comparison_lines
     from o3d_jax.weights.pytorch.dump import Dump
     from o3d_jax.weights.pytorch.replay import replay
 
     outputs = [(name, array[:1] if name == LAYERS[0] else array) for name, array in clip_outputs]
     dump = Dump(write_dump(tmp_path / "d", "image_encoder", {"pixel_values": PIXELS}, outputs))
-    lines = list(report(compare(replay(model, dump), dump), 1e-4))
+    lines = list(comparison_lines(compare(replay(model, dump), dump), 1e-4))
     assert lines[-1].startswith(f"all {len(LAYERS) - 1} modules agree, 1 not compared; largest")
 
 

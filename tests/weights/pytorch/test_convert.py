@@ -6,6 +6,7 @@ import runpy
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from o3d_jax.errors import InputError
 from o3d_jax.weights.checkpoint import load_model, save_model
 from o3d_jax.weights.pytorch import convert as tool
 from o3d_jax.weights.pytorch import safetensors
-from o3d_jax.weights.pytorch.convert import Released, Svd, convert
+from o3d_jax.weights.pytorch.convert import FromRelease, FromSvd, convert
 from o3d_jax.weights.pytorch.export import Export, export
 from o3d_jax.weights.pytorch.rules import LGM, SVD_UNET, fresh_parameters
 from support import fake_weights as fake
@@ -35,7 +36,9 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def start(files, small):
     """SVD and LGM, converted to train from: the checkpoint, and what was said."""
     out = files / "start"
-    said = convert(Svd(files / "svd", out, lgm=files / "svd/lgm_fixrot.safetensors", config=small))
+    said = convert(
+        FromSvd(files / "svd", out, lgm=files / "svd/lgm_fixrot.safetensors", config=small)
+    )
     return load_model(out), said
 
 
@@ -56,7 +59,7 @@ def same_bits(one, other):
 def test_torch_to_ours_to_torch_is_the_identity_to_the_bit(model, tmp_path, dtype, small):
     released = fake.save_released(tmp_path / "released", model, dtype)
     svd = fake.save_svd(tmp_path / "svd", model, dtype)
-    said = convert(Released(released, tmp_path / "model", svd=svd, config=small))
+    said = convert(FromRelease(released, tmp_path / "model", svd=svd, config=small))
     back = export(Export(tmp_path / "model", tmp_path / "back"))
     for network, (folder, stem) in NETWORKS.items():
         made = fake.fake(fake.shapes(model)[network], dtype)
@@ -97,10 +100,10 @@ def test_a_model_we_trained_is_exported_and_comes_back(start, model, tmp_path, m
     (tmp_path / "svd").mkdir()
     for part in ("vae", "image_encoder"):
         (tmp_path / "torch" / part).rename(tmp_path / "svd" / part)
-    order = Released(tmp_path / "torch", tmp_path / "again", svd=tmp_path / "svd", config=small)
+    order = FromRelease(tmp_path / "torch", tmp_path / "again", svd=tmp_path / "svd", config=small)
     convert(order)
     again = load_model(tmp_path / "again")
-    jax.tree.map(np.testing.assert_array_equal, again.weights, start[0].weights)
+    chex.assert_trees_all_equal(again.weights, start[0].weights)
 
 
 def test_an_export_in_another_type_is_the_cast_and_refuses_what_overflows(start, tmp_path):
@@ -204,7 +207,7 @@ LAYOUTS = ["one file", "half, one file", "both", "shards", "half, shards"]
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_of_svd_holds_the_same_tensors(model, tmp_path, layout, small):
     folder = lay_out(tmp_path / "svd", model, layout)
-    conversion = tool.read_order(Svd(folder, tmp_path / "out", config=small))
+    conversion = tool.read_order(FromSvd(folder, tmp_path / "out", config=small))
     dtype = "float16" if "half" in layout else "float32"
     found = {t.spec.name: t.read() for t in conversion.jobs[0].source.tensors}
     assert same_bits(found, fake.svd_unet(model, dtype)) == []
@@ -213,7 +216,7 @@ def test_every_layout_of_svd_holds_the_same_tensors(model, tmp_path, layout, sma
 
 def test_the_variant_asked_for_is_taken(model, tmp_path, small):
     folder = lay_out(tmp_path / "svd", model, "both")
-    order = Svd(folder, tmp_path / "out", variant="fp16", config=small)
+    order = FromSvd(folder, tmp_path / "out", variant="fp16", config=small)
     for job in tool.read_order(order).jobs:
         assert {t.spec.dtype for t in job.source.tensors} == {"float16"}
     (folder / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
@@ -228,14 +231,14 @@ def test_positions_that_old_image_encoders_carry_along_are_dropped_by_name(
     clip = fake.fake(fake.shapes(model)["clip"])
     clip["vision_model.embeddings.position_ids"] = np.arange(5)[None]
     fake.save(svd / "image_encoder" / "model.safetensors", clip)
-    said = convert(Released(files / "released", tmp_path / "out", svd=svd, config=small))
+    said = convert(FromRelease(files / "released", tmp_path / "out", svd=svd, config=small))
     assert " cast" not in said  # Converting never changes a type.
     assert "dropped vision_model.embeddings.position_ids" in said
     assert f"clip: {len(clip)} tensors read, {len(clip) - 1} filled" in said
 
 
 def test_a_release_without_svd_says_what_it_cannot_have(files, tmp_path, small):
-    said = convert(Released(files / "released", tmp_path / "out", config=small))
+    said = convert(FromRelease(files / "released", tmp_path / "out", config=small))
     assert "not in the checkpoint: vae, clip, lpips\n" in said
     assert (tmp_path / "out" / "report.txt").read_text() + f"wrote {tmp_path / 'out'}\n" == said
     weights = load_model(tmp_path / "out").weights
@@ -248,7 +251,7 @@ def test_the_benchmark_finds_no_difference_at_toy_size_and_one_where_there_is_on
     benchmark = runpy.run_path(str(ROOT / "benchmarks" / "convert_full.py"))
     specs = benchmark["all_specs"](model, "bfloat16")
     benchmark["make"](tmp_path, specs)
-    convert(Released(tmp_path / "weights", tmp_path / "out", svd=tmp_path / "svd", config=small))
+    convert(FromRelease(tmp_path / "weights", tmp_path / "out", svd=tmp_path / "svd", config=small))
     export(Export(tmp_path / "out", tmp_path / "exported"))
     assert list(benchmark["different"](tmp_path / "exported", specs)) == []
     fake.change(

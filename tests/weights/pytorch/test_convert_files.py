@@ -10,7 +10,7 @@ import pytest
 from o3d_jax.errors import InputError
 from o3d_jax.weights.checkpoint import load_model
 from o3d_jax.weights.pytorch import convert as tool
-from o3d_jax.weights.pytorch.convert import Job, Lgm, Released, Svd, convert
+from o3d_jax.weights.pytorch.convert import FromLgm, FromRelease, FromSvd, NetworkFile, convert
 from o3d_jax.weights.pytorch.export import Export, export
 from o3d_jax.weights.pytorch.lpips import lins_rule, lpips_shapes, trunk_rule
 from o3d_jax.weights.pytorch.names import manifest
@@ -49,16 +49,16 @@ def test_constants_of_the_originals_pass_also_as_a_number_for_each_scale(
     svd = shutil.copytree(files / "svd", tmp_path / "svd")
     for network, fields in VARIED.items():
         describe(svd, network, **fields)
-    tool.check(tool.read_order(Svd(svd, tmp_path / "out", config=small)))
+    tool.check(tool.read_order(FromSvd(svd, tmp_path / "out", config=small)))
     lists = {"layers_per_block": [1, 1], "transformer_layers_per_block": [1, 1]}
     describe(svd, "unet", **lists, cross_attention_dim=[12, 12])
-    tool.check(tool.read_order(Svd(svd, tmp_path / "out", config=small)))
+    tool.check(tool.read_order(FromSvd(svd, tmp_path / "out", config=small)))
     describe(svd, "unet", layers_per_block=[1, 2], num_attention_heads=1)
     with pytest.raises(InputError, match=r"layers_per_block \(1, 2\) there, 1 in the config"):
-        tool.check(tool.read_order(Svd(svd, tmp_path / "out", config=small)))
+        tool.check(tool.read_order(FromSvd(svd, tmp_path / "out", config=small)))
     describe(svd, "unet", layers_per_block=1)
     with pytest.raises(InputError, match=r"num_attention_heads 1 there, \(1, 2\) in the config"):
-        tool.check(tool.read_order(Svd(svd, tmp_path / "out", config=small)))
+        tool.check(tool.read_order(FromSvd(svd, tmp_path / "out", config=small)))
 
 
 def test_all_fields_that_no_tensor_shows_are_in_one_error(files, tmp_path, small):
@@ -77,7 +77,7 @@ def test_all_fields_that_no_tensor_shows_are_in_one_error(files, tmp_path, small
     for network, fields in wrong.items():
         describe(svd, network, **fields)
     with pytest.raises(InputError) as error:
-        convert(Svd(svd, tmp_path / "out", config=small))
+        convert(FromSvd(svd, tmp_path / "out", config=small))
     for network, fields in wrong.items():
         assert str(svd / network / "config.json") in str(error.value)
         for name, value in fields.items():
@@ -92,11 +92,13 @@ def test_a_folder_without_config_is_named_as_not_verified(files, tmp_path, small
     svd = shutil.copytree(files / "svd", tmp_path / "svd")
     for network in ("vae", "image_encoder"):
         (svd / network / "config.json").unlink()
-    said = convert(Released(files / "released", tmp_path / "out", svd=svd, config=small))
+    said = convert(FromRelease(files / "released", tmp_path / "out", svd=svd, config=small))
     rows = [line.split()[2] for line in said.split("\n") if line.startswith("not verified:")]
     assert rows == [str(svd / "vae"), str(svd / "image_encoder")]
     assert (tmp_path / "out" / "report.txt").read_text().count("not verified") == 2
-    said = convert(Released(files / "released", tmp_path / "out", svd=files / "svd", config=small))
+    said = convert(
+        FromRelease(files / "released", tmp_path / "out", svd=files / "svd", config=small)
+    )
     assert "not verified" not in said
 
 
@@ -106,7 +108,7 @@ def test_a_folder_without_config_is_named_as_not_verified(files, tmp_path, small
 def test_the_loss_of_lgms_training_is_dropped_by_name(model, tmp_path, small):
     loss = {f"lpips_loss.lin{i}.model.1.weight": np.ones((1, 3), np.float32) for i in range(2)}
     fake.save(tmp_path / "lgm_fixrot.safetensors", fake.lgm(model) | loss)
-    said = convert(Lgm(tmp_path / "lgm_fixrot.safetensors", tmp_path / "out", config=small))
+    said = convert(FromLgm(tmp_path / "lgm_fixrot.safetensors", tmp_path / "out", config=small))
     assert f"dropped {', '.join(sorted(loss))} from" in said
     assert f"lgm: {len(fake.lgm(model)) + 2} tensors read, {len(fake.lgm(model))} filled" in said
 
@@ -117,10 +119,10 @@ def test_a_bare_unet_is_called_so_and_only_what_it_lacks_is_named(model, tmp_pat
     fake.save(path, bare)
     wanted = rf"{path}: names without \"unet.\": a U-Net alone; give the file of the whole network"
     with pytest.raises(InputError, match=rf"{wanted}; 2 missing \(conv.bias, conv.weight\)$"):
-        convert(Lgm(path, tmp_path / "out", config=small))
+        convert(FromLgm(path, tmp_path / "out", config=small))
     fake.save(path, {f"module.{k}": v for k, v in fake.lgm(model).items()})  # Not to be confused.
     with pytest.raises(InputError, match=r"safetensors: \d+ missing .* superfluous \(module\."):
-        convert(Lgm(path, tmp_path / "out", config=small))
+        convert(FromLgm(path, tmp_path / "out", config=small))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_a_bare_unet_is_called_so_and_only_what_it_lacks_is_named(model, tmp_pat
 )
 def test_the_rotation_variant_of_lgm_is_recorded(model, tmp_path, name, asked, recorded, small):
     fake.save(tmp_path / name, fake.lgm(model))
-    order = Lgm(tmp_path / name, tmp_path / "out", rotation=asked, config=small)
+    order = FromLgm(tmp_path / name, tmp_path / "out", rotation=asked, config=small)
     assert tool.read_order(order).config.model.lgm.rotation_norm == recorded
 
 
@@ -145,11 +147,13 @@ def test_a_rotation_variant_that_is_unknown_or_wrong_is_refused(model, tmp_path,
     ]:
         fake.save(tmp_path / name, fake.lgm(model))
         with pytest.raises(InputError, match=said):
-            tool.read_order(Lgm(tmp_path / name, tmp_path / "out", rotation=asked, config=small))
+            tool.read_order(
+                FromLgm(tmp_path / name, tmp_path / "out", rotation=asked, config=small)
+            )
 
 
 def test_a_rotation_without_lgm_is_refused_rather_than_ignored(files, tmp_path, small):
-    order = Svd(files / "svd", tmp_path / "out", rotation="per_gaussian", config=small)
+    order = FromSvd(files / "svd", tmp_path / "out", rotation="per_gaussian", config=small)
     with pytest.raises(InputError, match="--rotation per_gaussian is of LGM's file; give .*--lgm"):
         tool.read_order(order)
 
@@ -173,10 +177,10 @@ def test_a_rotation_that_file_and_config_disagree_on_is_the_files_if_asked_for(
     order = {"file": path, "out": tmp_path / "out", "config": tmp_path / "config.py"}
     said = rf"{path} is {known}, and rotation_norm is {ours} in the config; give --rotation {known}"
     with pytest.raises(InputError, match=said):
-        tool.read_order(Lgm(**order))
-    conversion = tool.read_order(Lgm(**order, rotation=known))
+        tool.read_order(FromLgm(**order))
+    conversion = tool.read_order(FromLgm(**order, rotation=known))
     assert conversion.config.model.lgm.rotation_norm == known
-    assert f"rotation_norm {known}\n" in tool.report(conversion, [])
+    assert f"rotation_norm {known}\n" in tool.conversion_report(conversion, [])
 
 
 # LPIPS
@@ -234,8 +238,8 @@ def lpips_error(config, trunk, lins):
     """What is wrong with the files, as `convert --lpips` says it."""
     network = config.optim.lpips_network
     jobs = [
-        Job("lpips", trunk_rule(network), tool.read_file(trunk)),
-        Job("lpips", lins_rule(network), tool.read_file(lins)),
+        NetworkFile("lpips", trunk_rule(network), tool.read_file(trunk)),
+        NetworkFile("lpips", lins_rule(network), tool.read_file(lins)),
     ]
     with pytest.raises(InputError) as error:
         tool.check(tool.Conversion(config, jobs))
@@ -267,7 +271,7 @@ def test_an_export_as_trunk_and_files_in_the_wrong_order_are_refused(
     said = lpips_error(config, lins, trunk)
     assert re.search(rf"{lins}: \d+ missing \(features\..* 5 superfluous \(lin0\.model", said)
     assert re.search(rf"{trunk}: 5 missing \(lin0\.model\..* superfluous \(classifier\.6", said)
-    convert(Released(files / "released", tmp_path / "ours", config=small))
+    convert(FromRelease(files / "released", tmp_path / "ours", config=small))
     export(Export(tmp_path / "ours", tmp_path / "out"))
     ours = tmp_path / "out" / "recon_model.safetensors"
     said = lpips_error(config, ours, lins)
@@ -276,7 +280,7 @@ def test_an_export_as_trunk_and_files_in_the_wrong_order_are_refused(
 
 def test_lpips_goes_into_the_checkpoint_and_both_files_are_reported(files, config, tmp_path, small):
     pair = save_lpips(tmp_path, config.optim.lpips_network)
-    said = convert(Released(files / "released", tmp_path / "out", lpips=pair, config=small))
+    said = convert(FromRelease(files / "released", tmp_path / "out", lpips=pair, config=small))
     rows = [line for line in said.split("\n") if line.startswith("lpips:")]
     assert [row.rpartition(" from ")[2] for row in rows] == [str(path) for path in pair]
     lpips = load_model(tmp_path / "out").weights.frozen.lpips["params"]

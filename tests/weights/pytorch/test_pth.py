@@ -9,7 +9,7 @@ import pytest
 
 from o3d_jax.errors import InputError
 from o3d_jax.weights.pytorch import safetensors
-from o3d_jax.weights.pytorch.convert import Released, convert
+from o3d_jax.weights.pytorch.convert import FromRelease, convert
 from o3d_jax.weights.pytorch.export import Export, export
 from o3d_jax.weights.pytorch.rules import read_torch
 from support import fake_weights as fake
@@ -133,7 +133,7 @@ def test_the_release_as_pth_goes_through_ours_and_loads_strictly_again(
         made = fake.fake(fake.shapes(model)[network])
         rows = {k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in made.items()}
         torch.save(rows, tmp_path / "released" / f"{stem}.pth")
-    convert(Released(tmp_path / "released", tmp_path / "ours", config=small))
+    convert(FromRelease(tmp_path / "released", tmp_path / "ours", config=small))
     export(Export(tmp_path / "ours", tmp_path / "back"))
     for stem in ("mv_model_unet", "recon_model"):
         made = torch.load(tmp_path / "released" / f"{stem}.pth", weights_only=True)
@@ -147,7 +147,7 @@ def test_the_release_as_pth_goes_through_ours_and_loads_strictly_again(
 def test_transformers_loads_our_shards_by_its_own_index(files, model, tmp_path, monkeypatch, small):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    convert(Released(files / "released", tmp_path / "ours", svd=files / "svd", config=small))
+    convert(FromRelease(files / "released", tmp_path / "ours", svd=files / "svd", config=small))
     monkeypatch.setattr(safetensors, "SHARD_BYTES", 5_000)  # The tower has 10.8 kB.
     export(Export(tmp_path / "ours", tmp_path / "back"))
     folder = tmp_path / "back" / "image_encoder"

@@ -3,9 +3,7 @@
 import base64
 import binascii
 import io
-import struct
 import urllib.parse
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,20 +12,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from o3d_jax.errors import InputError
-
-MAX_PIXELS = 64 * 2**20
-"""Of a texture; refused above, by the header, before a byte is decoded."""
+from o3d_jax.files.images import decode
 
 MAX_SIDE = 4096
 """Pixels; larger textures are shrunk to it."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "TIFF", "GIF")
-
-# What Pillow's decoders raise on broken files, besides OSError.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+TEXTURE_FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TGA", "TIFF", "GIF")
 
 
-class Source(NamedTuple):
+class ModelFiles(NamedTuple):
     """A model file and the limits on what is read for it."""
 
     path: Path
@@ -114,19 +107,11 @@ def decode_texture(data: bytes, name: str) -> UInt8[np.ndarray, "h w 4"]:
     Raises:
         InputError: damaged, of a format that is not read, or too large.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"texture {name} has more than {MAX_PIXELS // 2**20} megapixels")
-            image.load()
-            if image.mode in ("I", "I;16", "F"):  # 16 bits of grey, which Pillow would cut off.
-                grey = np.asarray(image, np.float64)
-                image = Image.fromarray((grey / max(grey.max(), 1) * 255).astype(np.uint8))
-            rgba = image.convert("RGBA")
-            while max(rgba.size) > MAX_SIDE:
-                rgba = rgba.reduce(2)
-            return np.array(rgba)
-    except InputError:
-        raise
-    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
-        raise InputError(f"texture {name} is damaged or of no known format: {error}") from error
+    image = decode(io.BytesIO(data), f"texture {name}", TEXTURE_FORMATS)
+    if image.mode in ("I", "I;16", "F"):  # 16 bits of grey, which Pillow would cut off.
+        grey = np.asarray(image, np.float64)
+        image = Image.fromarray((grey / max(grey.max(), 1) * 255).astype(np.uint8))
+    rgba = image.convert("RGBA")
+    while max(rgba.size) > MAX_SIDE:
+        rgba = rgba.reduce(2)
+    return np.array(rgba)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from o3d_jax.data.meshes.mesh import Model, Part
-from o3d_jax.data.meshes.readers.files import Source
+from o3d_jax.data.meshes.mesh import MeshPart, ModelContent
+from o3d_jax.data.meshes.readers.files import ModelFiles
 from o3d_jax.data.meshes.readers.gltf_material import Coordinates, Looks, read_materials
 from o3d_jax.errors import InputError
 
@@ -59,7 +59,7 @@ class Shape(NamedTuple):
     """All attributes, by their names in the format."""
 
 
-def read_gltf(source: Source) -> Model:
+def read_gltf(source: ModelFiles) -> ModelContent:
     """The default scene of a glTF file.
 
     Skins and morph targets are read in their rest pose. Lines and points are left out.
@@ -87,14 +87,14 @@ def read_gltf(source: Source) -> Model:
     except (LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
         # What reading a tree raises that is not as the format says.
         raise InputError(f"it is damaged: {type(error).__name__} {error}") from error
-    return Model(parts, looks.materials, looks.textures)
+    return ModelContent(parts, looks.materials, looks.textures)
 
 
-def read_container(source: Source) -> Container:
+def read_container(source: ModelFiles) -> Container:
     """The parts of a glTF file, .glb or .gltf.
 
     Raises:
-        InputError: cut short, or of another version; or as `Source.read`.
+        InputError: cut short, or of another version; or as `ModelFiles.read`.
         ValueError: damaged; also a KeyError, a TypeError or a struct.error.
     """
     data = source.read()
@@ -117,7 +117,7 @@ def read_container(source: Source) -> Container:
     return Container(tree, binary)
 
 
-def _open(source: Source) -> Document:
+def _open(source: ModelFiles) -> Document:
     tree, binary = read_container(source)
     _check(tree)
     buffers = [
@@ -218,7 +218,7 @@ def _matrix(node: Any) -> Float[np.ndarray, "4 4"]:
     return matrix
 
 
-def _parts(document: Document, looks: Looks) -> Iterator[Part]:
+def _parts(document: Document, looks: Looks) -> Iterator[MeshPart]:
     matrices = _world_matrices(document.tree)
     for index, to_world in matrices.items():
         node = document.tree["nodes"][index]
@@ -323,7 +323,7 @@ def _skin(
 
 def _placed(
     shape: Shape, blends: Float[np.ndarray, "v 4 4"], material: int, coordinates: Coordinates
-) -> Part:
+) -> MeshPart:
     """A shape in the world."""
     linear = blends[:, :3, :3]
     positions = np.einsum("vij,vj->vi", linear, shape.positions) + blends[:, :3, 3]
@@ -341,4 +341,4 @@ def _placed(
         stored = _as_floats(shape.arrays["COLOR_0"]).astype(np.float64)
         colors = np.ones((len(stored), 4))
         colors[:, : stored.shape[1]] = stored
-    return Part(positions, faces, material, normals, uvs, colors)
+    return MeshPart(positions, faces, material, normals, uvs, colors)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from o3d_jax.data.meshes.mesh import AlphaMode, Material, Texels, Wrap
-from o3d_jax.data.meshes.readers.files import Source, decode_texture
+from o3d_jax.data.meshes.readers.files import ModelFiles, decode_texture
 from o3d_jax.errors import InputError
 
 UNLIT, GLOSSY = "KHR_materials_unlit", "KHR_materials_pbrSpecularGlossiness"
@@ -20,7 +20,7 @@ WEBP = "EXT_texture_webp"
 
 WRAPS = {10497: Wrap.REPEAT, 33071: Wrap.CLAMP, 33648: Wrap.MIRROR}
 
-View = Callable[[int], memoryview]
+BufferView = Callable[[int], memoryview]
 """The bytes of a buffer view."""
 
 
@@ -48,7 +48,7 @@ class Looks(NamedTuple):
 class _Library:
     """Decodes each image once for each use: with its alpha, or without."""
 
-    def __init__(self, tree: Any, view: View, source: Source) -> None:
+    def __init__(self, tree: Any, view: BufferView, source: ModelFiles) -> None:
         self.tree, self.view, self.source = tree, view, source
         self.textures: list[Texels] = []
         self.places: dict[tuple[int, bool], int] = {}
@@ -80,7 +80,7 @@ class _Library:
         return WRAPS[sampler.get("wrapS", 10497)], WRAPS[sampler.get("wrapT", 10497)]
 
 
-def read_materials(tree: Any, view: View, source: Source, used: Collection[int]) -> Looks:
+def read_materials(tree: Any, view: BufferView, source: ModelFiles, used: Collection[int]) -> Looks:
     """The materials of a glTF file; textures of those not in `used` are not read.
 
     Raises:

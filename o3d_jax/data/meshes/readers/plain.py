@@ -15,8 +15,8 @@ from trimesh.exchange.obj import load_obj
 from trimesh.exchange.ply import load_ply
 from trimesh.resolvers import Resolver
 
-from o3d_jax.data.meshes.mesh import AlphaMode, Material, Model, Part, Texels
-from o3d_jax.data.meshes.readers.files import Source, decode_texture
+from o3d_jax.data.meshes.mesh import AlphaMode, Material, MeshPart, ModelContent, Texels
+from o3d_jax.data.meshes.readers.files import ModelFiles, decode_texture
 from o3d_jax.data.meshes.scene import LINEAR
 from o3d_jax.errors import InputError
 
@@ -31,7 +31,7 @@ class _Beside(Resolver):
     what is missing, and images that are damaged.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ModelFiles) -> None:
         self.source = source
         self.textures: dict[str, Texels] = {}
         self.fault: InputError | None = None
@@ -57,7 +57,7 @@ class _Beside(Resolver):
         return self
 
 
-def read_obj(source: Source) -> Model:
+def read_obj_mesh(source: ModelFiles) -> ModelContent:
     """A Wavefront OBJ model with its materials: diffuse colour or map, opacity or opacity map.
 
     Raises:
@@ -66,7 +66,7 @@ def read_obj(source: Source) -> Model:
     return _read(source, load_obj)
 
 
-def read_ply(source: Source) -> Model:
+def read_ply_mesh(source: ModelFiles) -> ModelContent:
     """A PLY model, with the colours of its vertices or faces, or a texture.
 
     Raises:
@@ -75,7 +75,7 @@ def read_ply(source: Source) -> Model:
     return _read(source, load_ply)
 
 
-def _read(source: Source, load: Any) -> Model:
+def _read(source: ModelFiles, load: Any) -> ModelContent:
     beside = _Beside(source)
     data = source.read()
     try:
@@ -83,7 +83,7 @@ def _read(source: Source, load: Any) -> Model:
         pieces = list(loaded["geometry"].values()) if "geometry" in loaded else [loaded]
         if beside.fault:
             raise beside.fault
-        model = Model([], [], [])
+        model = ModelContent([], [], [])
         for piece in pieces:
             if piece.get("faces") is not None and len(piece["faces"]):
                 _add(model, piece, beside)
@@ -94,7 +94,7 @@ def _read(source: Source, load: Any) -> Model:
     return model
 
 
-def _add(model: Model, piece: Any, beside: _Beside) -> None:
+def _add(model: ModelContent, piece: Any, beside: _Beside) -> None:
     """Adds one of trimesh's meshes to a model."""
     positions, faces = np.asarray(piece["vertices"], np.float64), np.asarray(piece["faces"])
     uvs, normals = getattr(piece.get("visual"), "uv", None), piece.get("vertex_normals")
@@ -111,7 +111,7 @@ def _add(model: Model, piece: Any, beside: _Beside) -> None:
     if uvs is not None:
         uvs = np.stack([uvs[:, 0], 1 - uvs[:, 1]], axis=-1)  # trimesh counts from the bottom.
     model.parts.append(
-        Part(
+        MeshPart(
             positions=positions,
             faces=np.concatenate(fans),
             material=len(model.materials),

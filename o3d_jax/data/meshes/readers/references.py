@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from o3d_jax.data.meshes.readers.files import Source
+from o3d_jax.data.meshes.readers.files import ModelFiles
 from o3d_jax.data.meshes.readers.gltf import read_container
 from o3d_jax.errors import InputError
 
@@ -18,13 +18,13 @@ _NOT_FOLLOWED = ("newmtl", "#")
 """How lines of a material file start that hold no file name, but may hold anything else."""
 
 
-def check_references(source: Source) -> None:
+def check_references(source: ModelFiles) -> None:
     """Refuses a model that refers to anything but files in its folder or below.
 
     They need not be there: programs pass over what is missing.
 
     Raises:
-        InputError: it does so, or as `Source.read`.
+        InputError: it does so, or as `ModelFiles.read`.
     """
     suffix = source.path.suffix.lower()
     if suffix in (".glb", ".gltf"):
@@ -33,7 +33,7 @@ def check_references(source: Source) -> None:
         _check_obj(source)
 
 
-def _check_gltf(source: Source) -> None:
+def _check_gltf(source: ModelFiles) -> None:
     try:
         uris = list(_uris(read_container(source).tree))
     except (LookupError, TypeError, ValueError, RecursionError, struct.error) as error:
@@ -56,7 +56,7 @@ def _uris(tree: Any) -> Iterator[str]:
                 yield from _uris(item)
 
 
-def _check_obj(source: Source) -> None:
+def _check_obj(source: ModelFiles) -> None:
     libraries = [source.beside(source.path.with_suffix(".mtl").name)]  # Blender reads it unasked.
     for line in _lines(source.read()):
         if line.lower().startswith("mtllib"):
@@ -73,7 +73,7 @@ def _lines(data: bytes) -> list[str]:
     return [line.strip() for line in text.replace("\\\n", " ").split("\n")]
 
 
-def _files(source: Source, line: str) -> list[Path]:
+def _files(source: ModelFiles, line: str) -> list[Path]:
     """Where the files may be that a line names, after a keyword and options.
 
     A name may have spaces, and options may have values. If a path leads outside, one of its parts
