@@ -1,7 +1,10 @@
 """Trains Ouroboros3D (Algorithm 1): `python train.py configs/nano.py [--optim.learning-rate 3e-4]`.
 
 Read top to bottom: what a run consists of, how it is set up, its loop. Of several processes all do
-the same; process 0 alone prints and writes. A signal ends a run well, at any moment.
+the same; process 0 alone prints and writes. A signal ends a run well, at any moment. `o3d train`
+runs this file; a config may be given by its path or, if it is a bundled one, by its name: `nano`.
+After it comes any of its fields, `--help` lists them. `--train.part vae` (or lgm, or unet) trains
+one network alone.
 """
 
 import contextlib
@@ -216,7 +219,7 @@ def _finish(config: Config, state: TrainState, frozen: Frozen, log: RunLog) -> N
         weights = _scaled_vae(config, state)
     save_model(folder, config, weights)
     if config.train.part == "joint":
-        log.say(f"done: python sample.py IMAGE --checkpoint {folder}")
+        log.say(f"done: o3d sample IMAGE --checkpoint {folder}")
     else:
         log.say(f"done: {folder}, from which later parts of the training start")
 
@@ -233,14 +236,14 @@ def _scaled_vae(config: Config, state: TrainState) -> Weights:
 
 @leaving_others_on_error()
 @exit_on_input_error()
-def main() -> None:
-    """Reads the command line."""
-    if sys.argv[1:] in (["-h"], ["--help"]):
+def main(arguments: list[str], program: str = "python train.py") -> None:
+    """Reads the command line; `program` is what its `--help` calls it."""
+    if arguments in (["-h"], ["--help"]):
         sys.stdout.write(str(__doc__))
         return
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        raise InputError("no config file; give one first, as `python train.py configs/nano.py`")
-    config, settings = explained_config(Path(sys.argv[1]), sys.argv[2:])
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(f"no config file; give one first, as `{program} nano`")
+    config, settings = explained_config(Path(arguments[0]), arguments[1:], program)
     use_compilation_cache()
     use_cpu_devices(config.launch.cpu_devices)
     keep_freed_memory()
@@ -250,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
