@@ -21,6 +21,7 @@ from o3d_jax.parallel.layout import Layout
 from o3d_jax.parallel.shards import gather, place
 from o3d_jax.run.flops import count_jaxpr, train_step_flops
 from o3d_jax.run.heldout import HeldOutFigures, heldout_figures_on_devices
+from o3d_jax.steps.draws import feedback_share
 from o3d_jax.steps.parts import split_parts
 from o3d_jax.steps.sample import Estimate, generate_on_devices
 from o3d_jax.steps.train import (
@@ -265,9 +266,10 @@ def _joined(parts: list[Any]) -> Any:
 def compile_programs(system: System, heldout: Batch) -> Programs:
     """Compiles what a run needs: a step for each side of the coin that can come up, evaluations."""
     config, inputs = system.config, system.inputs()
-    is_joint = config.train.part == "joint"
-    probability = config.diffusion.feedback_probability if is_joint else 0.0
-    sides = [side for side, share in ((False, 1 - probability), (True, probability)) if share > 0]
+    share, is_joint = feedback_share(config), config.train.part == "joint"
+    sides = [side for side, chance in ((False, 1 - share), (True, share)) if chance > 0]
+
+    # XLA compiles the halves of a step for CPUs in less time and memory than the whole.
     is_on_cpu = system.layout.mesh.devices.flat[0].platform == "cpu"
     trace = system.trace_gradient if is_on_cpu else system.trace_step
     traced = {side: trace(inputs, side) for side in sides}
@@ -292,9 +294,9 @@ def compile_programs(system: System, heldout: Batch) -> Programs:
 def _step_flops(system: System, steps: dict[bool, jax.stages.Traced]) -> int:
     """Without those of layers that are computed anew, which need a trace of their own."""
     config = system.config
-    if config.model.remat and config.train.part == "joint":
+    if config.model.remat:
         return train_step_flops(config, system.networks).total
-    probability = config.diffusion.feedback_probability if len(steps) > 1 else float(True in steps)
-    weights = {False: 1 - probability, True: probability}
+    share = feedback_share(config)
+    weights = {False: 1 - share, True: share}
     counted = (weights[side] * count_jaxpr(traced.jaxpr).total for side, traced in steps.items())
     return round(sum(counted))

@@ -54,5 +54,9 @@ def draw_coin(config: Config, step: int) -> bool:
     in a conditional many times slower.
     """
     uniform = np.random.default_rng((config.seed, step)).random()
-    is_joint = config.train.part == "joint"  # A network alone has none to give it feedback.
-    return is_joint and bool(uniform < config.diffusion.feedback_probability)
+    return bool(uniform < feedback_share(config))
+
+
+def feedback_share(config: Config) -> float:
+    """The probability that a step uses feedback: none where a network trains alone."""
+    return config.diffusion.feedback_probability if config.train.part == "joint" else 0.0

@@ -119,7 +119,7 @@ def train_step_gradient(
 @functools.partial(
     jax.jit,
     static_argnames=("config", "optimizer", "layout"),
-    donate_argnames=("state", "gradient"),
+    donate_argnames="state",
 )
 def train_step_update(
     state: TrainState,
