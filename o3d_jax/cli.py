@@ -170,7 +170,8 @@ def _one_line(box: str) -> str:
     inside = [line.strip(" \u2502") for line in box.splitlines()[1:]]
     bare = itertools.dropwhile(lambda line: not line.strip(rules), inside)
     message = " ".join(itertools.takewhile(lambda line: line.strip(rules), bare))
-    meant = [line.split()[0].rstrip(",") for line in inside if line.startswith("--")]
+    options = [line for line in inside if line.startswith("--") and line.strip(rules)]
+    meant = [option.split()[0].rstrip(",") for option in options]
     if meant and message.startswith("Unrecognized"):
         message += f"; did you mean {', '.join(dict.fromkeys(meant))}?"
     return message
