@@ -77,10 +77,11 @@ def to_pth(folder: Path, stem: str) -> None:
         path.unlink()
 
 
-def measured(what: str, *command: str) -> None:
-    """Runs a command and prints its time and peak memory."""
+def measured(what: str, *arguments: str) -> None:
+    """Runs `o3d weights convert` or `export` and prints its time and peak memory."""
     start = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT)
+    command = [sys.executable, "-m", "o3d_jax", "weights", what, *arguments]
+    process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{what} failed")
@@ -125,10 +126,10 @@ def main() -> None:
                 to_pth(folder / "weights", stem)
         svd = ("--svd", str(folder / "svd"), "--config", str(config))
         files = (str(folder / "weights"), str(folder / "checkpoint"))
-        measured("convert", "o3d_jax.commands.convert", "released", *files, *svd)
+        measured("convert", "released", *files, *svd)
         shutil.rmtree(folder / "weights")
         files = (str(folder / "checkpoint"), str(folder / "exported"))
-        measured("export", "o3d_jax.commands.export", *files)
+        measured("export", *files)
         wrong = list(different(folder / "exported", specs))
         sys.stdout.write(f"{len(wrong)} of {len(flat)} tensors differ {' '.join(wrong)}\n")
     finally:

@@ -1,6 +1,6 @@
 """How many batches the loader makes a second: `python benchmarks/loader.py [RENDERED]`.
 
-RENDERED is a folder of orbits of 512 px (commands/render_orbits.py); without it, twelve synthetic
+RENDERED is a folder of orbits of 512 px (`o3d data render`); without it, twelve synthetic
 ones are drawn, with grain, so that their PNGs are as large as those of textured objects. One
 thread of the loader ("data.workers 1"); files are in the system's cache. Each case is timed after
 two batches; a batch is 4 objects of 8 views.

@@ -3,7 +3,7 @@
 Hardware: 8 A100 or more, batch 32, 30,000 steps; 1.3 TB of disk for the 80,000 rendered orbits.
 Starts from converted SVD, LGM and LPIPS weights:
 
-    python -m o3d_jax.commands.convert svd SVD_DIR CHECKPOINT --lgm FILE --lpips TRUNK LIN
+    o3d weights convert svd SVD_DIR CHECKPOINT --lgm FILE --lpips TRUNK LIN
     python train.py configs/ouroboros3d.py --weights CHECKPOINT --data.cache FOLDER
 """
 

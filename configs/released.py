@@ -2,7 +2,7 @@
 
 PAPER.md lists the deviations. Hardware: as configs/ouroboros3d.py; 40,000 steps. Weights:
 
-    python -m o3d_jax.commands.convert released DIR OUT --svd SVD_DIR
+    o3d weights convert released DIR OUT --svd SVD_DIR
     python sample.py IMAGE --checkpoint OUT --elevation 0 --border 0.2
 """
 

@@ -271,7 +271,7 @@ class DataConfig:
     source: Literal["synthetic", "rendered", "mixed"] = "synthetic"
     """Objects made by `data/toys/seeded.py`, those of `rendered`, or both."""
     rendered: tuple[str, ...] = ()
-    """Folders of orbits: what commands/render_orbits.py or commands/build_data.py wrote."""
+    """Folders of orbits: what `o3d data render` or `o3d data build` wrote."""
     shares: tuple[float, ...] = ()
     """How the sources are mixed: of the synthetic objects if "mixed", then of each of `rendered`.
     Any numbers above 0; their sum does not matter. Empty: all alike."""

@@ -87,7 +87,7 @@ class PackedOrbits:
     """The orbits of a TFDS folder, by index; each is checked when read.
 
     Raises:
-        InputError: the folder is not one that commands/build_data.py wrote, the extra [data] is not
+        InputError: the folder is not one that `o3d data build` wrote, the extra [data] is not
             installed, or as `select` and, when read, `check_cameras`.
     """
 

@@ -107,8 +107,8 @@ def _how(results: Results) -> str:
         lpips = f"{protocol.metrics.lpips_network}, `{results.lpips.sha256[:12]}`"
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     return (
-        f"Made by `python -m o3d_jax.commands.evaluate`: protocol {protocol.name} "
-        f"{protocol.version} (`{results.protocol_sha256[:12]}`), data `{data.sha256[:12]}`: "
+        f"Made by `o3d evaluate`: protocol {protocol.name} {protocol.version} "
+        f"(`{results.protocol_sha256[:12]}`), data `{data.sha256[:12]}`: "
         f"{_count(results.objects, 'object')}, {_count(orbits, 'orbit')}, "
         f"compared at {' and '.join(sizes)}. LPIPS: {lpips}. {versions}, {results.device}.\n"
         f"{_camera_notes(results)}"

@@ -1,4 +1,4 @@
-"""The work of commands/render_orbits.py: one job a model, in processes or by Apache Beam."""
+"""The work of `o3d data render`: one job a model, in processes or by Apache Beam."""
 
 import contextlib
 import dataclasses

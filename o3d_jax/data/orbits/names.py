@@ -8,7 +8,7 @@ from o3d_jax.errors import InputError
 
 
 def object_of(name: str) -> str:
-    """The name of an orbit's object, parts joined by "__" as commands/render_orbits.py does."""
+    """The name of an orbit's object, parts joined by "__" as `o3d data render` does."""
     return _without_number(name).replace("/", "__")
 
 
@@ -16,7 +16,7 @@ def select(names: Sequence[str], ids: Path | None) -> list[str]:
     """The orbits of the objects that a file lists, one id a line; all if there is no file.
 
     An id is the name of an orbit or of an object, or parts of the latter between "__", which
-    commands/render_orbits.py writes for "/": so the bare ids of Objaverse-LVIS find
+    `o3d data render` writes for "/": so the bare ids of Objaverse-LVIS find
     `000-023__<id>/0`. Empty lines and those that start with # do not count; ids of nothing are
     warned of.
 

@@ -58,5 +58,5 @@ def open_records(folder: Path) -> Any:
         return builder.as_data_source(split=SPLIT)  # pyright: ignore[reportCallIssue]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{folder} is no complete dataset of commands/build_data.py: {error}"
+            f"{folder} is no complete dataset of `o3d data build`: {error}"
         ) from error

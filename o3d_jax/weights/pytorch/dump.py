@@ -48,7 +48,7 @@ class Dump:
         if not index.is_file():
             raise InputError(
                 f"{folder} is no dump: it has no order.json; "
-                "o3d_jax/weights/pytorch/dump_script.py writes it"
+                "the script of `o3d weights dump-script` writes it"
             )
         try:
             about = json.loads(index.read_text())
@@ -98,7 +98,7 @@ class Dump:
         if not self.has(name):
             raise InputError(
                 f"{self.folder} has no input {name!r}, only {', '.join(self._inputs)}; "
-                "weights/pytorch/dump_script.py lists what each network needs"
+                "`o3d weights dump-script` lists what each network needs"
             )
         return _read_array(self.folder / f"input.{name}.npy")
 

@@ -1,4 +1,4 @@
-"""Writes what every module of a torch network returns, for `python -m o3d_jax.commands.compare`.
+"""Writes what every module of a torch network returns, for `o3d weights compare`.
 
 To be used in the PyTorch environment: needs this file alone, torch and numpy. Beside their code:
 
