@@ -56,8 +56,8 @@ FILES = (*PICTURES, "gaussians.ply", "gaussians.splat", "manifest.json")
 LOOP_TILE = 128
 """Pixels of a tile in loop.png, which has two for each level and shown view."""
 
-
 draw_turntable = jax.jit(draw_object, static_argnums=(0, 3))
+"""Compiled once for all images."""
 
 
 @dataclasses.dataclass(frozen=True)
