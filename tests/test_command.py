@@ -24,7 +24,8 @@ def test_each_command_says_how_it_is_used(name, capsys):
         o3d([*name.split(), "--help"])
     except SystemExit as stop:
         assert not stop.code
-    assert f"o3d {name}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"o3d {name}" in said and ("usage:" not in said or f"usage: o3d {name} [" in said)
 
 
 def test_each_file_in_commands_is_a_command():
@@ -82,11 +83,18 @@ def test_a_mistake_is_one_line_that_names_the_nearest_and_status_2(words, said, 
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["weights", "dump-script"]])
-def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments):
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # What is printed fails at its end, or at once.
+def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "o3d_jax", *arguments]
-    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "o3d_jax", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(writer)
     assert done.stderr == "" and done.returncode == 141  # As a shell says it of SIGPIPE.
 
