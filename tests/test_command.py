@@ -67,6 +67,7 @@ def test_commands_are_listed_within_half_a_second_and_without_jax(arguments):
         ("weights convert sdv a b", "nearest is 'svd'"),
         ("sample --orbit-siz 9", "did you mean --orbit-size?"),
         ("sample --overwrit", "did you mean --overwrite?"),
+        ("train tiny --data.mirro", "did you mean --data.mirror?"),
         ("train tiny --train.stepz 3", "did you mean --train.steps, "),
         ("train --name x", "no config file; give one first, as `o3d train nano`"),
         ("train tinny", "one of nano, ouroboros3d, released, tiny; did you mean tiny?"),

@@ -182,12 +182,13 @@ def test_no_prefix_of_a_file_loads_with_other_pixels(tmp_path, options):
     assert refused > 0.9 * len(content)  # All but a trailer after the pixels.
 
 
-def test_a_folder_stands_for_its_images_by_name_and_none_is_taken_twice(tmp_path):
+def test_a_folder_stands_for_its_images_by_name_and_none_is_taken_twice(tmp_path, monkeypatch):
     for name in ("b.PNG", "a.jpeg", "c.webp", "._a.png", "notes.txt", "d.gif"):
         (tmp_path / name).touch()
     (tmp_path / "deeper.png").mkdir()
     (tmp_path / "deeper.png" / "e.png").touch()
-    first, missing = tmp_path / "c.webp", tmp_path / "none.png"
+    monkeypatch.chdir(tmp_path)
+    first, missing = Path("c.webp"), tmp_path / "none.png"
     found = find_images([first, tmp_path, missing, first])
     assert found == [first, tmp_path / "a.jpeg", tmp_path / "b.PNG", missing]
     with pytest.raises(InputError, match="deeper holds no PNG, JPEG or WebP files"):
