@@ -9,6 +9,7 @@ import warnings
 
 import chex
 import numpy as np
+import jax
 import pytest
 
 from o3d_jax.commands.build_data import main
