@@ -8,8 +8,8 @@ import sys
 import warnings
 
 import chex
-import numpy as np
 import jax
+import numpy as np
 import pytest
 
 from o3d_jax.commands.build_data import main
