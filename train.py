@@ -6,6 +6,7 @@ the same; process 0 alone prints and writes. A signal ends a run well, at any mo
 
 import contextlib
 import functools
+import math
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 from tqdm import tqdm
 
@@ -20,8 +23,8 @@ from o3d_jax.cli import Setting, explained_config, use_compilation_cache
 from o3d_jax.config import Config
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import InputError, exit_on_input_error
-from o3d_jax.evaluation.sheet import evaluation_sheet
 from o3d_jax.nn.networks import build_networks
+from o3d_jax.parallel.host import keep_freed_memory, use_cpu_devices
 from o3d_jax.parallel.layout import Layout, make_layout, own_rows
 from o3d_jax.parallel.processes import (
     ProcessInfo,
@@ -35,11 +38,17 @@ from o3d_jax.run.banner import banner, program_memory
 from o3d_jax.run.checkpoints import RunCheckpoints
 from o3d_jax.run.interruption import Interruption
 from o3d_jax.run.log import RunLog
+from o3d_jax.run.pictures import evaluation_sheet, figures_row
 from o3d_jax.run.programs import Programs, System, compile_programs
-from o3d_jax.steps.train import StepReport, draw_coin, init_state, make_optimizer
-from o3d_jax.types import Frozen, TrainState
-from o3d_jax.weights.checkpoint import Weights, save_model
+from o3d_jax.steps.draws import draw_coin
+from o3d_jax.steps.parts import scale_latents
+from o3d_jax.steps.train import StepReport, init_state, make_optimizer
+from o3d_jax.types import Frozen, Params, TrainState
+from o3d_jax.weights.checkpoint import Weights, on_first_host, save_model
 from o3d_jax.weights.start import start_weights
+
+SCALED_BY = 64
+"""Training objects from which the deviation of a new VAE's latents is measured."""
 
 
 class Run(NamedTuple):
@@ -69,7 +78,7 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
                 interruption.linger = 2.0 * (jax.process_index() == 0)
             run = _set_up(config)
         first = int(run.state.step)
-        with RunLog(config.run_dir / config.name, config, first) as log:
+        with RunLog(config.folder, config, first) as log:
             interruption.farewell = log.cut_short
             with interruption.unattended(None):  # As long as there is nothing to lose.
                 programs = _compile(run, log, settings)
@@ -99,7 +108,7 @@ def _set_up(config: Config) -> Run:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         weights = start_weights(config, networks)
     frozen = place(weights.frozen, layout.of_frozen(weights.frozen))
-    folder = config.run_dir / config.name / "checkpoints"
+    folder = config.folder / "checkpoints"
     checkpoints = RunCheckpoints(folder, config, weights.frozen)
     restored = checkpoints.restore(system.inputs().state)
     if restored is None:
@@ -167,8 +176,7 @@ def _loop(
                 save = run.checkpoints.save if alone else run.checkpoints.save_now
                 save(state, position)
             with log.paused(), interruption.unattended(run.checkpoints.wait):
-                found = programs.evaluate(state, run.frozen)
-                log.image(step + 1, evaluation_sheet(programs.heldout, found))
+                _evaluate(config, run, programs, log, state)
         if last or stops or (step + 1) % config.train.save_every == 0:
             with log.paused():
                 run.checkpoints.save(state, position)
@@ -176,6 +184,15 @@ def _loop(
             log.stopped(interruption.name or "a signal to another process")
             break
     return state
+
+
+def _evaluate(config: Config, run: Run, programs: Programs, log: RunLog, state: TrainState) -> None:
+    """Figures and a picture of held-out objects; every so often, of what is sampled, too."""
+    step, every = int(state.step), config.train.sample_every
+    sample = every == 0 or step % every == 0 or step == config.train.steps
+    found = programs.evaluate(state, run.frozen, sample)
+    log.evaluation(step, figures_row(programs.heldout, found))
+    log.image(step, evaluation_sheet(programs.heldout, found))
 
 
 def _run_key(config: Config, layout: Layout) -> Key[Array, ""]:
@@ -192,10 +209,26 @@ def _stops(interruption: Interruption, before: StepReport | None) -> bool:
 
 
 def _finish(config: Config, state: TrainState, frozen: Frozen, log: RunLog) -> None:
-    """Writes the model."""
-    folder = config.run_dir / config.name / "model"
-    save_model(folder, config, Weights(params=state.ema, frozen=frozen))
-    log.say(f"done: python sample.py IMAGE --checkpoint {folder}")
+    """Writes the model, or what a part of it became."""
+    folder = config.folder / "model"
+    weights = Weights(params=state.ema, frozen=frozen)
+    if config.train.part == "vae":
+        weights = _scaled_vae(config, state)
+    save_model(folder, config, weights)
+    if config.train.part == "joint":
+        log.say(f"done: python sample.py IMAGE --checkpoint {folder}")
+    else:
+        log.say(f"done: {folder}, from which later parts of the training start")
+
+
+def _scaled_vae(config: Config, state: TrainState) -> Weights:
+    """The VAE, frozen from now on, with latents of the deviation that SVD's scaling assumes."""
+    vae = build_networks(config.model).vae
+    batches = training_batches(config)
+    count = math.ceil(SCALED_BY / config.train.batch_size)
+    images = np.concatenate([next(batches).batch.images for _ in range(count)])
+    scaled = scale_latents(vae, on_first_host(state.ema.vae), jnp.asarray(images))
+    return Weights(params=Params(unet=None, lgm=None), frozen=Frozen(vae=scaled))
 
 
 @leaving_others_on_error()
@@ -209,6 +242,8 @@ def main() -> None:
         raise InputError("no config file; give one first, as `python train.py configs/nano.py`")
     config, settings = explained_config(Path(sys.argv[1]), sys.argv[2:])
     use_compilation_cache()
+    use_cpu_devices(config.launch.cpu_devices)
+    keep_freed_memory()
     with Interruption(tqdm.write) as interruption, interruption.unattended(None):
         start_processes(config.launch)
     train(config, settings)

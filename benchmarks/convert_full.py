@@ -7,7 +7,6 @@ and 0.7 B of SVD: 12 GB in float32), and is deleted at the end. `--pth` needs to
 """
 
 import argparse
-import functools
 import math
 import os
 import shutil
@@ -68,14 +67,11 @@ def fill(spec: Spec) -> np.ndarray:
 def to_pth(folder: Path, stem: str) -> None:
     """Replaces safetensors files by one that torch saved, through mapped files."""
     import torch  # pyright: ignore[reportMissingImports]
+    from safetensors.torch import load_file
 
     tensors = {}
-    for tensor in read_network(folder, stem).tensors:
-        assert isinstance(tensor.read, functools.partial)
-        path, offset, spec = tensor.read.args
-        mapped = np.memmap(path, np.uint8, "c", offset, (spec.nbytes,))
-        kind = getattr(torch, spec.dtype)
-        tensors[spec.name] = torch.from_numpy(mapped).view(kind).reshape(spec.shape)
+    for path in folder.glob(f"{stem}*.safetensors"):
+        tensors |= load_file(path)  # Mapped.
     torch.save(tensors, folder / f"{stem}.pth")
     for path in folder.glob(f"{stem}*.safetensors*"):
         path.unlink()

@@ -16,16 +16,10 @@ from o3d_jax import edm
 from o3d_jax.config import Config
 from o3d_jax.geometry.orbits import orbit
 from o3d_jax.nn.networks import Networks, build_networks, init_networks
+from o3d_jax.steps.draws import draw
+from o3d_jax.steps.losses import diffusion_loss, mean_square, noised
 from o3d_jax.steps.reconstruct import decode_views, feedback_maps, reconstruct
-from o3d_jax.steps.train import (
-    diffusion_loss,
-    draw,
-    init_state,
-    make_optimizer,
-    mean_square,
-    noised,
-    train_step,
-)
+from o3d_jax.steps.train import init_state, make_optimizer, train_step
 from o3d_jax.types import Batch, Frozen, Maps, TrainState
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -1,11 +1,13 @@
-"""The default model: 64 px, 8 views, every part of the method, on synthetic objects.
+"""The default model: 64 px, 8 views, every part of the method.
 
-Hardware: 2 CPU cores. Train each network alone first, then all together:
+Hardware: 2 CPU cores. Each network trains alone first, then all together:
 
-    python -m o3d_jax.commands.train_vae configs/nano.py --train.batch-size 2
-    python -m o3d_jax.commands.train_lgm configs/nano.py
-    python -m o3d_jax.commands.train_unet configs/nano.py
+    python train.py configs/nano.py --train.part vae
+    python train.py configs/nano.py --train.part lgm
+    python train.py configs/nano.py --train.part unet
     python train.py configs/nano.py
+
+By default on synthetic objects; `benchmarks/quality.md` says what the bundled weights have seen.
 """
 
 from pathlib import Path
@@ -14,6 +16,7 @@ from o3d_jax.config import (
     ClipConfig,
     Config,
     DataConfig,
+    DiffusionConfig,
     LgmConfig,
     ModelConfig,
     OptimConfig,
@@ -30,15 +33,16 @@ config = Config(
         dtype="float32",
         remat=False,
         vae=VaeConfig(
-            block_out_channels=(12, 24, 48),
+            block_out_channels=(16, 16, 32, 64),
             layers_per_block=1,
+            latent_channels=16,
             norm_num_groups=4,
             mid_attention="always",
         ),
         unet=UnetConfig(
-            block_out_channels=(32, 64, 112, 112),
+            block_out_channels=(64, 96, 112),
             layers_per_block=1,
-            num_attention_heads=(2, 4, 4, 4),
+            num_attention_heads=(2, 3, 4),
             addition_time_embed_dim=32,
             norm_num_groups=8,
             feedback_blocks=1,
@@ -62,17 +66,23 @@ config = Config(
             num_heads=4,
             norm_num_groups=8,
             time_features=32,
+            colors="pixel",
             positions="ray",
         ),
     ),
-    data=DataConfig(objects=4_000, cache=Path(".cache/orbits"), workers=2),
+    data=DataConfig(
+        objects=20_480, mirror=True, recolor=True, cache=Path(".cache/orbits"), workers=2
+    ),
+    diffusion=DiffusionConfig(p_mean=0.0),
     sample=SampleConfig(levels=16, sigma_max=80.0, max_guidance=2.0),
-    optim=OptimConfig(learning_rate=3e-4, schedule="cosine", warmup_steps=50, lpips_weight=0.0),
+    optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.999, lpips_weight=0.0),
     train=TrainConfig(
-        steps=500,
-        batch_size=4,
-        log_every=20,
-        eval_every=250,
+        steps=100_000,
+        batch_size=8,
+        log_every=50,
+        eval_every=500,
+        eval_objects=32,
+        sample_every=2_000,
         save_every=100,
         train_image_encoder=True,
     ),

@@ -56,9 +56,8 @@ def explained_config(path: Path, overrides: list[str]) -> ExplainedConfig:
         InputError: as `read_config`.
     """
     in_file = _config_in(path)
-    _check_names(overrides)
     config = parse(Config, overrides, default=in_file, prog=f"train.py {path}")
-    _check_writable(config.run_dir / config.name)
+    _check_writable(config.folder)
     return ExplainedConfig(config, provenance(config, in_file, path))
 
 
@@ -117,7 +116,7 @@ def _with_nearest(message: str) -> str:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
     if unknown is None:
         return message
-    fields = {name.split(".")[-1].replace("-", "_") for name in field_names()}
+    fields = {name.split(".")[-1].replace("-", "_") for name, _ in _leaves(Config(name="_"))}
     near = difflib.get_close_matches(unknown[1], sorted(fields), 1, 0.0)[0]
     return f"{message}; the nearest field is {near!r}"
 
@@ -139,35 +138,15 @@ def parse(kind: type[Parsed], arguments: list[str], **options: Any) -> Parsed:
 
 
 def _one_line(box: str) -> str:
-    """The message inside the frame that tyro draws, of hyphens where there is no UTF-8."""
+    """The message inside the frame that tyro draws, and the options that it thinks were meant."""
+    rules = "-\u2500\u2570\u256f"  # Hyphens where there is no UTF-8.
     inside = [line.strip(" \u2502") for line in box.splitlines()[1:]]
-    rules = "-\u2500\u2570\u256f"
     bare = itertools.dropwhile(lambda line: not line.strip(rules), inside)
-    return " ".join(itertools.takewhile(lambda line: line.strip(rules), bare))
-
-
-def field_names(kind: type = Config, prefix: str = "") -> list[str]:
-    """All option names, as `model.unet.feedback-blocks`."""
-    names = []
-    for field in dataclasses.fields(kind):
-        name = prefix + field.name.replace("_", "-")
-        if dataclasses.is_dataclass(field.type):
-            names += field_names(field.type, name + ".")  # pyright: ignore[reportArgumentType]
-        else:
-            names.append(name)
-    return names
-
-
-def _check_names(overrides: list[str]) -> None:
-    known = field_names()
-    for option in overrides:
-        if not option.startswith("--") or option in ("--help", "--"):
-            continue
-        name = option[2:].split("=")[0].replace("_", "-")
-        plain = {name, name.replace(".no-", "."), name.removeprefix("no-")}
-        if not plain & set(known):
-            near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-            raise InputError(f"no config field --{name}; the nearest is --{near}")
+    message = " ".join(itertools.takewhile(lambda line: line.strip(rules), bare))
+    meant = [line.split()[0] for line in inside if line.startswith("--")]
+    if meant and message.startswith("Unrecognized"):
+        message += f"; did you mean {', '.join(dict.fromkeys(meant))}?"
+    return message
 
 
 def use_compilation_cache() -> None:

@@ -162,6 +162,9 @@ class LgmConfig:
     culling: Literal["exact", "inria"] = "exact"
     """Which pixels one of its Gaussians is drawn in: all with alpha >= 1/255, or, as in the CUDA
     original, those in the tiles within 3 standard deviations."""
+    colors: Literal["free", "pixel"] = "free"
+    """What raw colors are relative to: "free" is gray, as in LGM; "pixel" the mean color of the
+    pixels that a Gaussian's place in the grid covers, from which a fresh network learns faster."""
     positions: Literal["free", "ray"] = "free"
     """What raw positions are relative to: "free" is the world's origin, as in LGM; "ray" the point
     of the pixel's ray that is nearest to it, from which a fresh network learns faster."""
@@ -267,7 +270,8 @@ class DataConfig:
     """File of objects, one id a line; only these are taken from `rendered`. None: all."""
     heldout: Path | None = None
     """Folder of orbits for pictures and losses during training, all of them; of objects, by name,
-    that are not trained on. None: synthetic ones of seeds from 2^30 on, which never are."""
+    that are not trained on. None: synthetic ones of seeds from 2^30 on, which never are. Where
+    `source` is "mixed", half are synthetic all the same."""
     objects: int = 80_000
     """Distinct synthetic objects in the training set (Sec. 4.1: around 80K)."""
     seed: int = 0
@@ -283,6 +287,11 @@ class DataConfig:
     blending: Literal["display", "linear"] = "display"
     """In which values frames are laid over white: those of the file (release), or in linear light,
     as a camera would."""
+    mirror: bool = False
+    """Whether half of the training samples are seen in a mirror."""
+    recolor: bool = False
+    """Whether each training sample gets other colors, the same in all its views: hues turned by a
+    random angle, channels in a random order."""
     elevation: tuple[float, float] = (-5.0, 30.0)
     """Range of orbit elevations, degrees (Sec. 4.1)."""
     cache: Path | None = None
@@ -297,6 +306,11 @@ class DataConfig:
         require(
             -90 < low <= high < 90,
             f"data.elevation {self.elevation} must rise, within -90 .. 90 degrees",
+        )
+        require(
+            not (self.mirror and self.orbit_frames == "linspace"),
+            "data.mirror needs data.orbit_frames every_second: a mirrored orbit runs backwards, "
+            "and only a whole circle can start with the same view",
         )
         require(
             bool(self.rendered) == (self.source != "synthetic"),
@@ -405,6 +419,8 @@ class OptimConfig:
     """Pixels to which larger views are reduced for LPIPS, to save memory (release: not at all)."""
     lpips_network: Literal["vgg", "alex"] = "vgg"
     """Whose features LPIPS compares: VGG16's (paper), or AlexNet's (release)."""
+    alpha_weight: float = 0.0
+    """Weight of the mean square error of the renders' alpha (LGM's own training: 1)."""
     noisy_weight: float = 1.0
     """Weight of the reconstruction loss on noisy views (release: 0.5)."""
     clean_weight: float = 1.0
@@ -412,7 +428,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, "optim", self, "learning_rate", "warmup_steps", "weight_decay")
-        _at_least(0, "optim", self, "lpips_weight", "noisy_weight", "clean_weight")
+        _at_least(0, "optim", self, "lpips_weight", "alpha_weight")
+        _at_least(0, "optim", self, "noisy_weight", "clean_weight")
         _at_least(31, "optim", self, "lpips_size")  # Of fewer, AlexNet's last layer sees nothing.
         require(self.clip_norm > 0, f"optim.clip_norm {self.clip_norm} must be above 0")
         require(0 <= self.ema_decay < 1, f"optim.ema_decay {self.ema_decay} is not in 0 .. 1")
@@ -427,6 +444,10 @@ class OptimConfig:
 class TrainConfig:
     """How long, how much, how often."""
 
+    part: Literal["joint", "vae", "lgm", "unet"] = "joint"
+    """What trains: denoiser and LGM jointly (Algorithm 1), or one network by itself, for models
+    that have no weights to start from, in this order: "vae"; "lgm" on true views; "unet" without
+    feedback. What a part leaves in run_dir/name/PART is what later parts start from."""
     steps: int = 30_000
     """Optimizer steps (Sec. 4.1)."""
     batch_size: int = 32
@@ -444,9 +465,12 @@ class TrainConfig:
     log_every: int = 50
     """Steps between log lines, which are means over them."""
     eval_every: int = 1_000
-    """Steps between evaluation images."""
+    """Steps between evaluations: figures of held-out objects, and a picture of the first ones."""
     eval_objects: int = 4
-    """Held-out objects in the evaluation image."""
+    """Held-out objects in an evaluation."""
+    sample_every: int = 0
+    """Steps between evaluations in joint training that sample, too, which takes long; a multiple of
+    eval_every. 0: all do."""
     save_every: int = 1_000
     """Steps between checkpoints."""
     keep: int = 3
@@ -462,7 +486,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _at_least(1, "train", self, "steps", "batch_size", "accumulate", "log_every", "eval_every")
         _at_least(1, "train", self, "eval_objects", "save_every", "keep", "most_skipped")
-        _at_least(0, "train", self, "fsdp", "smallest_shared")
+        _at_least(0, "train", self, "fsdp", "smallest_shared", "sample_every")
+        require(
+            self.sample_every % self.eval_every == 0,
+            f"train.sample_every {self.sample_every} is not a multiple of train.eval_every "
+            f"{self.eval_every}",
+        )
 
 
 @dataclass(frozen=True)
@@ -473,6 +502,8 @@ class LaunchConfig:
     """HOST:PORT of process 0, where nothing says so."""
     processes: int | None = None
     """How many there are."""
+    cpu_devices: int = 0
+    """Devices to make of the processor's cores; 0: one, of all of them."""
     process_id: int | None = None
     """Which of them this is, from 0."""
     timeout: int = 300
@@ -489,7 +520,7 @@ class LaunchConfig:
             "three or none",
         )
         _at_least(1, "launch", self, "timeout")
-        _at_least(0, "launch", self, "grace")
+        _at_least(0, "launch", self, "grace", "cpu_devices")
         if self.processes is not None and self.process_id is not None:
             require(
                 0 <= self.process_id < self.processes,
@@ -519,6 +550,12 @@ class Config:
     commands/train_{vae,unet,lgm}.py left in run_dir/name, else from scratch."""
     run_dir: Path = field(default_factory=lambda: Path("runs"))
     """Checkpoints, logs and pictures go to run_dir/name."""
+
+    @property
+    def folder(self) -> Path:
+        """Where this run writes: run_dir/name, or for the training of one part a folder in it."""
+        whole = self.run_dir / self.name
+        return whole if self.train.part == "joint" else whole / self.train.part
 
     def __post_init__(self) -> None:
         require(

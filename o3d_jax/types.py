@@ -120,6 +120,9 @@ class Batch:
     cameras: Cameras
     """Relative to view 0: that camera is on the +z axis, looking at the origin."""
 
+    alpha: Float[Array, "b v h w 1"] | None = None
+    """The share of each pixel that the object covers; None where nobody knows."""
+
 
 @pytree
 class Condition:
@@ -147,6 +150,9 @@ class Params:
 
     clip: Any = None
     """Image tower, where it trains along (the default model); else it is in `Frozen`."""
+
+    vae: Any = None
+    """VAE, while it trains by itself; else it is in `Frozen`."""
 
 
 @pytree

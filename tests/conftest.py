@@ -3,11 +3,20 @@
 The package is imported inside fixtures only: pytest's shape checks must come first.
 """
 
+import hashlib
+import os
 import runpy
 from pathlib import Path
 
 import jax
 import pytest
+
+ROOT = Path(__file__).parents[1]
+# Numba looks for changes in a function's own file, and not in those of others that it calls. Here
+# what it compiles is kept by the text of them all, so that no test runs the code of before.
+DRAWING = sorted((ROOT / "o3d_jax" / "data").glob("*/*.py"))
+DRAWN_BY = hashlib.sha256(b"".join(path.read_bytes() for path in DRAWING)).hexdigest()[:12]
+os.environ["NUMBA_CACHE_DIR"] = str(ROOT / ".cache" / "numba" / DRAWN_BY)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # (b,) + (b, h) is always a mistake here.
 jax.config.update("jax_debug_key_reuse", True)
@@ -25,7 +34,7 @@ def quick_compilation():
 @pytest.fixture(scope="session")
 def tiny():
     """The configuration of test size: 16 px, 4 views."""
-    return runpy.run_path(str(Path(__file__).parents[1] / "configs" / "tiny.py"))["config"]
+    return runpy.run_path(str(ROOT / "configs" / "tiny.py"))["config"]
 
 
 @pytest.fixture(scope="session")

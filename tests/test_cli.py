@@ -1,8 +1,11 @@
-"""Where a config's values come from."""
+"""The command line: where a config's values come from, and what is said of mistakes."""
 
 from pathlib import Path
 
-from o3d_jax.cli import explained_config
+import pytest
+
+from o3d_jax.cli import explained_config, read_config
+from o3d_jax.errors import InputError
 
 FILE = """
 from pathlib import Path
@@ -28,3 +31,27 @@ def test_each_value_that_is_no_default_has_the_source_that_chose_it(tmp_path):
         "run-dir": (repr(str(tmp_path)), line),
         "optim.warmup-steps": ("0", line),  # Back to the default, which the file had left.
     }  # Neither weight_decay nor steps: whoever wrote them, they are the default's.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--optim.learning-rat", "1"], "learning-rat, 1; did you mean --optim.learning-rate?"),
+        (["--optim.learning-rate", "fast"], "could not convert string to float: 'fast'$"),
+        (["--nothing.like-it", "1"], "Unrecognized options: --nothing.like-it, 1$"),
+        (["stray"], "Unrecognized options: stray$"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_with_what_was_meant(tmp_path, overrides, said):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    with pytest.raises(InputError, match=said) as error:
+        read_config(path, ["--run-dir", str(tmp_path), *overrides])
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_in_a_config_file_names_the_nearest_field(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE.replace("warmup_steps", "warmup_step"))
+    with pytest.raises(InputError, match="the nearest field is 'warmup_steps'"):
+        read_config(path, [])

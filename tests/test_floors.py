@@ -5,6 +5,8 @@ import collections
 import pathlib
 import re
 
+import pytest
+
 FLOORS = [
     {"config", "types", "errors"},
     {"edm", "geometry", "splat", "parallel", "files", "cli"},
@@ -15,6 +17,18 @@ FLOORS = [
     {"planning"},
     {"commands"},
 ]
+ROOMS = {
+    "data": [
+        {"compiled"},
+        {"orbits", "toys"},
+        {"meshes", "views"},
+        {"sources", "augmentation"},
+        {"loader"},
+    ],
+    "weights": [{"checkpoint"}, {"streaming", "start", "completeness"}, {"pytorch"}],
+}
+"""The floors inside of rooms that have some."""
+
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "o3d_jax"
@@ -22,15 +36,15 @@ TORCH = PACKAGE / "weights" / "pytorch"
 
 
 def imported(path: pathlib.Path):
-    """The top-level parts of o3d_jax that a file imports."""
+    """The modules of o3d_jax that a file imports, as parts of their names."""
     for node in ast.walk(ast.parse(path.read_text())):
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: relative import"
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "o3d_jax":
-            parts = (node.module or "").split(".")
-            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            parts = (node.module or "").split(".")[1:]
+            yield from ([*parts, alias.name] for alias in node.names)
         elif isinstance(node, ast.Import):
             names = [a.name.split(".") for a in node.names if a.name.startswith("o3d_jax.")]
-            yield from (name[1] for name in names)
+            yield from (name[1:] for name in names)
 
 
 def test_imports_only_go_down():
@@ -38,8 +52,19 @@ def test_imports_only_go_down():
     assert len(files) > 30
     for path in files:
         here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for there in imported(path):
+        for there, *_ in imported(path):
             assert FLOOR[there] < FLOOR[here] or there == here, f"{path}: {here} -> {there}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_only_go_down_inside_of_a_room(room):
+    floor = {name: level for level, names in enumerate(ROOMS[room]) for name in names}
+    inside = {path: path.relative_to(PACKAGE / room) for path in (PACKAGE / room).rglob("*.py")}
+    where = {path: rest.parts[0].removesuffix(".py") for path, rest in inside.items()}
+    assert set(where.values()) - {"__init__"} == set(floor)
+    for path, here in where.items():
+        for there in (parts[1] for parts in imported(path) if parts[0] == room):
+            assert floor[there] < floor[here] or there == here, f"{path}: {here} -> {there}"
 
 
 def top_packages(path: pathlib.Path) -> set[str]:
@@ -54,9 +79,8 @@ def top_packages(path: pathlib.Path) -> set[str]:
 
 
 def test_linen_lives_in_nn_only():
-    for path in PACKAGE.rglob("*.py"):
-        if path.relative_to(PACKAGE).parts[0] != "nn":
-            assert "flax" not in top_packages(path), path
+    linen = files_with(r"import flax\b|from flax(?!\.traverse_util)|\blinen\b")
+    assert {path.split("/")[0] for path in linen} == {"nn"}
 
 
 def test_torch_lives_in_the_converter_and_the_dump_script_only():

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from o3d_jax.commands.pretraining import fit
+from o3d_jax.steps.pretrain import scale_latents, vae_loss
+
 from o3d_jax.config import LgmConfig, UnetConfig, VaeConfig
 from o3d_jax.data.toys.cache import SyntheticOrbits
 from o3d_jax.data.views import choose_views
 from o3d_jax.geometry.orbits import pinhole
 from o3d_jax.metrics import psnr
 from o3d_jax.nn.networks import build_networks, init_networks
-from o3d_jax.steps.pretrain import scale_latents, vae_loss
+from o3d_jax.steps.draws import draw_coin
 from o3d_jax.steps.sample import generate
-from o3d_jax.steps.train import draw_coin, init_state, make_optimizer, train_step
+from o3d_jax.steps.train import init_state, make_optimizer, train_step
 from o3d_jax.types import Batch, Cameras
 
 VAE_STEPS = 600

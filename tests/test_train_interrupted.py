@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -23,11 +24,11 @@ def assert_same_end(runs, name, expected):
     assert runs.steps(name)[-1] == runs.steps(expected)[-1]
     (state, position), (other, other_position) = final(runs, name), final(runs, expected)
     assert len(jax.tree.leaves(state)) > 20 and set(state) >= {"params", "ema", "opt_state"}
-    jax.tree.map(np.testing.assert_array_equal, state, other)
+    chex.assert_trees_all_equal(state, other)
     assert position == other_position
     assert runs.rows(name) == runs.rows(expected)
     one, two = (load_model(runs.folder / n / "model").weights for n in (name, expected))
-    jax.tree.map(np.testing.assert_array_equal, one, two)
+    chex.assert_trees_all_equal(one, two)
 
 
 @pytest.fixture(scope="module")

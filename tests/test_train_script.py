@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -79,7 +80,7 @@ def test_a_resumed_run_ends_in_the_same_state_bit_for_bit(in_one_go):
     train.train(dataclasses.replace(two, train=dataclasses.replace(two.train, steps=2)))
     train.train(two)
     one, resumed = (load_model(two.run_dir / name / "model").weights for name in ("one", "two"))
-    jax.tree.map(np.testing.assert_array_equal, one, resumed)
+    chex.assert_trees_all_equal(one, resumed)
     lines = (two.run_dir / "two" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]  # None was done again.
 
@@ -154,15 +155,15 @@ def test_a_run_starts_from_the_networks_that_were_trained_alone_beside_it(config
         folder / "lgm", beside, Weights(params=Params(unet=None, lgm=one.lgm), frozen=nothing)
     )
     found = start_weights(beside, networks)
-    jax.tree.map(np.testing.assert_array_equal, found.params.lgm, one.lgm)
+    chex.assert_trees_all_equal(found.params.lgm, one.lgm)
     key, _ = jax.random.split(jax.random.key(config.seed))
     fresh, _ = init_networks(networks, config.model, key, True)
-    jax.tree.map(np.testing.assert_array_equal, found.params.unet, fresh.unet)
+    chex.assert_trees_all_equal(found.params.unet, fresh.unet)
     unet = Weights(params=Params(unet=two.unet, lgm=None, clip=two.clip), frozen=nothing)
     save_model(folder / "unet", beside, unet)
     found = start_weights(beside, networks)
     expected = Weights(params=Params(unet=two.unet, lgm=one.lgm, clip=two.clip), frozen=vae)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_weights_of_another_meaning_are_refused_though_their_shapes_agree(config):
@@ -181,7 +182,7 @@ def test_weights_of_another_meaning_are_refused_though_their_shapes_agree(config
     ("arguments", "message"),
     [
         (["configs/none.py"], "no config file configs/none.py"),
-        (["configs/tiny.py", "--optim.learning-rat", "1"], "nearest is --optim.learning-rate"),
+        (["configs/tiny.py", "--optim.learning-rat", "1"], "did you mean --optim.learning-rate?"),
         (["configs/tiny.py", "--train.steps", "many"], "invalid literal for int"),
         (["configs/tiny.py", "--model.image-size", "20"], "image_size 20 is not a multiple of 16"),
         (["configs/tiny.py", "--weights", "nowhere"], "no checkpoint at"),

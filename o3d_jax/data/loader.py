@@ -18,7 +18,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from o3d_jax.config import Config
-from o3d_jax.data.sources import object_of, open_orbits, orbit_names
+from o3d_jax.data.augmentation import augmented
+from o3d_jax.data.orbits.names import object_of
+from o3d_jax.data.sources import open_orbits, orbit_names
 from o3d_jax.data.toys.cache import (
     HELDOUT_SEED,
     SyntheticOrbits,
@@ -100,7 +102,8 @@ def _all_samples(config: Config) -> grain.MapDataset[_Sample]:
 
     def sample(orbit: StoredOrbit, rng: np.random.Generator) -> _Sample:
         first = int(rng.integers(config.data.frames_per_orbit))
-        return _Sample(choose_views(config, orbit, first), orbit.name)
+        views = augmented(config.data, choose_views(config, orbit, first), rng)
+        return _Sample(views, orbit.name)
 
     def samples(source: OrbitSource, seed: int) -> grain.MapDataset:
         return grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(sample)
@@ -138,35 +141,46 @@ def _refuse_overlap(heldout: Path, held: set[str], folder: str, names: Sequence[
 def heldout_batch(config: Config, count: int) -> Batch:
     """`count` objects that are never trained on, always the same, each from a fixed first frame.
 
-    They are the first of `data.heldout`, by name, or synthetic ones.
+    They are synthetic ones, or some of `data.heldout`, evenly spaced among its names; where
+    training mixes both kinds, the first half are synthetic.
 
     Raises:
         InputError: as `training_batches`, or `count` is not positive or more than there are.
     """
     if count < 1:
         raise InputError(f"a held-out batch needs at least one object, not {count}")
-    heldout = _heldout_source(config, count)
+    rendered = 0 if config.data.heldout is None else count
+    if config.data.source == "mixed":
+        rendered //= 2
+    parts = [_synthetic_heldout(config, count - rendered), _rendered_heldout(config, rendered)]
 
-    def sample(seed: int) -> Views:
+    def sample(source: Callable[[int], StoredOrbit], seed: int) -> Views:
         first = np.random.default_rng((seed, 3)).integers(config.data.frames_per_orbit)
-        return choose_views(config, heldout.source(seed), int(first))
+        return choose_views(config, source(seed), int(first))
 
+    jobs = [(part.source, seed) for part in parts for seed in part.seeds]
     with ThreadPoolExecutor(config.data.workers) as pool:
-        return _batch(list(pool.map(sample, heldout.seeds)))
+        return _batch(list(pool.map(lambda job: sample(*job), jobs)))
 
 
-def _heldout_source(config: Config, count: int) -> HeldOut:
-    if config.data.heldout is None:
+def _synthetic_heldout(config: Config, count: int) -> HeldOut:
+    if count:
         check_generator(config)
-        seeds = range(HELDOUT_SEED, HELDOUT_SEED + count)
-        return HeldOut(functools.partial(seeded_orbit, config), seeds)
+    return HeldOut(
+        functools.partial(seeded_orbit, config), range(HELDOUT_SEED, HELDOUT_SEED + count)
+    )
+
+
+def _rendered_heldout(config: Config, count: int) -> HeldOut:
+    if config.data.heldout is None or not count:
+        return HeldOut(functools.partial(seeded_orbit, config), range(0))
     orbits = open_orbits(config.data.heldout, config)
     if count > len(orbits):
         raise InputError(
             f"data.heldout {config.data.heldout} has {len(orbits)} orbits, fewer than the {count} "
             "asked for; lower train.eval_objects"
         )
-    return HeldOut(orbits.__getitem__, range(count))
+    return HeldOut(orbits.__getitem__, [i * len(orbits) // count for i in range(count)])
 
 
 def _loaded(samples: Sequence[_Sample]) -> LoadedBatch:
@@ -174,9 +188,9 @@ def _loaded(samples: Sequence[_Sample]) -> LoadedBatch:
 
 
 def _batch(samples: Sequence[Views]) -> Batch:
-    images, poses, intrinsics = (np.stack(leaf) for leaf in zip(*samples, strict=True))
+    images, alpha, poses, intrinsics = (np.stack(leaf) for leaf in zip(*samples, strict=True))
     each_view = (*poses.shape[:2], 3, 3)
-    leaves = [images, poses, np.broadcast_to(intrinsics[:, None], each_view).copy()]
+    leaves = [images, poses, np.broadcast_to(intrinsics[:, None], each_view).copy(), alpha]
     # Unflattening skips the check that leaves are jax arrays, which would have to be on a device.
     return jax.tree.unflatten(_structure(), leaves)
 
@@ -189,6 +203,7 @@ def _structure() -> PyTree:
         cameras = Cameras(
             camera_to_world=jnp.zeros((1, 1, 4, 4)), intrinsics=jnp.zeros((1, 1, 3, 3))
         )
-        return Batch(images=jnp.zeros((1, 1, 1, 1, 3)), cameras=cameras)
+        images, alpha = jnp.zeros((1, 1, 1, 1, 3)), jnp.zeros((1, 1, 1, 1, 1))
+        return Batch(images=images, cameras=cameras, alpha=alpha)
 
     return jax.tree.structure(jax.eval_shape(example))

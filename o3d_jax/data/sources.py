@@ -1,9 +1,6 @@
 """Sources of rendered orbits: folders of them, or the same packed by TFDS; both sorted by name."""
 
 import functools
-import re
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +10,10 @@ from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.data.orbits.folder import OrbitIndex, check_poses, find_orbits, read_frames, read_index
+from o3d_jax.data.orbits.names import select
+from o3d_jax.data.orbits.packed import open_records, packed_folder, packed_names
 from o3d_jax.data.views import StoredOrbit
 from o3d_jax.errors import InputError
-
-DATASET, SPLIT = "orbit_renders", "train"
-"""Names of the TFDS dataset and of its one split."""
-
-NAMES = "names.txt"
-"""In the folder of a TFDS dataset: the orbits' names, one a line, in the order of the records."""
 
 CAMERA_TOLERANCE = 0.01
 """Relative; by how much an orbit's radius and field of view may differ from the config's."""
@@ -100,7 +93,7 @@ class PackedOrbits:
 
     def __init__(self, folder: Path, config: Config, ids: Path | None = None):
         self._folder, self._config = folder, config
-        self._records = _open_records(folder)
+        self._records = open_records(folder)
         self._chosen = range(len(self._records))
         if ids is not None:
             place = {name: i for i, name in enumerate(self._all_names)}
@@ -116,7 +109,7 @@ class PackedOrbits:
 
     @functools.cached_property
     def _all_names(self) -> list[str]:
-        return _packed_names(self._folder, self._records)
+        return packed_names(self._folder, self._records)
 
     def __getitem__(self, index: int) -> PackedOrbit:
         record = self._records[self._chosen[index]]
@@ -141,15 +134,6 @@ def open_orbits(
     return PackedOrbits(packed, config, ids)
 
 
-def packed_folder(folder: Path) -> Path | None:
-    """Where TFDS's files are: the folder itself, or its newest version below; None if nowhere."""
-    if (folder / "features.json").is_file():
-        return folder
-    versions = [path.parent for path in folder.glob(f"{DATASET}/*/features.json")]
-    versions = [path for path in versions if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    return max(versions, default=None, key=lambda path: [int(n) for n in path.name.split(".")])
-
-
 def orbit_names(folder: Path) -> list[str]:
     """Of all orbits in a folder of either kind, sorted; no orbit is opened, if that can be.
 
@@ -157,57 +141,7 @@ def orbit_names(folder: Path) -> list[str]:
         InputError: as `open_orbits`, but for what is wrong with single orbits.
     """
     packed = packed_folder(folder)
-    return find_orbits(folder) if packed is None else _packed_names(packed, _open_records(packed))
-
-
-def object_of(name: str) -> str:
-    """The name of an orbit's object, parts joined by "__" as commands/render_orbits.py does."""
-    return _without_number(name).replace("/", "__")
-
-
-def select(names: Sequence[str], ids: Path | None) -> list[str]:
-    """The orbits of the objects that a file lists, one id a line; all if there is no file.
-
-    An id is the name of an orbit or of an object, or parts of the latter between "__", which
-    commands/render_orbits.py writes for "/": so the bare ids of Objaverse-LVIS find
-    `000-023__<id>/0`. Empty lines and those that start with # do not count; ids of nothing are
-    warned of.
-
-    Raises:
-        InputError: the file cannot be read, or lists none of the orbits.
-    """
-    if ids is None:
-        return list(names)
-    try:
-        lines = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{ids} is no readable list of ids, one a line: {error}") from error
-    wanted = {line for line in lines if line and not line.startswith("#")}
-    chosen = [name for name in names if wanted & ids_of(name)]
-    if not chosen:
-        raise InputError(
-            f"{ids} lists none of the {len(names)} orbits; they are called as {names[0]}"
-        )
-    if absent := wanted.difference(*map(ids_of, chosen)):
-        warnings.warn(
-            f"{len(absent)} of {len(wanted)} ids in {ids} are of no orbit, such as {min(absent)}",
-            stacklevel=2,
-        )
-    return chosen
-
-
-def ids_of(name: str) -> set[str]:
-    """What selects an orbit: its name, its object's, and runs of the latter's parts."""
-    thing = _without_number(name)
-    parts = thing.replace("__", "/").split("/")
-    ends = [(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
-    runs = {joint.join(parts[i:j]) for i, j in ends for joint in ("__", "/")}
-    return {name, name.replace("__", "/"), thing, *runs}
-
-
-def _without_number(name: str) -> str:
-    thing, _, number = name.rpartition("/")
-    return thing if number.isdigit() and thing else name
+    return find_orbits(folder) if packed is None else packed_names(packed, open_records(packed))
 
 
 def check_cameras(orbit: StoredOrbit, config: Config) -> None:
@@ -230,36 +164,3 @@ def check_cameras(orbit: StoredOrbit, config: Config) -> None:
             f"{orbit.name}: its field of view is {orbit.fov:.4g} degrees, not camera.fov "
             f"{camera.fov}; set that, or render it anew"
         )
-
-
-def _packed_names(folder: Path, records: Any) -> list[str]:
-    """Of the orbits in a TFDS folder, in the order of its records.
-
-    Sets that were packed before there was a file of names have every record read, which takes long.
-    """
-    path = folder / NAMES
-    if not path.is_file():
-        numbers = tqdm(range(len(records)), f"names in {folder}", disable=len(records) < 1000)
-        return [records[i]["name"].decode() for i in numbers]
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    names = text.removesuffix("\n").split("\n")
-    if len(names) != len(records):
-        raise InputError(
-            f"{path} has {len(names)} lines, not one for each of {len(records)} orbits; delete it, "
-            "and the names are read from the orbits"
-        )
-    return names
-
-
-def _open_records(folder: Path) -> Any:
-    try:
-        import tensorflow_datasets as tfds
-    except ModuleNotFoundError as error:
-        raise InputError(f"{folder} is a TFDS folder; pip install 'o3d-jax[data]'") from error
-    try:
-        builder = tfds.builder_from_directory(str(folder))
-        return builder.as_data_source(split=SPLIT)  # pyright: ignore[reportCallIssue]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{folder} is no complete dataset of commands/build_data.py: {error}"
-        ) from error

@@ -8,7 +8,7 @@ from PIL import Image
 
 from o3d_jax.config import Config, DataConfig
 from o3d_jax.errors import InputError
-from o3d_jax.files.srgb import to_display, to_light
+from o3d_jax.files.images import on_white, on_white_in_linear_light
 from o3d_jax.geometry.orbits import pinhole, relative_poses
 from o3d_jax.geometry.released import FRAME_CHOICES
 
@@ -54,6 +54,8 @@ class Views(NamedTuple):
 
     images: Float[np.ndarray, "v h w 3"]
     """On white, in [0, 1]."""
+    alpha: Float[np.ndarray, "v h w 1"]
+    """The share of each pixel that the object covers, in [0, 1]."""
     camera_to_world: Float[np.ndarray, "v 4 4"]
     """Relative to view 0."""
     intrinsics: Float[np.ndarray, "3 3"]
@@ -75,8 +77,10 @@ def choose_views(config: Config, orbit: StoredOrbit, first: int) -> Views:
             f"{orbit.name}: frames are {w} x {h} pixels; model.image_size {size} needs square ones "
             "of at least that"
         )
+    rgba = resized(rgba, size, config.data)
     return Views(
-        opaque_images(rgba, size, config.data),
+        BLENDING[config.data.blending](rgba),
+        rgba[..., 3:].astype(np.float32) / 255,
         relative_poses(orbit.camera_to_world[chosen]).astype(np.float32),
         pinhole(orbit.fov).astype(np.float32),
     )
@@ -85,31 +89,22 @@ def choose_views(config: Config, orbit: StoredOrbit, first: int) -> Views:
 def opaque_images(
     rgba: UInt8[np.ndarray, "v h w 4"], size: int, data: DataConfig
 ) -> Float[np.ndarray, "v {size} {size} 3"]:
-    """Frames with straight alpha resized, then laid on white, as the config says; in [0, 1].
+    """Frames with straight alpha resized, then laid on white, as the config says; in [0, 1]."""
+    return BLENDING[data.blending](resized(rgba, size, data))
 
-    Pillow weights colours by alpha when it resizes, and rounds to 8 bits; so does the release.
+
+def resized(
+    rgba: UInt8[np.ndarray, "v h w 4"], size: int, data: DataConfig
+) -> UInt8[np.ndarray, "v {size} {size} 4"]:
+    """Frames with straight alpha, reduced to `size` pixels as the config says.
+
+    Pillow weights colors by alpha when it resizes, and rounds to 8 bits; so does the release.
     """
-    if rgba.shape[1:3] != (size, size):
-        images = [Image.fromarray(frame) for frame in rgba]
-        resample = FILTERS[data.resize_filter]
-        rgba = np.stack([np.array(image.resize((size, size), resample)) for image in images])
-    return BLENDING[data.blending](rgba)
-
-
-def on_white(rgba: UInt8[np.ndarray, "*b h w 4"]) -> Float[np.ndarray, "*b h w 3"]:
-    """Straight-alpha images over white, in [0, 1]; a mean of the values in the file."""
-    image = rgba.astype(np.float32) / 255
-    alpha = image[..., 3:]
-    return image[..., :3] * alpha + (1 - alpha)
-
-
-def on_white_in_linear_light(
-    rgba: UInt8[np.ndarray, "*b h w 4"],
-) -> Float[np.ndarray, "*b h w 3"]:
-    """Straight-alpha images over white, in [0, 1]; a mean of light, so edges are brighter."""
-    image = rgba.astype(np.float32) / 255
-    alpha = image[..., 3:]
-    return to_display(to_light(image[..., :3]) * alpha + (1 - alpha))
+    if rgba.shape[1:3] == (size, size):
+        return rgba
+    images = [Image.fromarray(frame) for frame in rgba]
+    resample = FILTERS[data.resize_filter]
+    return np.stack([np.array(image.resize((size, size), resample)) for image in images])
 
 
 BLENDING = {"display": on_white, "linear": on_white_in_linear_light}

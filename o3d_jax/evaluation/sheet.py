@@ -1,4 +1,4 @@
-"""Pictures to judge a model by: of a training run, and of an evaluation."""
+"""The picture to judge an evaluation by."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,26 +7,6 @@ import numpy as np
 from jaxtyping import Float
 
 from o3d_jax.media.sheets import grid
-from o3d_jax.steps.sample import Estimate
-from o3d_jax.types import Batch
-
-
-def evaluation_sheet(batch: Batch, found: Estimate) -> Float[np.ndarray, "h w 3"]:
-    """Three rows an object: views, renders of its Gaussians, truth; the input on the left.
-
-    Both arguments lie on the host; of what was found, the first objects are the batch's.
-    """
-    views = np.asarray(found.views)
-    renders = np.asarray(found.reconstruction.rendering.rgb)
-    truth = np.asarray(batch.images)
-    rows, labels = [], []
-    for i in range(truth.shape[0]):
-        for name, images in (("views", views), ("renders", renders), ("truth", truth)):
-            rows.append([truth[i, 0], *images[i]])
-            labels.append(name)
-    columns = ["input", *(f"view {k}" for k in range(truth.shape[1]))]
-    return grid(rows, labels, columns)
-
 
 COMPARISON_TILE = 88
 """Pixels, so that a sheet of ten objects stays below a megabyte."""

@@ -12,11 +12,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageOps
 
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
+from o3d_jax.files.srgb import to_display, to_light
 
 FORMATS = ("PNG", "JPEG", "WebP")
 """Of pictures that people give, by Pillow's names, which it reads in any case."""
@@ -32,7 +33,9 @@ WORKING_SIZE = 2048
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
-def decode(file: io.BufferedIOBase, name: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+def decode(
+    file: io.BytesIO | io.BufferedReader, name: str, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
     """The picture in an open file, all of it read, with the mode that it has there.
 
     This is the one way in which anything here decodes pictures; `name` says in messages which.
@@ -144,3 +147,19 @@ def save_png(path: str | os.PathLike[str], image: Float[Array | np.ndarray, "h w
         pixels = pixels[..., 0]
     with written_whole(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def on_white(rgba: UInt8[np.ndarray, "*b h w 4"]) -> Float[np.ndarray, "*b h w 3"]:
+    """Straight-alpha images over white, in [0, 1]; a mean of the values in the file."""
+    image = rgba.astype(np.float32) / 255
+    alpha = image[..., 3:]
+    return image[..., :3] * alpha + (1 - alpha)
+
+
+def on_white_in_linear_light(
+    rgba: UInt8[np.ndarray, "*b h w 4"],
+) -> Float[np.ndarray, "*b h w 3"]:
+    """Straight-alpha images over white, in [0, 1]; a mean of light, so edges are brighter."""
+    image = rgba.astype(np.float32) / 255
+    alpha = image[..., 3:]
+    return to_display(to_light(image[..., :3]) * alpha + (1 - alpha))

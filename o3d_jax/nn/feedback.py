@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from o3d_jax.nn.layers import PointwiseConv, pool2
+from o3d_jax.nn.layers import Conv3x3, PointwiseConv, pool2
 
 
 class FeedbackBlock(nn.Module):
@@ -24,7 +24,7 @@ class FeedbackBlock(nn.Module):
             x = pool2(x)
         if x.shape[-1] != self.features:
             x = PointwiseConv(self.features, self.dtype, name="in_conv")(x)
-        y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="block1")(x)
+        y = Conv3x3(self.features, dtype=self.dtype, name="block1")(x)
         zeros = nn.initializers.zeros
         last = PointwiseConv(self.features, self.dtype, zeros, name="block2")
         return x + last(nn.relu(y))
@@ -47,7 +47,7 @@ class FeedbackEncoder(nn.Module):
     @nn.compact
     def __call__(self, maps: Float[Array, "b v h w 3"]) -> tuple[Float[Array, "b v _ _ _"], ...]:
         x = pixel_unshuffle(maps, self.downscale)
-        x = nn.Conv(self.channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
+        x = Conv3x3(self.channels[0], dtype=self.dtype, name="conv_in")(x)
         features = []
         for scale, channels in enumerate(self.channels):
             for i in range(self.blocks):

@@ -252,8 +252,24 @@ class Lgm(nn.Module):
         if self.config.positions == "ray":
             nearest = nearest_to_origin(pluecker_rays(cameras, (x.shape[1], x.shape[2])))
             x = x.at[..., :3].add(nearest.reshape(*x.shape[:3], 3))
+        if self.config.colors == "pixel":
+            seen = raw_colors(images[:, ::step], x.shape[1])
+            x = x.at[..., -3:].add(seen.reshape(*x.shape[:3], 3))
         rotations = ROTATIONS[self.config.rotation_norm]
         return activate(x.reshape(images.shape[0], -1, x.shape[-1]), rotations)
+
+
+def raw_colors(images: Float[Array, "b v h w 3"], grid: int) -> Float[Array, "b v {grid} {grid} 3"]:
+    """What `activate` turns into the mean color of each cell of a grid over the images.
+
+    The inverse of 0.5 tanh(x) + 0.5, of colors kept an 8-bit step away from 0 and 1.
+    """
+    b, v, h, w, _ = images.shape
+    if h % grid == 0 and w % grid == 0:
+        cells = images.reshape(b, v, grid, h // grid, grid, w // grid, 3).mean(axis=(3, 5))
+    else:
+        cells = jax.image.resize(images, (b, v, grid, grid, 3), "linear")
+    return jnp.arctanh(2 * jnp.clip(cells, 1 / 255, 1 - 1 / 255) - 1)
 
 
 def view_features(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from o3d_jax.config import UnetConfig
 from o3d_jax.nn.attention import attend
 from o3d_jax.nn.layers import (
+    Conv3x3,
     Dense,
     FeedForward,
     PointwiseConv,
@@ -42,7 +43,7 @@ class ResBlock(nn.Module):
     def _convolution(self, name: str) -> nn.Module:
         if self.across_frames:
             return TemporalConv(self.features, self.dtype, name=name)
-        return nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name=name)
+        return Conv3x3(self.features, dtype=self.dtype, name=name)
 
     @nn.compact
     def __call__(
@@ -246,8 +247,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n (h+1)//2 (w+1)//2 c"]:
-        conv = nn.Conv(x.shape[-1], (3, 3), strides=2, padding=1, dtype=self.dtype, name="conv")
-        return conv(x)
+        return Conv3x3(x.shape[-1], stride=2, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):
@@ -257,8 +257,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n 2*h 2*w c"]:
-        conv = nn.Conv(x.shape[-1], (3, 3), padding=1, dtype=self.dtype, name="conv")
-        return conv(upsample2(x))
+        return Conv3x3(x.shape[-1], dtype=self.dtype, name="conv")(upsample2(x))
 
 
 class Scale(nn.Module):

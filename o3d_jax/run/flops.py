@@ -19,7 +19,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from o3d_jax.config import Config
 from o3d_jax.nn.networks import Networks, init_networks
-from o3d_jax.steps.train import draw, train_loss
+from o3d_jax.steps.draws import draw
+from o3d_jax.steps.losses import train_loss
 from o3d_jax.types import Batch, Cameras
 
 

@@ -19,6 +19,7 @@ from o3d_jax.files.atomic import written_whole
 from o3d_jax.files.images import save_png
 from o3d_jax.run.clock import StepClock
 from o3d_jax.run.compilations import CompilationWatch
+from o3d_jax.run.curves import draw_curves
 from o3d_jax.run.nonfinite import NonFiniteError, ReadStep, SkippedSteps
 from o3d_jax.run.profile import Profile
 from o3d_jax.run.trackers import Tracker, import_tracker, open_trackers
@@ -78,6 +79,7 @@ class RunLog:
         (self.folder / "eval").mkdir(parents=True, exist_ok=True)
         (self.folder / "exit.json").unlink(missing_ok=True)  # This run has not ended.
         self._skipped.total = _rewind(self.folder / "log.jsonl", self.step)
+        _rewind(self.folder / "eval.jsonl", self.step)
         with written_whole(self.folder / "config.json") as scratch:
             scratch.write_text(json.dumps(to_dict(self._config), indent=1))
         self._trackers = open_trackers(self.folder, self._config, self.step)
@@ -157,7 +159,8 @@ class RunLog:
 
     def _write(self) -> None:
         """Prints and keeps the means of the steps since the last line."""
-        log_sigma = np.log(np.concatenate([np.ravel(s.report.sigma) for s in self._read]))
+        drawn = [np.ravel(s.report.sigma) for s in self._read if s.report.sigma is not None]
+        log_sigma = np.log(np.concatenate(drawn)) if drawn else None
         row = self._row(log_sigma)
         self._read = []
         if not self._leads:
@@ -167,15 +170,17 @@ class RunLog:
         numbers = {name: value for name, value in row.items() if value is not None}
         for tracker in self._trackers:
             tracker.scalars(self.step, numbers)
-            tracker.histogram(self.step, "log_sigma", log_sigma)
+            if log_sigma is not None:
+                tracker.histogram(self.step, "log_sigma", log_sigma)
         self.say(log_line(self.step, row))
 
-    def _row(self, log_sigma: Float[np.ndarray, " n"]) -> Row:
+    def _row(self, log_sigma: Float[np.ndarray, " n"] | None) -> Row:
         finite = [s.values() for s in self._read if s.report.is_finite]
         names = self._read[0].values()
         row: Row = {n: _mean([values[n] for values in finite]) for n in names}
-        for percent in QUANTILES:
-            row[f"log_sigma_{percent}"] = float(np.percentile(log_sigma, percent))
+        if log_sigma is not None:
+            for percent in QUANTILES:
+                row[f"log_sigma_{percent}"] = float(np.percentile(log_sigma, percent))
         taken = self.step - self._skipped.total  # So many steps changed the parameters.
         row["learning_rate"] = float(np.asarray(self._rate(max(taken - 1, 0))))
         row |= self._rates()
@@ -211,6 +216,17 @@ class RunLog:
         finally:
             self._warn_of_compilations()
             self._watch.in_steps = True
+
+    def evaluation(self, step: int, row: Row) -> None:
+        """Prints and keeps the figures of an evaluation, and draws all there are so far."""
+        self.say(f"held out, step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()))
+        if not self._leads:
+            return
+        with (self.folder / "eval.jsonl").open("a") as lines:
+            lines.write(json.dumps({"step": step, **row}) + "\n")
+        for tracker in self._trackers:
+            tracker.scalars(step, {f"heldout/{name}": value for name, value in row.items()})
+        draw_curves(self.folder)
 
     def image(self, step: int, sheet: Float[np.ndarray, "h w 3"]) -> None:
         """Writes an evaluation picture."""
@@ -292,9 +308,10 @@ def log_line(step: int, row: Row) -> str:
 
     *terms, norm = list(row)[: list(row).index("gradient_norm") + 1]
     losses = " ".join(f"{name} {shown(name)}" for name in (*terms, norm))
-    levels = " ".join(shown(f"log_sigma_{percent}", 2) for percent in QUANTILES)
     parts = [f"step {step} {losses}", f"learning rate {shown('learning_rate', 3)}"]
-    parts.append(f"log sigma {levels}")
+    if f"log_sigma_{QUANTILES[0]}" in row:
+        levels = " ".join(shown(f"log_sigma_{percent}", 2) for percent in QUANTILES)
+        parts.append(f"log sigma {levels}")
     if "objects_per_second" in row:
         rates = f"{shown('images_per_second_per_device', 3)} images/s/device"
         rates += f", {shown('objects_per_second', 3)} objects/s"

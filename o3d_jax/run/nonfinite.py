@@ -33,7 +33,8 @@ class ReadStep(NamedTuple):
     def values(self) -> dict[str, float]:
         """Loss terms and the gradient's norm, by name."""
         terms = self.report.terms
-        values = {f.name: float(getattr(terms, f.name)) for f in dataclasses.fields(terms)}
+        named = ((f.name, getattr(terms, f.name)) for f in dataclasses.fields(terms))
+        values = {name: float(value) for name, value in named if value is not None}
         return values | {"gradient_norm": float(self.report.gradient_norm)}
 
 
@@ -86,5 +87,6 @@ class SkippedSteps:
 
 def _plain(step: ReadStep) -> dict[str, Any]:
     values = {name: str(value) for name, value in step.values().items()}  # JSON has no NaN.
-    sigma = [s if math.isfinite(s) else str(s) for s in np.asarray(step.report.sigma).tolist()]
+    drawn = [] if step.report.sigma is None else np.asarray(step.report.sigma).tolist()
+    sigma = [s if math.isfinite(s) else str(s) for s in drawn]
     return {"step": step.number, **values, "sigma": sigma, "objects": list(step.objects)}

@@ -5,6 +5,8 @@ signal that comes while they are made finds nothing to lose.
 """
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,6 +20,8 @@ from o3d_jax.nn.networks import Networks, init_networks
 from o3d_jax.parallel.layout import Layout
 from o3d_jax.parallel.shards import gather, place
 from o3d_jax.run.flops import count_jaxpr, train_step_flops
+from o3d_jax.run.heldout import HeldOutFigures, heldout_figures_on_devices
+from o3d_jax.steps.parts import split_parts
 from o3d_jax.steps.sample import Estimate, generate_on_devices
 from o3d_jax.steps.train import init_state, train_step
 from o3d_jax.types import Batch, Cameras, Frozen, TrainState, pytree
@@ -51,7 +55,8 @@ class System:
 
         def state_and_frozen(key: Key[Array, ""]) -> tuple[TrainState, Frozen]:
             trained = config.train.train_image_encoder
-            params, frozen = init_networks(self.networks, config.model, key, trained)
+            made = init_networks(self.networks, config.model, key, trained)
+            params, frozen = split_parts(config.train.part, *made)
             return init_state(params, self.optimizer), frozen
 
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -92,6 +97,19 @@ class System:
             self.layout,
         )
 
+    def trace_figures(self, inputs: Inputs, objects: int) -> jax.stages.Traced:
+        """`heldout_figures_on_devices` of so many objects, a multiple of the devices."""
+        batch = batch_shapes(self.config, objects)
+        return heldout_figures_on_devices.trace(
+            self.networks,
+            self.config,
+            inputs.state.ema,
+            inputs.frozen,
+            _at(batch, jax.tree.map(lambda _: self.layout.batch, batch)),
+            inputs.key,
+            self.layout,
+        )
+
     def sampler_objects(self, objects: int) -> tuple[Any, Cameras]:
         """Shapes and places of the images and cameras that the sampler takes."""
         batch = batch_shapes(self.config, objects)
@@ -108,7 +126,8 @@ def batch_shapes(config: Config, objects: int) -> Batch:
     def batch() -> Batch:
         poses, lenses = jnp.zeros((objects, views, 4, 4)), jnp.zeros((objects, views, 3, 3))
         cameras = Cameras(camera_to_world=poses, intrinsics=lenses)
-        return Batch(images=jnp.zeros((objects, views, size, size, 3)), cameras=cameras)
+        images, alpha = (jnp.zeros((objects, views, size, size, c)) for c in (3, 1))
+        return Batch(images=images, cameras=cameras, alpha=alpha)
 
     return jax.eval_shape(batch)
 
@@ -120,6 +139,15 @@ def _at(tree: Any, shardings: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is found out about held-out objects, on the host; rows are objects."""
+
+    figures: HeldOutFigures
+    sampled: Estimate | None
+    """What the sampler makes of the inputs; None if it was not asked, or one part trains alone."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Programs:
     """The compiled programs of a run."""
 
@@ -127,41 +155,77 @@ class Programs:
     """By the coin: without feedback, with it."""
     step_flops: int
     """Model FLOPs of a step on all devices, the mean over the coin."""
-    sampler: jax.stages.Compiled
+    figures: jax.stages.Compiled
+    sampler: jax.stages.Compiled | None
+    """None where one part trains alone."""
     heldout: Batch
-    """What the sampler is shown, on the host."""
+    """What is evaluated, on the host."""
     layout: Layout
 
     @property
     def largest_step(self) -> jax.stages.Compiled:
         """The step that needs more memory: with feedback, if that can come up."""
-        return self.steps[max(self.steps)]
+        return self.steps.get(True) or self.steps[False]
 
-    def evaluate(self, state: TrainState, frozen: Frozen) -> Estimate:
-        """What the average makes of the held-out objects, on the host."""
-        images, cameras = self.heldout.images[:, 0], self.heldout.cameras
-        count = images.shape[0]
-        rows = np.arange(-(-count // self.layout.devices) * self.layout.devices) % count
-        objects = jax.tree.map(lambda a: a[rows], (images, cameras))
-        placed = place(objects, jax.tree.map(lambda _: self.layout.batch, objects))
-        # The same noise at each evaluation, so that pictures compare.
-        key = place(jax.random.key(0), self.layout.whole)
-        found = self.sampler(state.ema, frozen, *placed, key)
-        return jax.tree.map(lambda a: a[:count], gather(found))
+    def evaluate(self, state: TrainState, frozen: Frozen, sample: bool = True) -> Evaluation:
+        """Returns figures of the average on the held-out objects, and if asked what it samples."""
+        parts = list(_chunks(self.heldout, self.layout.devices))
+        figures, sampled = [], []
+        for number, (part, count) in enumerate(parts):
+            batch = place(part, jax.tree.map(lambda _: self.layout.batch, part))
+            # The same noise at each evaluation, so that figures and pictures compare.
+            key = place(jax.random.key(number), self.layout.whole)
+            found = self.figures(state.ema, frozen, batch, key)
+            figures.append(_first(gather(found), count))
+            if sample and self.sampler is not None:
+                made = self.sampler(state.ema, frozen, batch.images[:, 0], batch.cameras, key)
+                sampled.append(_first(gather(made), count))
+        return Evaluation(figures=_joined(figures), sampled=_joined(sampled) if sampled else None)
+
+
+OBJECTS_AT_A_TIME = 4
+"""Objects that a device evaluates at a time, at most."""
+
+
+def _chunk_size(objects: int, devices: int) -> int:
+    """Objects in a chunk over all devices: no more than are needed."""
+    rows = math.ceil(objects / devices)
+    return devices * min(rows, OBJECTS_AT_A_TIME)
+
+
+def _chunks(heldout: Batch, devices: int) -> Iterator[tuple[Batch, int]]:
+    """Equal parts of the objects, and how many count: the last part is filled with repetitions."""
+    total = heldout.images.shape[0]
+    size = _chunk_size(total, devices)
+    for start in range(0, total, size):
+        rows = np.arange(start, start + size) % total
+        yield jax.tree.map(lambda a, rows=rows: a[rows], heldout), min(size, total - start)
+
+
+def _first(tree: Any, count: int) -> Any:
+    return jax.tree.map(lambda a: a[:count], tree)
+
+
+def _joined(parts: list[Any]) -> Any:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def compile_programs(system: System, heldout: Batch) -> Programs:
-    """Compiles what a run needs: a step for each side of the coin that can come up, the sampler."""
+    """Compiles what a run needs: a step for each side of the coin that can come up, evaluations."""
     config, inputs = system.config, system.inputs()
-    probability = config.diffusion.feedback_probability
-    sides = (probability < 1) * [False] + (probability > 0) * [True]
+    is_joint = config.train.part == "joint"
+    probability = config.diffusion.feedback_probability if is_joint else 0.0
+    sides = [side for side, share in ((False, 1 - probability), (True, probability)) if share > 0]
     steps = {side: system.trace_step(inputs, side) for side in sides}
-    count, devices = heldout.images.shape[0], system.layout.devices
-    sampler = system.trace_sampler(inputs, -(-count // devices) * devices)
+
+    objects = _chunk_size(heldout.images.shape[0], system.layout.devices)
+    figures = system.trace_figures(inputs, objects)
+    sampler = system.trace_sampler(inputs, objects).lower().compile() if is_joint else None
     return Programs(
         steps={side: traced.lower().compile() for side, traced in steps.items()},
         step_flops=_step_flops(system, steps),
-        sampler=sampler.lower().compile(),
+        figures=figures.lower().compile(),
+        sampler=sampler,
         heldout=heldout,
         layout=system.layout,
     )
@@ -170,9 +234,9 @@ def compile_programs(system: System, heldout: Batch) -> Programs:
 def _step_flops(system: System, steps: dict[bool, jax.stages.Traced]) -> int:
     """Without those of layers that are computed anew, which need a trace of their own."""
     config = system.config
-    if config.model.remat:
+    if config.model.remat and config.train.part == "joint":
         return train_step_flops(config, system.networks).total
-    probability = config.diffusion.feedback_probability
+    probability = config.diffusion.feedback_probability if len(steps) > 1 else float(True in steps)
     weights = {False: 1 - probability, True: probability}
     counted = (weights[side] * count_jaxpr(traced.jaxpr).total for side, traced in steps.items())
     return round(sum(counted))

@@ -47,6 +47,17 @@ class Splats:
 
 
 @pytree
+class Covariance:
+    """How Gaussians spread in the image."""
+
+    variance: Float[Array, "2 n"]
+    """Along x and y, px^2."""
+
+    determinant: Float[Array, " n"]
+    """Of the 2 x 2 matrix, px^4."""
+
+
+@pytree
 class Boxes:
     """Rectangles of pixels, first inclusive and last exclusive; empty where last <= first."""
 
@@ -188,7 +199,8 @@ def _project(
         color=gaussians.colors.T,
     )
     box = _exact_boxes if culling == "exact" else _inria_boxes
-    boxes = box(*lax.stop_gradient((splats, jnp.stack([a, c]), determinant)), size)
+    covariance = Covariance(variance=jnp.stack([a, c]), determinant=determinant)
+    boxes = box(*lax.stop_gradient((splats, covariance)), size)
     return splats, boxes
 
 
@@ -212,32 +224,21 @@ def _apply(
     return functools.reduce(jnp.add, terms)
 
 
-def _exact_boxes(
-    splats: Splats,
-    variance: Float[Array, "2 n"],
-    determinant: Float[Array, " n"],
-    size: tuple[int, int],
-) -> Boxes:
+def _exact_boxes(splats: Splats, covariance: Covariance, size: tuple[int, int]) -> Boxes:
     """The bounding boxes of all pixels with opacity exp(-q / 2) >= 1/255."""
-    del determinant
     visible = splats.opacity >= ALPHA_MIN
     q = 2 * jnp.log(jnp.where(visible, splats.opacity, 1) / ALPHA_MIN)
     # Half a percent and a hundredth of a pixel wider: rounding must not exclude a pixel.
-    reach = 1.005 * jnp.sqrt(q[None] * variance) + 0.01
+    reach = 1.005 * jnp.sqrt(q[None] * covariance.variance) + 0.01
     first = jnp.ceil(splats.center - reach - 0.5)
     last = jnp.floor(splats.center + reach - 0.5) + 1
     return _clipped(first, last, visible, size)
 
 
-def _inria_boxes(
-    splats: Splats,
-    variance: Float[Array, "2 n"],
-    determinant: Float[Array, " n"],
-    size: tuple[int, int],
-) -> Boxes:
+def _inria_boxes(splats: Splats, covariance: Covariance, size: tuple[int, int]) -> Boxes:
     """Whole 16 px tiles that touch the square of 3 standard deviations of the longest axis."""
-    mean = 0.5 * (variance[0] + variance[1])
-    longest = mean + jnp.sqrt(jnp.maximum(mean * mean - determinant, 0.1))
+    mean = 0.5 * (covariance.variance[0] + covariance.variance[1])
+    longest = mean + jnp.sqrt(jnp.maximum(mean * mean - covariance.determinant, 0.1))
     radius = jnp.ceil(3 * jnp.sqrt(longest))[None]
     center = splats.center - 0.5
     first = jnp.floor((center - radius) / INRIA_TILE) * INRIA_TILE

@@ -5,48 +5,59 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import Array, Key
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
 from o3d_jax.nn.networks import Networks, init_networks
+from o3d_jax.steps.parts import split_parts
 from o3d_jax.types import Frozen, Params
 from o3d_jax.weights.checkpoint import BUNDLED, Model, Weights, check_fits, load_model
 
+SOURCES = {"vae": "vae", "unet": "unet", "clip": "unet", "lgm": "lgm"}
+"""The part whose training leaves each network."""
+
 
 def start_weights(config: Config, networks: Networks) -> Weights:
-    """Frozen networks from a checkpoint; trainable ones from it where it has them, else fresh.
+    """The weights that a training of `config.train.part` starts from.
 
-    The checkpoint is `config.weights`; else what commands/train_vae.py, train_unet.py and
-    train_lgm.py left beside the run; else the VAE of the bundled model of this name.
+    Frozen networks are those of a checkpoint; those that train are, too, where it has them, else
+    fresh. The checkpoint is `config.weights`; else what trainings of single parts left beside the
+    run; else, for the VAE, the bundled model of this name.
 
     Raises:
         InputError: no VAE, an image tower that is neither trained nor loaded, or weights that
             don't fit the config.
     """
-    folder = _checkpoint(config)
-    base = load_model(folder)
     key, _ = jax.random.split(jax.random.key(config.seed))  # The second is the training's.
-    trained = config.train.train_image_encoder
-    shapes, frozen_shapes = jax.eval_shape(
-        lambda key: init_networks(networks, config.model, key, trained), key
-    )
-    frozen = _frozen(config, base, frozen_shapes, folder)
-    fresh, _ = init_networks(networks, config.model, key, trained)
-    beside = config.run_dir / config.name
-    parts = {}
-    for name, source in {"unet": "unet", "lgm": "lgm", "clip": "unet"}.items():
-        where = folder if config.weights is not None else beside / source
-        model = base if config.weights is not None else _read(where)
-        parts[name] = None if model is None else getattr(model.weights.params, name)
-        if getattr(shapes, name) is None or model is None or parts[name] is None:
-            parts[name] = getattr(fresh, name)
-        else:
-            _check(model, parts[name], config, getattr(shapes, name), name, where)
-    return Weights(params=Params(**parts), frozen=frozen)
+
+    def fresh(key: Key[Array, ""]) -> Weights:
+        made = init_networks(networks, config.model, key, config.train.train_image_encoder)
+        params, frozen = split_parts(config.train.part, *made)
+        return Weights(params=params, frozen=frozen)
+
+    shapes, made = jax.eval_shape(fresh, key), fresh(key)
+    names = [field.name for field in dataclasses.fields(Params)]
+    wanted = [name for name in names if getattr(shapes.params, name) is not None]
+    params = dict.fromkeys(names)
+    for name in wanted:
+        found = _trained(config, name, getattr(shapes.params, name))
+        params[name] = getattr(made.params, name) if found is None else found
+    return Weights(params=Params(**params), frozen=_frozen(config, shapes.frozen))
 
 
-def _read(folder: Path) -> Model | None:
-    return load_model(folder) if folder.is_dir() else None
+def _trained(config: Config, name: str, shapes: Any) -> Any:
+    """A network that is to be trained on; None if there is none yet."""
+    beside = config.run_dir / config.name / SOURCES[name] / "model"
+    folder = beside if config.weights is None else config.weights
+    if config.weights is None and not folder.is_dir():
+        return None
+    model = load_model(folder)
+    group = model.weights.frozen if name == "vae" else model.weights.params
+    part = getattr(group, name)
+    if part is not None:
+        _check(model, part, config, shapes, name, folder)
+    return part
 
 
 def _check(model: Model, part: Any, config: Config, shapes: Any, name: str, folder: Path) -> None:
@@ -61,31 +72,36 @@ def _check(model: Model, part: Any, config: Config, shapes: Any, name: str, fold
 
 
 def _checkpoint(config: Config) -> Path:
+    """Where the frozen networks are."""
     if config.weights is not None:
         return config.weights
-    beside = config.run_dir / config.name / "vae"
+    beside = config.run_dir / config.name / "vae" / "model"
     folder = beside if beside.is_dir() else BUNDLED / config.name
     if not folder.is_dir():
         raise InputError(
-            f"no VAE for {config.name}: run `python -m o3d_jax.commands.train_vae` with the same "
-            "config first, or give a checkpoint as --weights"
+            f"no VAE for {config.name}: train one first, by `--train.part vae` with the same "
+            "config, or give a checkpoint as --weights"
         )
     return folder
 
 
-def _frozen(config: Config, base: Model, shapes: Frozen, folder: Path) -> Frozen:
+def _frozen(config: Config, shapes: Frozen) -> Frozen:
     """The checkpoint's frozen networks, those that the config needs."""
     remedies = {
         "vae": "give another checkpoint as --weights",
         "clip": "give converted SVD weights as --weights, or set --train.train-image-encoder",
         "lpips": "give a checkpoint with LPIPS as --weights, or set --optim.lpips-weight 0",
     }
-    parts = {}
-    for name, remedy in remedies.items():
-        if getattr(shapes, name) is None:
-            continue
+    needed = [name for name in remedies if getattr(shapes, name) is not None]
+    parts = dict.fromkeys(remedies)
+    if not needed:
+        return Frozen(**parts)
+
+    folder = _checkpoint(config)
+    base = load_model(folder)
+    for name in needed:
         parts[name] = getattr(base.weights.frozen, name)
         if parts[name] is None:
-            raise InputError(f"{folder} holds no frozen {name}; {remedy}")
+            raise InputError(f"{folder} holds no frozen {name}; {remedies[name]}")
         _check(base, parts[name], config, getattr(shapes, name), name, folder)
     return Frozen(**parts)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Shaped
 
 from o3d_jax.config import Config
@@ -93,14 +94,15 @@ class StoredModel:
         """These arrays, in this order and as they are stored; a few are in memory at a time."""
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             for group in grouped(wanted, lambda keys: _nbytes(self.leaves[keys])):
-                item = _nested({keys: ocp.PLACEHOLDER for keys in self.leaves})
-                for keys in group:
-                    _inner(item, keys)[keys[-1]] = 0
+                flat = dict.fromkeys(self.leaves, ocp.PLACEHOLDER) | dict.fromkeys(group, 0)
+                item = unflatten_dict(flat)
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
                 what = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy)
-                found = checkpointer.restore(self.folder / "weights", args=what)
+                tree = checkpointer.restore(self.folder / "weights", args=what)
+                found: dict[Keys, Any] = flatten_dict(tree)
+                del tree  # It would keep what is given away.
                 for keys in group:
-                    yield _inner(found, keys).pop(keys[-1])
+                    yield found.pop(keys)
 
 
 def check_space(out: Path, nbytes: int) -> None:
@@ -124,26 +126,6 @@ def open_model(folder: Path) -> StoredModel:
     config = whole_config(folder)
     with ocp.StandardCheckpointer() as checkpointer:
         metadata: Any = checkpointer.metadata(folder / "weights").item_metadata
-    flat, _ = jax.tree_util.tree_flatten_with_path(
-        dict(metadata.tree), is_leaf=lambda m: hasattr(m, "shape")
-    )
-    leaves = {
-        tuple(key.key for key in path): jax.ShapeDtypeStruct(m.shape, m.dtype) for path, m in flat
-    }
+    stored: dict[Keys, Any] = flatten_dict(dict(metadata.tree))
+    leaves = {keys: jax.ShapeDtypeStruct(m.shape, m.dtype) for keys, m in stored.items()}
     return StoredModel(folder=folder, config=config, leaves=leaves)
-
-
-def _nested(flat: dict[Keys, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for keys, value in flat.items():
-        inner = tree
-        for key in keys[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[keys[-1]] = value
-    return tree
-
-
-def _inner(tree: dict[str, Any], keys: Keys) -> dict[str, Any]:
-    for key in keys[:-1]:
-        tree = tree[key]
-    return tree

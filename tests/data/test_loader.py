@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def drawn(batch, whites: np.ndarray) -> list[tuple[int, int]]:
 
 
 def assert_equal(one, other) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    chex.assert_trees_all_equal(one, other)
 
 
 def test_resuming_gives_the_identical_next_batches():

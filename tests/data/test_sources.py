@@ -7,7 +7,7 @@ import shutil
 import sys
 import warnings
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -15,7 +15,9 @@ from o3d_jax.commands.build_data import main
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.data.orbits.build import Build, build
 from o3d_jax.data.orbits.folder import find_orbits, read_orbit, write_orbit
-from o3d_jax.data.sources import open_orbits, packed_folder, select
+from o3d_jax.data.orbits.names import select
+from o3d_jax.data.orbits.packed import packed_folder
+from o3d_jax.data.sources import open_orbits
 from o3d_jax.errors import InputError
 from o3d_jax.geometry.orbits import pinhole, relative_poses
 from support.small_sets import FRAMES, VIEWS, random_orbit, small_config, white, write_set
@@ -45,7 +47,7 @@ def take(iterator, count):
 
 
 def assert_equal(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    chex.assert_trees_all_equal(one, other)
 
 
 def batches_of(config, count):
@@ -345,7 +347,7 @@ def test_a_pack_is_never_overwritten_and_one_of_nothing_never_made(packed, folde
         build(Build(root, tmp_path / "packed"))
     write_set(root, 1)
     (root / "object00" / "0" / "render_0000.png").write_bytes(b"")
-    with pytest.raises(InputError, match="none of the 1 orbits .*render_0000.png is damaged"):
+    with pytest.raises(InputError, match="none of the 1 orbits .*render_0000.png is not a read"):
         build(Build(root, tmp_path / "packed"))
 
 
@@ -388,7 +390,7 @@ def test_a_full_disk_and_a_missing_package_are_one_line(folder, tmp_path, monkey
         raise RuntimeError("Failed to finalize: write() failed: No space left on device; x")
 
     with monkeypatch.context() as patch:
-        patch.setattr("o3d_jax.data.orbits.packed.OrbitRenders.download_and_prepare", full)
+        patch.setattr("o3d_jax.data.orbits.packing.OrbitRenders.download_and_prepare", full)
         assert run_build(patch, folder, tmp_path) == 2
     assert f"error: {tmp_path}: No space left on device; make room" in capsys.readouterr().err
     with monkeypatch.context() as patch:

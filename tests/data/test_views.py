@@ -7,10 +7,9 @@ from o3d_jax.data.orbits.folder import read_index, write_orbit
 from o3d_jax.data.sources import FolderOrbit
 from o3d_jax.data.views import (
     choose_views,
-    on_white,
-    on_white_in_linear_light,
     opaque_images,
 )
+from o3d_jax.files.images import on_white, on_white_in_linear_light
 from support.small_sets import random_orbit, small_config
 
 

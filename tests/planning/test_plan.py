@@ -220,7 +220,7 @@ def test_gpu_targets_parse_and_differ():
     [
         (("--topology", "v7:4x4"), "topology 'v7:4x4' is not known"),
         (("--topology", "v5e:2x2", "--out", "nowhere/plan.json"), "no folder"),
-        (("--topology", "v5e:2x2", "--train.zerro", "3"), "nearest is --train.zero"),
+        (("--topology", "v5e:2x2", "--train.zerro", "3"), "did you mean --train.zero?"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(options, message):

@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ def make_state(step):
 
 
 def assert_same(found, expected):
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def opened(folder, config):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,7 @@ from support.splats import (
     orbit,
     pull_back,
     scene,
+    show_balls,
     slow_twin,
 )
 
@@ -145,10 +147,12 @@ def test_half_precision_is_drawn_in_float32():
 
 
 def test_new_values_do_not_compile_again():
-    draw_balls(balls([0.3], [1.0]))
-    compiled = draw_balls._cache_size()
-    draw_balls(balls([0.2, 0.1, 0.9], [3.0, 0.5, 0.1]))
-    assert draw_balls._cache_size() == compiled
+    draw = jax.jit(chex.assert_max_traces(show_balls, n=1))
+    for opacities, depths in (
+        ([0.3, 0.5, 0.2], [1.0, 2.0, 0.7]),
+        ([0.2, 0.1, 0.9], [3.0, 0.5, 0.1]),
+    ):
+        draw(balls(opacities, depths))
 
 
 @pytest.mark.parametrize(

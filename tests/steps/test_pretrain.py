@@ -8,9 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from o3d_jax.nn.networks import build_networks
-from o3d_jax.steps import train
 from o3d_jax.steps.pretrain import (
     KL_WEIGHT,
     PretrainState,
@@ -20,6 +17,9 @@ from o3d_jax.steps.pretrain import (
     unet_loss,
     vae_loss,
 )
+
+from o3d_jax.nn.networks import build_networks
+from o3d_jax.steps import train
 from o3d_jax.steps.reconstruct import reconstruct
 from o3d_jax.types import Batch
 

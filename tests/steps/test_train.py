@@ -3,6 +3,7 @@ compared with one written by hand in `test_paper.py`."""
 
 from dataclasses import replace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +13,9 @@ import pytest
 from o3d_jax.config import OptimConfig
 from o3d_jax.parallel.layout import AXES, Layout, make_layout, own_rows
 from o3d_jax.parallel.shards import place, place_batch
-from o3d_jax.steps.train import (
-    _lpips,
-    draw,
-    draw_coin,
-    init_state,
-    make_optimizer,
-    train_step,
-)
+from o3d_jax.steps.draws import draw, draw_coin
+from o3d_jax.steps.losses import _lpips
+from o3d_jax.steps.train import init_state, make_optimizer, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 RATE = 1e-3  # The tiny configuration's.
@@ -85,7 +81,7 @@ def alone(run, batch8):
 
 
 def test_same_seed_twice_is_bit_identical(run, batch8, alone):
-    jax.tree.map(np.testing.assert_array_equal, run(batch8, COINS), alone)
+    chex.assert_trees_all_equal(run(batch8, COINS), alone)
 
 
 def test_another_seed_and_another_step_draw_other_numbers(toy, run, optimizer, batch8, alone):
@@ -270,7 +266,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(toy, run, opti
     spoilt = replace(batch8, images=batch8.images.at[5, 2, 0, 0, 1].set(jnp.nan))
     after, reports = run(spoilt, [True], state, raw=True)
     assert not reports[0].is_finite
-    jax.tree.map(np.testing.assert_array_equal, after, replace(before, step=jnp.int32(2)))
+    chex.assert_trees_all_equal(after, replace(before, step=jnp.int32(2)))
     _, reports = run(batch8, [True], after, raw=True)
     assert reports[0].is_finite and np.isfinite(reports[0].terms.total)
 

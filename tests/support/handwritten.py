@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from o3d_jax.splat import render
-from o3d_jax.steps.train import LossTerms
+from o3d_jax.steps.losses import LossTerms
 from o3d_jax.types import Condition, Maps
 
 SCALING_FACTOR = 0.18215  # SVD's.

@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -72,7 +73,7 @@ def main(index, port, config, folder):
     checkpoints.close()
     params = make_state(4).ema
     save_model(folder / "model", config, Weights(params=place(params), frozen=NOTHING))
-    jax.tree.map(np.testing.assert_array_equal, load_model(folder / "model").weights.params, params)
+    chex.assert_trees_all_equal(load_model(folder / "model").weights.params, params)
     again = RunCheckpoints(folder / "checkpoints", config, NOTHING)
     state, position = again.restore(place(make_state(0)))
     assert_same(state, make_state(4))

@@ -168,4 +168,8 @@ BALL = 0.08  # Scene units.
 FRAME = (9, 15)  # Odd: the optical axis meets the middle of pixel (4, 7).
 
 
-draw_balls = jax.jit(lambda balls: render(balls, front_camera(FRAME), FRAME, jnp.full(3, 0.5)))
+def show_balls(balls: Gaussians) -> Rendering:
+    return render(balls, front_camera(FRAME), FRAME, jnp.full(3, 0.5))
+
+
+draw_balls = jax.jit(show_balls)

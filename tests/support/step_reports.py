@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from o3d_jax.steps.train import LossTerms, StepReport
+from o3d_jax.steps.losses import LossTerms
+from o3d_jax.steps.train import StepReport
 
 
 def report(total=1.0, norm=2.0, sigma=(0.5, 2.0), finite=True):

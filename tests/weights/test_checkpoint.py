@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,7 @@ def saved(tiny, weights, tmp_path_factory):
 def test_a_model_is_read_as_it_was_written(saved, tiny, weights):
     model = load_model(saved)
     assert model.config == tiny
-    jax.tree.map(np.testing.assert_array_equal, model.weights, weights)
+    chex.assert_trees_all_equal(model.weights, weights)
     assert model.weights.params.clip is None and model.weights.frozen.lpips is None
 
 
@@ -68,7 +69,7 @@ def test_a_bundle_is_the_model_in_half_precision(saved, tiny, weights, tmp_path,
     bundle.main()
     model = load_model(tmp_path / "small")
     half = jax.tree.map(lambda a: np.asarray(a, np.float16).astype(np.float32), weights)
-    jax.tree.map(np.testing.assert_array_equal, model.weights, half)
+    chex.assert_trees_all_equal(model.weights, half)
     for path in (tmp_path / "small").rglob("*"):  # It may be shipped: nothing of this machine.
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
 

@@ -15,7 +15,11 @@ from o3d_jax.errors import InputError
 from o3d_jax.geometry.orbits import orbit_poses
 
 LOOK = 1
-"""To be raised when the same model comes out another way, so that sets of images don't mix."""
+"""Raised by whoever changes how a model comes out, so that sets of images don't mix.
+
+Then COMPILED_IN is raised as well, in picture.py and rasterize.py. The pixels that it stands for
+are in tests/data/meshes, where a test compares them.
+"""
 
 
 @dataclass(frozen=True)

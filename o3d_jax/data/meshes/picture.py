@@ -24,8 +24,8 @@ from o3d_jax.data.meshes.scene import (
 )
 from o3d_jax.data.meshes.shading import Shaded, shade, spot
 
-COMPILED_IN = "9cd8eb1d7692"
-"""Digest of scene.py and shading.py, without which numba would miss changes there."""
+COMPILED_IN = 1
+"""`orbits.LOOK`: with a new one here, numba takes note of changes in shading.py and scene.py."""
 
 
 class Place(NamedTuple):

@@ -23,8 +23,8 @@ from o3d_jax.data.meshes.scene import (
 )
 from o3d_jax.data.meshes.shading import BLEND, MASK, between, level_of, opacity, patch, spot
 
-COMPILED_IN = "9cd8eb1d7692"
-"""Digest of scene.py and shading.py, without which numba would miss changes there."""
+COMPILED_IN = 1
+"""`orbits.LOOK`: with a new one here, numba takes note of changes in shading.py and scene.py."""
 
 NEAREST = 1e-3
 """Triangles with a corner nearer to the camera's plane, in scene units, are not drawn."""

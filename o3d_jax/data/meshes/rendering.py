@@ -28,7 +28,7 @@ from o3d_jax.data.meshes.jobs import (
 )
 from o3d_jax.data.meshes.orbits import OrbitPlan
 from o3d_jax.data.orbits.folder import IDS, META, read_index, read_rgba
-from o3d_jax.data.sources import ids_of
+from o3d_jax.data.orbits.names import ids_of
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
 from o3d_jax.files.images import save_png

@@ -1,7 +1,8 @@
 """What a point of a surface looks like: its textures, its light, its shadow maps; in numba.
 
 rasterize.py and picture.py compile these functions into theirs, and numba notices changes of a
-function's own file only: after a change here, put the new digest there (a test asks for it).
+function's own file only: a change here reaches their compiled code with a new COMPILED_IN there.
+Tests compile all of it anew after any change.
 """
 
 from typing import NamedTuple, no_type_check

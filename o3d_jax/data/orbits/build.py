@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from o3d_jax.data.sources import DATASET, SPLIT
+from o3d_jax.data.orbits.packed import DATASET, SPLIT
 from o3d_jax.errors import InputError
 
 
@@ -48,7 +48,7 @@ def build(order: Build) -> Built:
     try:
         import tensorflow_datasets as tfds
 
-        from o3d_jax.data.orbits.packed import OrbitRenders
+        from o3d_jax.data.orbits.packing import OrbitRenders
     except ModuleNotFoundError as error:
         raise InputError(f"no package {error.name}; pip install 'o3d-jax[data]'") from error
     target = order.out / DATASET / str(OrbitRenders.VERSION)

@@ -9,8 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from o3d_jax.data.orbits.checks import box_corners, project
 from o3d_jax.data.orbits.folder import RenderedOrbit
-from o3d_jax.data.views import on_white
-from o3d_jax.files.images import to_bytes
+from o3d_jax.files.images import on_white, to_bytes
 from o3d_jax.geometry.orbits import pinhole
 from o3d_jax.media.sheets import grid
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from o3d_jax.data.orbits.checks import SOLID, Expected, inspect_orbit
 from o3d_jax.data.orbits.drawing import picture_of_orbit
 from o3d_jax.data.orbits.folder import RenderedOrbit, find_orbits
-from o3d_jax.data.sources import select
+from o3d_jax.data.orbits.names import select
 from o3d_jax.files.images import save_png
 
 

@@ -1,166 +1,62 @@
-"""The TFDS dataset `orbit_renders`: rendered orbits in array_record files, without TensorFlow.
+"""What lies in a folder that TFDS has packed, and how to open it; packing.py writes it."""
 
-Needs the extra [data]. One record an orbit: its name, field of view, cameras (OpenCV axes), and
-the frames as PNG, which a reader decodes one by one. Depth and position maps stay in the folders.
-Beside the records lies names.txt, the orbits' names in the same order, one a line.
-"""
-
-import functools
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tensorflow_datasets as tfds
-from PIL import Image
 from tqdm import tqdm
 
-from o3d_jax.data.orbits.folder import find_orbits, read_frames, read_index
-from o3d_jax.data.sources import NAMES, SPLIT, select
 from o3d_jax.errors import InputError
 
-JUDGED = 100
-"""Orbits that are read to see of what shape most are: seconds, also of the largest set."""
+DATASET, SPLIT = "orbit_renders", "train"
+"""Names of the TFDS dataset and of its one split."""
 
-Item = tuple[int, str]  # An orbit's number, which is its key in TFDS, and name.
-Example = tuple[int, dict[str, Any]]  # TFDS's own form: key and features.
-Pack = Callable[[Item], Iterator[Example]]
+NAMES = "names.txt"
+"""In the folder of a TFDS dataset: the orbits' names, one a line, in the order of the records."""
 
 
-class OrbitRenders(tfds.core.GeneratorBasedBuilder):
-    """Packs the orbits of a folder in the order of their names.
+def packed_folder(folder: Path) -> Path | None:
+    """Where TFDS's files are: the folder itself, or its newest version below; None if nowhere."""
+    if (folder / "features.json").is_file():
+        return folder
+    versions = [path.parent for path in folder.glob(f"{DATASET}/*/features.json")]
+    versions = [path for path in versions if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    return max(versions, default=None, key=lambda path: [int(n) for n in path.name.split(".")])
 
-    Most orbits decide how many frames of what size there are; those that differ, or cannot be read,
-    are left out and logged.
+
+def packed_names(folder: Path, records: Any) -> list[str]:
+    """Of the orbits in a TFDS folder, in the order of its records.
+
+    Sets that were packed before there was a file of names have every record read, which takes long.
     """
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Frames as PNG, cameras with OpenCV axes, orbits by name."}
-
-    def __init__(self, *, root: Path, ids: Path | None = None, beam: bool = False, **kwargs: Any):
-        """`root` as in `orbits`, `ids` as in `rendered.select`; the rest is TFDS's.
-
-        Raises:
-            InputError: no orbit is there, chosen, or readable.
-        """
-        self._root, self._beam = root, beam
-        self.names = select(find_orbits(root), ids)
-        self._shape = _usual_shape(root, self.names)
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        frames, h, w, _ = self._shape
-        image = tfds.features.Image(shape=(h, w, 4), encoding_format="png")
-        exact = {"dtype": np.float64, "encoding": "bytes"}  # TFDS would round them to float32.
-        features = {
-            "name": tfds.features.Text(),
-            "fov": tfds.features.Tensor(shape=(), **exact),
-            "camera_to_world": tfds.features.Tensor(shape=(frames, 4, 4), **exact),
-            "frames": tfds.features.Dataset({"image": image}, length=frames),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Objects, each rendered with alpha from cameras on a circle around it.",
-            features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # The loader shuffles; so both kinds of folder have one order.
+    path = folder / NAMES
+    if not path.is_file():
+        numbers = tqdm(range(len(records)), f"names in {folder}", disable=len(records) < 1000)
+        return [records[i]["name"].decode() for i in numbers]
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    names = text.removesuffix("\n").split("\n")
+    if len(names) != len(records):
+        raise InputError(
+            f"{path} has {len(names)} lines, not one for each of {len(records)} orbits; delete it, "
+            "and the names are read from the orbits"
         )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {SPLIT: self._generate_examples()}
-
-    def _generate_examples(self) -> Any:
-        pack = functools.partial(pack_orbit, self._root, self._shape)
-        if self._beam:
-            return self._packed_by_beam(pack)
-        return self._packed_here(pack)
-
-    def _packed_here(self, pack: Pack) -> Iterator[Example]:
-        packed = []
-        for item in tqdm(list(enumerate(self.names)), "packing", unit="orbit"):
-            for example in pack(item):
-                packed.append(item)
-                yield example
-        _write_names(self._names_file, packed)
-
-    def _packed_by_beam(self, pack: Pack) -> Any:
-        import apache_beam as beam  # pyright: ignore[reportMissingImports]
-
-        def expand(pipeline: Any) -> Any:
-            examples = pipeline | beam.Create(list(enumerate(self.names))) | beam.FlatMap(pack)
-            packed = examples | "names" >> beam.Map(_item) | beam.combiners.ToList()
-            write = functools.partial(_write_names, self._names_file)
-            _ = packed | "file of names" >> beam.Map(write)
-            return examples
-
-        return beam.ptransform_fn(expand)()
-
-    @property
-    def _names_file(self) -> Path:
-        """In the folder that becomes the dataset's when all is written."""
-        return Path(self.data_dir) / NAMES
+    return names
 
 
-def pack_orbit(root: Path, shape: Sequence[int], item: Item) -> Iterator[Example]:
-    """The record of the orbit with this number and name; nothing, but a warning, if it is broken.
-
-    All its frames are decoded once, to be sure of them; PNG files go in as they are.
-    """
-    number, name = item
-    try:
-        index = read_index(root / name)
-        rgba = read_frames(index.files)
-        if rgba.shape != tuple(shape):
-            raise InputError(f"{root / name} has frames of shape {rgba.shape}, others {shape}")
-    except InputError as error:
-        logging.getLogger(__name__).warning("left out: %s", error)
-        return
-    images = [
-        path.read_bytes() if path.suffix == ".png" else Image.fromarray(frame)
-        for path, frame in zip(index.files, rgba, strict=True)
-    ]
-    yield (
-        number,
-        {
-            "name": name,
-            "fov": index.fov,
-            "camera_to_world": index.camera_to_world,
-            "frames": [{"image": image} for image in images],
-        },
-    )
-
-
-def _item(example: Example) -> Item:
-    return example[0], example[1]["name"]
-
-
-def _write_names(path: Path, packed: Sequence[Item]) -> None:
-    path.write_text("".join(f"{name}\n" for _, name in sorted(packed)), encoding="utf-8")
-
-
-def _usual_shape(root: Path, names: Sequence[str]) -> tuple[int, ...]:
-    """Of the frames of most orbits, judged by some all over the set; else of one that is readable.
+def open_records(folder: Path) -> Any:
+    """The records of a folder that TFDS has packed, by number.
 
     Raises:
-        InputError: none can be read.
+        InputError: the extra [data] is not installed, or the folder is not whole.
     """
-    spread = np.linspace(0, len(names) - 1, min(len(names), JUDGED)).astype(int)
-    faults: list[InputError] = []
-    shapes = list(_shapes(root, [names[int(i)] for i in spread], faults))
-    if shapes:
-        return Counter(shapes).most_common(1)[0][0]
-    for shape in _shapes(root, names, faults):
-        return shape
-    raise InputError(
-        f"none of the {len(names)} orbits below {root} can be read; the last: {faults[-1]}"
-    )
-
-
-def _shapes(root: Path, names: Sequence[str], faults: list[InputError]) -> Iterator[tuple]:
-    """Of those that can be read; why the others cannot is added to `faults`."""
-    for name in names:
-        try:
-            yield read_frames(read_index(root / name).files).shape
-        except InputError as error:
-            faults.append(error)
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError as error:
+        raise InputError(f"{folder} is a TFDS folder; pip install 'o3d-jax[data]'") from error
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        return builder.as_data_source(split=SPLIT)  # pyright: ignore[reportCallIssue]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder} is no complete dataset of commands/build_data.py: {error}"
+        ) from error

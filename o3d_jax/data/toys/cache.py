@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.data.toys.seeded import (
-    VERSION,
+    TOYS_VERSION,
     check_orbit,
     orbit_azimuths,
     orbit_elevation,
@@ -174,5 +174,5 @@ def _write(config: Config, path: Path, seeds: Sequence[int], bar: tqdm) -> None:
 def _fingerprint(config: Config) -> str:
     """Names what rendered bytes depend on besides size and seed: settings, and the generator."""
     data, camera = config.data, config.camera
-    facts = (VERSION, data.frames_per_orbit, tuple(data.elevation), camera.radius, camera.fov)
+    facts = (TOYS_VERSION, data.frames_per_orbit, tuple(data.elevation), camera.radius, camera.fov)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

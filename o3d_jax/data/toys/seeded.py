@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from o3d_jax.config import CameraConfig
+from o3d_jax.data.toys.assembly import Toy, assemble
 from o3d_jax.data.toys.palette import Kit, draw_kit
-from o3d_jax.data.toys.parts import Part, Toy, assemble
+from o3d_jax.data.toys.parts import Part
 from o3d_jax.data.toys.templates import creatures, things, vehicles
 from o3d_jax.data.toys.tracing import Eye, Image, draw_toy
 from o3d_jax.geometry.orbits import orbit, orbit_poses, pinhole
 from o3d_jax.types import Cameras
 
-VERSION = 1
+TOYS_VERSION = 1
 """Raised by whoever changes what any seed looks like: caches of other versions are drawn anew.
 
 The pixels that it stands for are in tests/data/toys, where a test compares them.

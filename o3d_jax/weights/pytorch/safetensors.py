@@ -1,7 +1,8 @@
 """Safetensors files, read and written one tensor at a time: sharded or not, in diffusers' layout.
 
-The format is eight bytes of length, a JSON header, then the bytes of all tensors. Its own library
-maps files into memory, where what was read stays counted; here one tensor is in memory at a time.
+Reading is that of the format's own library. Writing is not: its `serialize_file` wants all tensors
+of a file in memory, which are 5 GB. The format is eight bytes of length, a JSON header, then the
+bytes of all tensors.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
+from safetensors import SafetensorError, safe_open
 
 from o3d_jax.errors import InputError
 
@@ -26,18 +28,8 @@ FLOATS = {
 }
 """What parameters may be stored as."""
 
-BITS = {
-    4: ("F4",),
-    6: ("F6_E2M3", "F6_E3M2"),
-    8: ("BOOL", "I8", "U8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"),
-    16: ("I16", "U16", "F16", "BF16"),
-    32: ("I32", "U32", "F32"),
-    64: ("I64", "U64", "F64", "C64"),
-}
-"""The format's types by the size of a value; one that is not here has a size we don't check."""
-
-HEADER_BYTES = 100_000_000
-"""The format's limit: no header is longer."""
+POINTER = b"version https://git-lfs"
+"""What git has in place of a large file that was not fetched."""
 
 CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The format's names of these; those of other types stay as they are."""
@@ -90,27 +82,39 @@ def read_safetensors(path: Path) -> Source:
     """
     if not path.is_file():
         raise InputError(f"no file {path}; give one that was downloaded whole")
-    size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        if start == b"version ":
+        if file.read(len(POINTER)) == POINTER:
             raise InputError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull`")
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or 8 + length > size or length > HEADER_BYTES:
-            raise InputError(f"{path} is cut off or no safetensors file; download it again")
-        header = read_json(file.read(length), path)
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise InputError(f"{path} is damaged: its metadata is no table of texts; download it again")
-    rows = [_row(path, name, row) for name, row in header.items()]
-    _check_no_gaps(path, rows, size - 8 - length)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            specs = [_spec(name, file.get_slice(name)) for name in file.offset_keys()]
+    except SafetensorError as error:
+        raise InputError(f"{path} is cut off or damaged: {error}; download it again") from error
+    _check_names(path)
     return Source(
         where=path,
-        tensors=tuple(
-            Tensor(row.spec, partial(_read, path, 8 + length + row.first, row.spec)) for row in rows
-        ),
+        tensors=tuple(Tensor(spec, partial(_read, path, spec)) for spec in specs),
         notes=read_json(metadata[OWN].encode(), path) if OWN in metadata else {},
     )
+
+
+def _check_names(path: Path) -> None:
+    """Of two tensors with one name the library takes the last; here that is an error."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        read_json(file.read(length), path)
+
+
+def _spec(name: str, found: Any) -> Spec:
+    code = str(found.get_dtype())
+    return Spec(name, CODES.get(code, code), tuple(found.get_shape()))
+
+
+def _read(path: Path, spec: Spec) -> Shaped[np.ndarray, "..."]:
+    # Opened anew for each tensor: the pages of a file that stays open would all stay mapped.
+    with safe_open(path, framework="numpy") as file:
+        return file.get_tensor(spec.name)
 
 
 def read_json(text: bytes, path: Path) -> dict[str, Any]:
@@ -133,56 +137,6 @@ def read_json(text: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: no table of names; download it again")
     return values
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A tensor of a header, and where it is among the bytes of all."""
-
-    spec: Spec
-    first: int
-    last: int
-
-
-def _row(path: Path, name: str, row: Any) -> _Row:
-    try:
-        code, shape = row["dtype"], tuple(row["shape"])
-        first, last = row["data_offsets"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {name} has no place; download it again") from error
-    counts = (*shape, first, last)
-    if not isinstance(code, str) or any(type(n) is not int or not 0 <= n < 2**63 for n in counts):
-        raise InputError(
-            f"{path} is damaged: the type of {name} is no text, or its shape or place no numbers "
-            "of 0 and above; download it again"
-        )
-    bits = next((bits for bits, codes in BITS.items() if code in codes), None)
-    if last < first or (bits and math.prod(shape) * bits != (last - first) * 8):
-        raise InputError(
-            f"{path} is damaged: {name} {shape} {code} at {first} to {last}; download it again"
-        )
-    return _Row(Spec(name, CODES.get(code, code), shape), first, last)
-
-
-def _check_no_gaps(path: Path, rows: list[_Row], size: int) -> None:
-    """The format demands that each tensor begins where another ends, up to the file's end."""
-    end = 0
-    for row in sorted(rows, key=lambda row: (row.first, row.last)):
-        if row.first != end:
-            raise InputError(
-                f"{path} is damaged: {row.spec.name} begins at byte {row.first}, where {end} is "
-                "the next that is free; download it again"
-            )
-        end = row.last
-    if end != size:
-        raise InputError(
-            f"{path} is damaged: {size} bytes where its header asks for {end}; download it again"
-        )
-
-
-def _read(path: Path, offset: int, spec: Spec) -> Shaped[np.ndarray, "..."]:
-    found = np.fromfile(path, np.uint8, count=spec.nbytes, offset=offset)
-    return found.view(FLOATS[spec.dtype]).reshape(spec.shape)
 
 
 def read_network(folder: Path, stem: str, variant: str | None = None) -> Source:

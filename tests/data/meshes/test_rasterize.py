@@ -1,8 +1,5 @@
 """Drawing meshes, compared with closed forms and with rays cast one by one."""
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -392,12 +389,3 @@ def test_a_canvas_is_empty_after_each_frame():
         alone = draw_orbit(scene, poses[i : i + 1], FOV, 32)
         for one, all_of_them in zip(alone, together, strict=True):
             np.testing.assert_array_equal(one[0], all_of_them[i])
-
-
-def test_compiled_files_name_the_sources_that_they_compile_in():
-    from o3d_jax.data.meshes import picture, rasterize, scene, shading
-
-    sources = [Path(module.__file__).read_bytes() for module in (scene, shading)]
-    digest = hashlib.sha256(b"".join(sources)).hexdigest()[:12]
-    for module in (rasterize, picture):
-        assert module.COMPILED_IN == digest, f"{module.__name__}: put COMPILED_IN = {digest!r}"

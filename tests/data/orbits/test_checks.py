@@ -11,7 +11,8 @@ from PIL import Image
 from o3d_jax.config import CameraConfig
 from o3d_jax.data.orbits.checks import Expected, box_corners, inspect_orbit, project
 from o3d_jax.data.orbits.folder import RenderedOrbit, read_orbit, write_orbit
-from o3d_jax.data.toys.parts import Coat, assemble, box
+from o3d_jax.data.toys.assembly import assemble
+from o3d_jax.data.toys.parts import Coat, box
 from o3d_jax.data.toys.seeded import orbit_azimuths, orbit_elevation, render_orbit
 from o3d_jax.data.toys.shapes import Eye
 from o3d_jax.data.toys.shapes import Image as Drawn

@@ -26,7 +26,7 @@ def test_a_second_run_reads_the_cache_and_renders_nothing(tmp_path, monkeypatch)
 def test_the_cache_is_another_one_for_another_version_of_the_generator(tmp_path, monkeypatch):
     config = small_config(objects=2, cache=tmp_path)
     SyntheticOrbits(config)
-    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    monkeypatch.setattr(cache, "TOYS_VERSION", cache.TOYS_VERSION + 1)
     SyntheticOrbits(config)
     assert len(list(tmp_path.iterdir())) == 2
 

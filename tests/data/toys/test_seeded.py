@@ -8,7 +8,8 @@ import pytest
 from numba import njit
 
 from o3d_jax.config import CameraConfig
-from o3d_jax.data.toys.parts import Coat, Toy, assemble, ball
+from o3d_jax.data.toys.assembly import Toy, assemble
+from o3d_jax.data.toys.parts import Coat, ball
 from o3d_jax.data.toys.seeded import make_toy, orbit_azimuths, orbit_elevation, render_orbit
 from o3d_jax.data.toys.shapes import Eye, Image, Vec
 from o3d_jax.data.toys.tracing import distance, draw_toy

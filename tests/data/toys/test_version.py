@@ -8,7 +8,7 @@ from PIL import Image
 from o3d_jax.config import CameraConfig
 from o3d_jax.data.toys import seeded
 
-PINNED = Path(__file__).with_name(f"version_{seeded.VERSION}.png")
+PINNED = Path(__file__).with_name(f"version_{seeded.TOYS_VERSION}.png")
 
 SEEDS = (0, 1, 2, 4, 5, 6, 7, 10, 11, 12, 13, 16, 21, 22, 23, 24, 25, 27, 30, 31, 38, 60, 74, 87)
 SEEDS += (98, 104, 105, 118)
@@ -35,6 +35,6 @@ def test_a_version_stands_for_its_pixels(tmp_path):
     # Another processor may round otherwise: one more or less, and an edge's ray now and then.
     off = np.abs(found.astype(int) - pinned).max(axis=-1) > 1
     assert off.mean() < 1e-3, (
-        f"{off.sum()} of {off.size} pixels are not those of version {seeded.VERSION}; if that was "
-        f"meant, raise toys.seeded.VERSION and add {tmp_path / PINNED.name} under the new number"
+        f"{off.sum()} of {off.size} pixels are not those of version {seeded.TOYS_VERSION}; if that "
+        f"was meant, raise TOYS_VERSION and add {tmp_path / PINNED.name} under the new number"
     )

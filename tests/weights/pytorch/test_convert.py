@@ -6,6 +6,7 @@ import runpy
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,7 @@ def test_a_model_we_trained_is_exported_and_comes_back(start, model, tmp_path, m
     order = FromRelease(tmp_path / "torch", tmp_path / "again", svd=tmp_path / "svd", config=small)
     convert(order)
     again = load_model(tmp_path / "again")
-    jax.tree.map(np.testing.assert_array_equal, again.weights, start[0].weights)
+    chex.assert_trees_all_equal(again.weights, start[0].weights)
 
 
 def test_an_export_in_another_type_is_the_cast_and_refuses_what_overflows(start, tmp_path):

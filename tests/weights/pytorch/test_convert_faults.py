@@ -153,33 +153,33 @@ def rows(**tensors):
     ("content", "said"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run `git lfs pull`"),
-        (b"", "cut off or no safetensors file"),
-        (header(b"{}", 3), "cut off or no safetensors file"),
-        (header(b"{nothing"), "is damaged: Expecting"),
-        (header(b"[1]"), "no table of names"),
-        (header(b'{"a": {"dtype": "F32"}}'), "a has no place"),
-        (header(ROW % (0, 4)) + bytes(4), r"a \(2,\) F32 at 0 to 4"),
-        (header(ROW % (-8, 0)) + bytes(8), "numbers of 0 and above"),
-        (header(ROW % (0, 8)) + bytes(7), "7 bytes where its header asks for 8"),
-        (header(ROW % (0, 8)) + bytes(9), "9 bytes where its header asks for 8"),
-        (header(ROW % (4, 12)) + bytes(12), "a begins at byte 4, where 0 is the next"),
-        (rows(a=("F32", [2], 0, 8), b=("F32", [3], 4, 16)) + bytes(16), "b begins at byte 4, wh"),
-        (rows(a=("F32", [2], 0, 8), b=("F32", [3], 9, 21)) + bytes(21), "b begins at byte 9, wh"),
-        (rows(a=("F8_E4M3", [3, 5], 0, 16)) + bytes(16), r"a \(3, 5\) F8_E4M3 at 0 to 16"),
-        (rows(a=("F32", [-2, -1], 0, 8)) + bytes(8), "numbers of 0 and above"),
-        (rows(a=("F32", [2.0], 0, 8)) + bytes(8), "numbers of 0 and above"),
-        (rows(a=("F32", [math.inf], 0, 8)) + bytes(8), "numbers of 0 and above"),
-        (rows(a=("F32", [2], 0, math.inf)) + bytes(8), "numbers of 0 and above"),
-        (rows(a=("F32", [10**4000], 0, 8)) + bytes(8), "numbers of 0 and above"),
-        (rows(a=("F32", [2**62, 4], 0, 0)), "F32 at 0 to 0"),
-        (rows(a=(["F32"], [2], 0, 8)) + bytes(8), "the type of a is no text"),
-        (header(b'{"a": [1]}'), "a has no place"),
-        (header(b'{"__metadata__": [1]}'), "metadata is no table of texts"),
-        (header(b'{"__metadata__": {"o3d_jax": 3}}'), "metadata is no table of texts"),
+        (b"", "cut off or damaged: .* header too small"),
+        (header(b"{}", 3), "cut off or damaged: .* invalid header length"),
+        (header(b"{nothing"), "damaged: .* invalid JSON in header"),
+        (header(b"[1]"), "damaged: .* invalid type: sequence"),
+        (header(b'{"a": {"dtype": "F32"}}'), "damaged: .* missing field `shape`"),
+        (header(ROW % (0, 4)) + bytes(4), "damaged: .* invalid shape, data type, or offset"),
+        (header(ROW % (-8, 0)) + bytes(8), "damaged: .* expected usize"),
+        (header(ROW % (0, 8)) + bytes(7), "damaged: .* file not fully covered"),
+        (header(ROW % (0, 8)) + bytes(9), "damaged: .* file not fully covered"),
+        (header(ROW % (4, 12)) + bytes(12), "damaged: .* invalid offset for tensor `a`"),
+        (rows(a=("F32", [2], 0, 8), b=("F32", [3], 4, 16)) + bytes(16), "offset for tensor `b`"),
+        (rows(a=("F32", [2], 0, 8), b=("F32", [3], 9, 21)) + bytes(21), "offset for tensor `b`"),
+        (rows(a=("F8_E4M3", [3, 5], 0, 16)) + bytes(16), "damaged: .* invalid shape, data type"),
+        (rows(a=("F32", [-2, -1], 0, 8)) + bytes(8), "damaged: .* expected usize"),
+        (rows(a=("F32", [2.0], 0, 8)) + bytes(8), "damaged: .* expected usize"),
+        (rows(a=("F32", [math.inf], 0, 8)) + bytes(8), "damaged: .* expected value"),
+        (rows(a=("F32", [2], 0, math.inf)) + bytes(8), "damaged: .* expected value"),
+        (rows(a=("F32", [10**4000], 0, 8)) + bytes(8), "damaged: .* out of range"),
+        (rows(a=("F32", [2**62, 4], 0, 0)), "damaged: .* overflow computing"),
+        (rows(a=(["F32"], [2], 0, 8)) + bytes(8), "damaged: .* expected string"),
+        (header(b'{"a": [1]}'), "damaged: .* invalid type: integer"),
+        (header(b'{"__metadata__": [1]}'), "damaged: .* expected a map"),
+        (header(b'{"__metadata__": {"o3d_jax": 3}}'), "damaged: .* expected a string"),
         (header(b'{"__metadata__": {"o3d_jax": "[3]"}}'), "no table of names"),
-        (header(b'{"a": ' * 10**5), "is damaged: maximum recursion"),
+        (header(b'{"a": ' * 10**5), "damaged: .* recursion limit"),
         (header(b"{" + (ROW % (0, 8))[1:-1] + b", " + (ROW % (0, 8))[1:]) + bytes(8), "a is there"),
-        (header(b"9" * 5000), "is damaged: Exceeds the limit"),
+        (header(b"9" * 5000), "damaged: .* number out of range"),
     ],
 )
 def test_a_file_that_is_no_whole_safetensors_file_is_refused(tmp_path, content, said):
@@ -194,7 +194,7 @@ def test_a_header_longer_than_the_format_allows_is_not_even_read(tmp_path):
     with path.open("wb") as file:  # A hole in the file: it takes no space.
         file.write((10**8 + 1).to_bytes(8, "little"))
         file.truncate(10**9)
-    with pytest.raises(InputError, match="cut off or no safetensors file"):
+    with pytest.raises(InputError, match="cut off or damaged: .* header too large"):
         read_file(path)
 
 
@@ -209,8 +209,8 @@ def test_a_good_header_by_hand_is_read(tmp_path):
     path = tmp_path / "model.safetensors"
     text = rows(empty=("I64", [0, 3], 8, 8), a=("F32", [2], 0, 8))
     path.write_bytes(text + np.array([1.5, -2], "<f4").tobytes())
-    _, tensor = read_file(path).tensors
-    assert (tensor.spec.name, tensor.spec.dtype) == ("a", "float32")
+    tensor = next(t for t in read_file(path).tensors if t.spec.name == "a")
+    assert tensor.spec.dtype == "float32"
     np.testing.assert_array_equal(tensor.read(), np.array([1.5, -2]))
 
 

@@ -1,5 +1,6 @@
 """LPIPS's weights from files as they are published, of random numbers: lpips-j judges."""
 
+import chex
 import h5py
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def files(params, tmp_path_factory):
 
 
 def test_hdf5_files_are_read_bit_for_bit(params, files):
-    jax.tree.map(np.testing.assert_array_equal, read_lpips(files, "vgg"), params)
+    chex.assert_trees_all_equal(read_lpips(files, "vgg"), params)
 
 
 def test_the_distance_is_that_of_lpips_j(files, monkeypatch):
@@ -80,9 +81,9 @@ def test_torch_files_hold_the_same(params, files, tmp_path):
     paths = (tmp_path / "vgg16.safetensors", tmp_path / "lin.safetensors")
     for path, tensors in zip(paths, (trunk, lins), strict=True):
         save(path, tensors)
-    jax.tree.map(np.testing.assert_array_equal, read_lpips(paths, "vgg"), params)
+    chex.assert_trees_all_equal(read_lpips(paths, "vgg"), params)
     mixed = read_lpips((files[0], paths[1]), "vgg")
-    jax.tree.map(np.testing.assert_array_equal, mixed, params)
+    chex.assert_trees_all_equal(mixed, params)
 
 
 def test_the_files_the_other_way_round_and_those_of_another_network_are_refused(files):

@@ -2,21 +2,9 @@ import numpy as np
 import pytest
 from numba import njit
 
+from o3d_jax.data.toys.assembly import assemble, reach
 from o3d_jax.data.toys.palette import draw_kit
-from o3d_jax.data.toys.parts import (
-    Coat,
-    Part,
-    assemble,
-    ball,
-    box,
-    cone,
-    ellipsoid,
-    limb,
-    pillow,
-    reach,
-    ring,
-    slab,
-)
+from o3d_jax.data.toys.parts import Coat, Part, ball, box, cone, ellipsoid, limb, pillow, ring, slab
 from o3d_jax.data.toys.seeded import TEMPLATES
 from o3d_jax.data.toys.shapes import Solid, Vec
 from o3d_jax.data.toys.tracing import distance

@@ -1,0 +1,57 @@
+"""Names of orbits, and the lists of ids that select among them."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from o3d_jax.errors import InputError
+
+
+def object_of(name: str) -> str:
+    """The name of an orbit's object, parts joined by "__" as commands/render_orbits.py does."""
+    return _without_number(name).replace("/", "__")
+
+
+def select(names: Sequence[str], ids: Path | None) -> list[str]:
+    """The orbits of the objects that a file lists, one id a line; all if there is no file.
+
+    An id is the name of an orbit or of an object, or parts of the latter between "__", which
+    commands/render_orbits.py writes for "/": so the bare ids of Objaverse-LVIS find
+    `000-023__<id>/0`. Empty lines and those that start with # do not count; ids of nothing are
+    warned of.
+
+    Raises:
+        InputError: the file cannot be read, or lists none of the orbits.
+    """
+    if ids is None:
+        return list(names)
+    try:
+        lines = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{ids} is no readable list of ids, one a line: {error}") from error
+    wanted = {line for line in lines if line and not line.startswith("#")}
+    chosen = [name for name in names if wanted & ids_of(name)]
+    if not chosen:
+        raise InputError(
+            f"{ids} lists none of the {len(names)} orbits; they are called as {names[0]}"
+        )
+    if absent := wanted.difference(*map(ids_of, chosen)):
+        warnings.warn(
+            f"{len(absent)} of {len(wanted)} ids in {ids} are of no orbit, such as {min(absent)}",
+            stacklevel=2,
+        )
+    return chosen
+
+
+def ids_of(name: str) -> set[str]:
+    """What selects an orbit: its name, its object's, and runs of the latter's parts."""
+    thing = _without_number(name)
+    parts = thing.replace("__", "/").split("/")
+    ends = [(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
+    runs = {joint.join(parts[i:j]) for i, j in ends for joint in ("__", "/")}
+    return {name, name.replace("__", "/"), thing, *runs}
+
+
+def _without_number(name: str) -> str:
+    thing, _, number = name.rpartition("/")
+    return thing if number.isdigit() and thing else name

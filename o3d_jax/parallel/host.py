@@ -1,0 +1,45 @@
+"""What a training asks of the machine it runs on, where its devices are the processor's cores."""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import platform
+
+import jax
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+"""Parameters of glibc's mallopt(3)."""
+
+
+def use_cpu_devices(count: int) -> None:
+    """Makes so many devices of the processor's cores; 0: one of all of them.
+
+    Must come before JAX looks for devices, which it does once.
+    """
+    if count:
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def keep_freed_memory() -> None:
+    """Lets XLA find memory again that it has freed, where its devices are CPUs.
+
+    glibc gives large blocks back to the kernel, and each program of XLA frees all its temporaries
+    at its end: so each step would get fresh pages, which the kernel clears, for a quarter of its
+    time. One heap that never shrinks keeps them. Must come before JAX starts its threads, which
+    would have heaps of their own. Does nothing with accelerators, or with another C library.
+    """
+    if not _is_cpu_only() or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+        libc.mallopt(parameter, value)
+
+
+def _is_cpu_only() -> bool:
+    """Whether JAX can find no other devices; asking JAX itself would start it."""
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if platforms:
+        return platforms == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    modules = ("jax_plugins", "libtpu")
+    return not plugins and not any(importlib.util.find_spec(name) for name in modules)

@@ -1,0 +1,58 @@
+"""The random numbers of a training step, all drawn at one place."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from o3d_jax import edm
+from o3d_jax.config import Config
+from o3d_jax.steps.condition import ConditionDraws
+from o3d_jax.types import pytree
+
+
+@pytree
+class Draws:
+    """All random numbers of one training step."""
+
+    sigma: Float[Array, " b"]
+    noise: Float[Array, "b v h w c"]
+    posterior: Float[Array, "b v h w c"]
+    """Standard normal, on the views' latents; used where these are sampled (release)."""
+    condition: ConditionDraws
+
+
+def draw(config: Config, batch: int, key: Key[Array, ""]) -> Draws:
+    """Draws a step's random numbers."""
+    model, diffusion = config.model, config.diffusion
+    sigma_key, noise_key, views_key, condition_key = jax.random.split(key, 4)
+    level_key, image_key, latents_key, drop_key = jax.random.split(condition_key, 4)
+    image = (batch, model.image_size, model.image_size, 3)
+    latents = (model.latent_size, model.latent_size, model.vae.latent_channels)
+    views = (batch, model.num_views, *latents)
+    condition = ConditionDraws(
+        sigma=edm.draw_sigma(
+            level_key, (batch,), diffusion.condition_p_mean, diffusion.condition_p_std
+        ),
+        noise=jax.random.normal(image_key, image, jnp.float32),
+        posterior=jax.random.normal(latents_key, (batch, *latents), jnp.float32),
+        dropout=jax.random.uniform(drop_key, (batch,), jnp.float32),
+    )
+    return Draws(
+        sigma=edm.draw_sigma(sigma_key, (batch,), diffusion.p_mean, diffusion.p_std),
+        noise=jax.random.normal(noise_key, views, jnp.float32),
+        posterior=jax.random.normal(views_key, views, jnp.float32),
+        condition=condition,
+    )
+
+
+def draw_coin(config: Config, step: int) -> bool:
+    """Whether a step uses feedback: one coin a step, not an object, the same on every process.
+
+    It is drawn on the host, without waiting for a device, and chooses between two compiled
+    programs. A `lax.cond` inside one would do, but on CPUs XLA runs the gradients of convolutions
+    in a conditional many times slower.
+    """
+    uniform = np.random.default_rng((config.seed, step)).random()
+    is_joint = config.train.part == "joint"  # A network alone has none to give it feedback.
+    return is_joint and bool(uniform < config.diffusion.feedback_probability)

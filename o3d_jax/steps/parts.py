@@ -1,0 +1,134 @@
+"""What trains: all of Algorithm 1 jointly, or one network alone, from scratch.
+
+The paper starts from the weights of SVD and LGM. A model that has none trains its VAE first, then
+LGM on true views and the denoiser without feedback, then both jointly: `TrainConfig.part`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from o3d_jax.config import Config
+from o3d_jax.nn.networks import Networks, apply
+from o3d_jax.nn.vae import Vae
+from o3d_jax.steps.draws import Draws
+from o3d_jax.steps.losses import (
+    LossTerms,
+    diffusion_loss,
+    noised,
+    reconstruction_errors,
+    train_loss,
+)
+from o3d_jax.steps.reconstruct import reconstruct, sampled
+from o3d_jax.types import Batch, Frozen, Maps, Params
+
+KL_WEIGHT = 1e-5
+"""Against the mean square error per value; keeps latents near unit scale without blurring."""
+
+Loss = Callable[[Params, Frozen, tuple[Batch, Draws]], tuple[Float[Array, ""], LossTerms]]
+"""From parameters that train, frozen ones and a batch to what is minimised and its terms."""
+
+
+def part_loss(networks: Networks, config: Config, use_feedback: bool) -> Loss:
+    """Returns the loss of `config.train.part`; only joint training ever uses feedback."""
+    alone = {"vae": vae_loss, "lgm": lgm_loss, "unet": unet_loss}
+    joint = functools.partial(train_loss, use_feedback=use_feedback)
+    loss = alone.get(config.train.part, joint)
+
+    def of_parts(
+        params: Params, frozen: Frozen, part: tuple[Batch, Draws]
+    ) -> tuple[Float[Array, ""], LossTerms]:
+        batch, draws = part
+        return loss(networks, config, params, frozen, batch, draws)
+
+    return of_parts
+
+
+def vae_loss(
+    networks: Networks, config: Config, params: Params, frozen: Frozen, batch: Batch, draws: Draws
+) -> tuple[Float[Array, ""], LossTerms]:
+    """Reconstruction error of images through latents drawn from the posterior, plus its KL."""
+    del config, frozen  # All losses of parts are called alike.
+    b, v = batch.images.shape[:2]
+    images = batch.images.reshape(b * v, *batch.images.shape[2:])
+    moments = apply(networks.vae, params.vae, images, method="encode")
+    latents = sampled(moments, draws.posterior.reshape(moments.mean.shape))
+    videos = latents.reshape(b, v, *latents.shape[1:])
+    decoded = apply(networks.vae, params.vae, videos, method="decode")
+
+    error = jnp.mean((decoded - batch.images) ** 2)
+    kl = 0.5 * jnp.mean(moments.mean**2 + jnp.exp(moments.logvar) - 1 - moments.logvar)
+    total = error + KL_WEIGHT * kl
+    return total, LossTerms(total=total, decoded=error, kl=kl)
+
+
+def lgm_loss(
+    networks: Networks, config: Config, params: Params, frozen: Frozen, batch: Batch, draws: Draws
+) -> tuple[Float[Array, ""], LossTerms]:
+    """Eq. 2 of renders of the object made from true views, with c_noise 0."""
+    del draws  # Nothing is drawn.
+    clean = jnp.zeros(batch.images.shape[0])
+    made = reconstruct(networks, params.lgm, batch.images, batch.cameras, clean)
+    errors = reconstruction_errors(networks, config, frozen, batch, made.rendering)
+    total = errors.weighted(config.optim)
+    terms = LossTerms(
+        total=total, rgb_clean=errors.rgb, lpips_clean=errors.lpips, alpha_clean=errors.alpha
+    )
+    return total, terms
+
+
+def unet_loss(
+    networks: Networks, config: Config, params: Params, frozen: Frozen, batch: Batch, draws: Draws
+) -> tuple[Float[Array, ""], LossTerms]:
+    """Algorithm 1's loss of the denoiser (Eq. 5) without feedback."""
+    x, estimate = noised(networks, config, params, frozen, batch, draws)
+    maps = Maps.nothing(*batch.images.shape[:4])
+    error = diffusion_loss(estimate(maps), x, draws.sigma)
+    return error, LossTerms(total=error, diffusion=error)
+
+
+def split_parts(part: str, params: Params, frozen: Frozen) -> tuple[Params, Frozen]:
+    """Returns those networks that train in a part of the training, and the frozen ones it needs.
+
+    The VAE is among the frozen networks of a model; where it trains, it becomes a parameter.
+    """
+    no_params, no_frozen = Params(unet=None, lgm=None), Frozen(vae=None)
+    if part == "vae":
+        return dataclasses.replace(no_params, vae=frozen.vae), no_frozen
+    if part == "lgm":
+        needed = dataclasses.replace(no_frozen, lpips=frozen.lpips)
+        return dataclasses.replace(no_params, lgm=params.lgm), needed
+    if part == "unet":
+        return dataclasses.replace(params, lgm=None), dataclasses.replace(frozen, lpips=None)
+    return params, frozen
+
+
+def scale_latents(vae: Vae, params: dict, images: Float[Array, "b v h w 3"]) -> dict:
+    """The same VAE with latents of standard deviation 1 / scaling_factor in each channel.
+
+    The scale goes into the layers next to the latents, both linear: `quant_conv` before them and
+    the decoder's `conv_in` after. So SVD's scaling factor holds for a VAE of our own.
+    """
+    flat = images.reshape(-1, *images.shape[2:])
+    mean = jax.jit(lambda p, x: apply(vae, p, x, method="encode").mean)(params, flat)
+    gain = 1 / (vae.config.scaling_factor * mean.std(axis=(0, 1, 2)))
+    layers = dict(params["params"])
+    quant, decoder = dict(layers["quant_conv"]), dict(layers["decoder"])
+
+    both = jnp.concatenate([gain, jnp.ones_like(gain)])  # Means are scaled,
+    shift = jnp.concatenate([jnp.zeros_like(gain), 2 * jnp.log(gain)])  # log variances shifted.
+    quant["kernel"] = quant["kernel"] * per_last(both, quant["kernel"])
+    quant["bias"] = quant["bias"] * both + shift
+
+    conv_in = dict(decoder["conv_in"])
+    conv_in["kernel"] = conv_in["kernel"] / gain[None, None, :, None]
+    return {"params": layers | {"quant_conv": quant, "decoder": decoder | {"conv_in": conv_in}}}
+
+
+def per_last(value: Float[Array, " c"], like: Float[Array, "*s c"]) -> Float[Array, "..."]:
+    """Shapes one value a channel so that it multiplies `like`."""
+    return value.reshape((1,) * (like.ndim - 1) + value.shape)
