@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from o3d_jax.data.meshes.blender import Blender, render_with_blender
-from o3d_jax.data.meshes.orbits import LOOK, OrbitPlan, render_model
+from o3d_jax.data.meshes.orbits import LOOK, OrbitPlan, RenderedModel, render_model
 from o3d_jax.data.meshes.reading import READERS
 from o3d_jax.data.orbits.folder import (
     MAPS,
     META,
-    RenderedOrbit,
     is_complete,
     read_index,
     write_orbit,
@@ -59,6 +58,8 @@ class Outcome(NamedTuple):
     """Processor seconds, reading included; not those of another program."""
     writing: float
     """Processor seconds."""
+    remark: str = ""
+    """What the model's owner should know though it went well; mostly empty."""
 
 
 class Models(NamedTuple):
@@ -148,9 +149,9 @@ def work(job: RenderJob) -> Outcome:
     start = time.process_time()
     try:
         with _limited(job.time_limit):
-            orbits = _drawn(job)
+            model = _drawn(job)
             drawn = time.process_time()
-            for orbit in orbits:
+            for orbit in model.orbits:
                 write_orbit(job.out / orbit.name, orbit)
     except InputError as error:
         return Outcome(job.name, str(error), 0.0, 0.0)
@@ -161,10 +162,11 @@ def work(job: RenderJob) -> Outcome:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # It names no file, or one that is gone.
             error.filename = str(job.out)
         raise
-    return Outcome(job.name, "", drawn - start, time.process_time() - drawn)
+    seconds = (drawn - start, time.process_time() - drawn)
+    return Outcome(job.name, "", *seconds, remark="; ".join(model.remarks))
 
 
-def _drawn(job: RenderJob) -> list[RenderedOrbit]:
+def _drawn(job: RenderJob) -> RenderedModel:
     """Returns the orbits of a model; whatever goes wrong with it is an InputError.
 
     One broken model of 80,000 must not end the run, and no list of what readers and renderers
@@ -184,7 +186,7 @@ def _drawn(job: RenderJob) -> list[RenderedOrbit]:
         raise InputError(f"{type(error).__name__}: {error}") from error
 
 
-def _draw(job: RenderJob) -> list[RenderedOrbit]:
+def _draw(job: RenderJob) -> RenderedModel:
     if job.blender is not None:
         return render_with_blender(job.blender, job.path, job.name, job.plan, job.max_bytes)
     return render_model(job.path, job.name, job.plan, job.max_bytes)

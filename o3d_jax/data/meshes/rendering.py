@@ -203,5 +203,6 @@ def _table(plan: OrbitPlan, there: int, outcomes: list[Outcome], seconds: float)
         ("drawing", f"{sum(o.drawing for o in done) / frames:.4f} processor seconds a frame"),
         ("writing", f"{sum(o.writing for o in done) / frames:.4f} processor seconds a frame"),
     ]
+    said = [(o.name, o.fault or o.remark) for o in (*failed, *done) if o.fault or o.remark]
     lines = [f"{label:<18}{value}\n" for label, value in rows]
-    return "".join(lines + [f"  {o.name}: {' '.join(o.fault.split())}\n" for o in failed])
+    return "".join(lines + [f"  {name}: {' '.join(words.split())}\n" for name, words in said])

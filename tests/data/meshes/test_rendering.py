@@ -116,11 +116,12 @@ def test_a_model_may_fill_the_cube_or_the_view(models):
 
     cube_plan = OrbitPlan(**PLAN, fit="cube", radius=4.0, maps=True)
     reach = [
-        np.abs(o.position).max() for o in render_model(models / "red.glb", "a", cube_plan, 2**20)
+        np.abs(o.position).max()
+        for o in render_model(models / "red.glb", "a", cube_plan, 2**20).orbits
     ]
     assert max(reach) == pytest.approx(1, abs=1e-3)
     view = OrbitPlan(**{**PLAN, "size": 64}, radius=1.7417, fov=39.598)
-    for orbit in render_model(models / "red.glb", "a", view, 2**20):
+    for orbit in render_model(models / "red.glb", "a", view, 2**20).orbits:
         alpha = orbit.rgba[..., 3]
         border = [alpha[:, 0], alpha[:, -1], alpha[:, :, 0], alpha[:, :, -1]]
         assert not np.any(border)  # Nothing is cropped,
