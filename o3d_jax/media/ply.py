@@ -37,7 +37,8 @@ _QUATERNION = ("rot_0", "rot_1", "rot_2", "rot_3")
 FIELDS = (*_MEAN, "nx", "ny", "nz", *_COLOR, "opacity", *_SCALES, *_QUATERNION)
 """Properties, in order; normals are 0. rot is (w, x, y, z)."""
 
-_NEEDED = (*_MEAN, *_COLOR, "opacity", *_SCALES, *_QUATERNION)
+_NEEDED = (*_MEAN, *_COLOR, "opacity", *_SCALES[:2], *_QUATERNION)
+
 
 def write_ply(
     path: str | os.PathLike[str], gaussians: Gaussians, min_opacity: float = MIN_OPACITY
@@ -66,13 +67,18 @@ def _header(count: int) -> bytes:
     return ("\n".join([*lines, "end_header"]) + "\n").encode("ascii")
 
 
-def read_ply(path: str | os.PathLike[str]) -> Gaussians:
+def read_ply(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
     """The Gaussians of a file in this layout, after activation.
 
     Properties may come in any order and be float or double, in either byte order; further ones
     and further elements are skipped. Of colors that change with the direction (f_rest_*), the
     part that does not is read, with a warning. Colors below 0 become 0, as 3D Gaussian
-    Splatting draws them.
+    Splatting draws them. Without scale_2, as 2D Gaussian Splatting writes them, Gaussians are flat:
+    their third scale is 0.
+
+    Args:
+        drop_bad: whether Gaussians with values that are not finite, which some programs write, are
+            left out, with a warning that says how many, and not refused.
 
     Raises:
         InputError: missing, not such a file, cut short, or with values that are not finite.
@@ -89,8 +95,10 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
             "(f_dc_*) is read",
             stacklevel=2,
         )
+    names = [name for name in _SCALES if name in (table.dtype.names or ())]
     with np.errstate(over="ignore"):
-        scales = np.exp(columns(*_SCALES))
+        scales = np.exp(columns(*names))
+    scales = np.pad(scales, [(0, 0), (0, 3 - len(names))])
     values = Values(
         means=columns(*_MEAN),
         scales=scales,
@@ -98,7 +106,7 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
         opacities=expit(columns("opacity")[:, 0]),
         colors=(columns(*_COLOR) * SH_C0 + 0.5).clip(0),
     )
-    return gaussians_from(path, values)
+    return gaussians_from(path, values, drop_bad)
 
 
 def _read_vertices(path: str | os.PathLike[str]) -> np.ndarray:
@@ -133,7 +141,8 @@ def _check_is_of_gaussians(
     numbers = {
         each.name for each in vertex.properties if each.kind[0] == "f" and not each.count_kind
     }
-    missing = [name for name in _NEEDED if name not in numbers]
+    needed = [*_NEEDED, *(name for name in _SCALES[2:] if name in names)]
+    missing = [name for name in needed if name not in numbers]
     if missing:
         raise InputError(
             f"{path} is not a .ply of Gaussians: its vertices have no {', '.join(missing)} of type "
