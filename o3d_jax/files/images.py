@@ -138,7 +138,7 @@ def to_rgba(image: Image.Image, name: str) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, which Pillow would cut off at 255, and whose alpha it would lose."""
+    """Grey of more than 8 bits: Pillow would cut it off at 255, and lose what is clear."""
     values = np.asarray(image).astype(np.float32)
     full = 1 if image.mode == "F" else 65535
     grey = np.round(np.nan_to_num(values) / full * 255).clip(0, 255).astype(np.uint8)

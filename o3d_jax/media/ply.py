@@ -67,6 +67,7 @@ def _header(count: int) -> bytes:
     return ("\n".join([*lines, "end_header"]) + "\n").encode("ascii")
 
 
+@np.errstate(over="ignore", invalid="ignore")  # What is not finite is dropped or refused.
 def read_ply(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
     """The Gaussians of a file in this layout, after activation.
 
@@ -96,8 +97,7 @@ def read_ply(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
             stacklevel=2,
         )
     names = [name for name in _SCALES if name in (table.dtype.names or ())]
-    with np.errstate(over="ignore"):
-        scales = np.exp(columns(*names))
+    scales = np.exp(columns(*names))
     scales = np.pad(scales, [(0, 0), (0, 3 - len(names))])
     values = Values(
         means=columns(*_MEAN),

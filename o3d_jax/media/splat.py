@@ -51,6 +51,7 @@ def write_splat(
         temporary.write_bytes(rows[order].tobytes())
 
 
+@np.errstate(over="ignore", invalid="ignore")  # What is not finite is dropped or refused.
 def read_splat(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
     """The Gaussians of a .splat file, in its order, with unit quaternions; none if it is empty.
 

@@ -206,8 +206,7 @@ def _room(parts: list[MeshPart], model: ModelContent) -> Mesh:
 
 def _usable(materials: list[Material]) -> Shaped[np.ndarray, " m"]:
     """Materials as records, with light that is finite and not negative."""
-    with np.errstate(over="ignore"):
-        records = np.array([tuple(each) for each in materials], MATERIAL)
+    records = np.array([tuple(each) for each in materials], MATERIAL)
     records["base"] = np.nan_to_num(records["base"]).clip(0, 1)
     records["emission"] = np.nan_to_num(records["emission"]).clip(0, BRIGHTEST_GLOW)
     return records
@@ -235,9 +234,8 @@ class _Flat(NamedTuple):
 
 def _flat(part: MeshPart) -> _Flat:
     corners = np.asarray(part.positions, np.float64)[part.faces]
-    with np.errstate(invalid="ignore", over="ignore"):
-        across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        area = np.linalg.norm(across, axis=-1)
+    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = np.linalg.norm(across, axis=-1)
     return _Flat(corners, across, np.isfinite(area) & (area > 0))
 
 
@@ -282,11 +280,9 @@ def _unit(
     normals: Float[np.ndarray, "f 3 3"], flat: Float[np.ndarray, "f 3"]
 ) -> Float[np.ndarray, "f 3 3"]:
     """The normals at length 1; the face's where a file has nonsense."""
-    with np.errstate(over="ignore"):
-        length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
     usable = np.isfinite(length) & (length > 1e-12)
-    with np.errstate(invalid="ignore"):
-        return np.where(usable, normals / np.where(usable, length, 1), flat[:, None])
+    return np.where(usable, normals / np.where(usable, length, 1), flat[:, None])
 
 
 def _means(part: MeshPart) -> PerCorner:

@@ -33,8 +33,9 @@ def read_mesh(path: Path, max_bytes: int, up: Literal["y", "z"] = "y") -> Mesh:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path.suffix} is none of {', '.join(READERS)}")
-    model = reader(ModelFiles(path, max_bytes))
-    mesh = to_mesh(model, smooth=reader is not read_gltf)
+    with np.errstate(over="ignore", invalid="ignore"):  # What is not finite is left out.
+        model = reader(ModelFiles(path, max_bytes))
+        mesh = to_mesh(model, smooth=reader is not read_gltf)
     if up == "z":
         turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])  # Times a row: (x, z, -y).
         normals = mesh.normals @ turn.astype(np.float32)

@@ -291,7 +291,8 @@ def _parts(shape: _Shape, materials: list[str], painter: Painter) -> Iterator[Me
     """The triangles of each material."""
     order = np.argsort(shape.owners, kind="stable")
     numbers, starts = np.unique(shape.owners[order], return_index=True)
-    for number, rows in zip(numbers, np.split(order, starts[1:]), strict=True):
+    for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=False):
+        rows = order[start:end]
         faces, uv_faces, normal_faces = np.moveaxis(shape.corners[rows], -1, 0)
         name = materials[number - 1] if number else None
         painted = painter.paint(name, has_uvs=bool((uv_faces >= 0).any()))

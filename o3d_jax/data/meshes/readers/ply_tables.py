@@ -111,8 +111,7 @@ def _cast(values: Float64[np.ndarray, " n"], kind: str) -> Shaped[np.ndarray, " 
         limits = np.iinfo(kind)
         low, high = max(limits.min, -(2**53)), min(limits.max, 2**53)  # Exact in float64.
         values = np.nan_to_num(values).clip(low, high)
-    with np.errstate(over="ignore"):
-        return values.astype(kind)
+    return values.astype(kind)
 
 
 def _tables(data: _Data, at: int, elements: list[PlyElement]) -> tuple[dict[str, PlyTable], int]:

@@ -88,10 +88,9 @@ def _bends(points: Float[np.ndarray, "p size 3"]) -> Bool[np.ndarray, " p"]:
 
 def _about_one(points: Float[np.ndarray, "p size 3"]) -> Float64[np.ndarray, "p size 3"]:
     """The same polygons with their first corner at 0, about 1 across; all 0 if not finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        local = np.asarray(points, np.float64)
-        local = local - local[:, :1]
-        reach = np.abs(local).max(axis=(1, 2), keepdims=True)
+    local = np.asarray(points, np.float64)
+    local = local - local[:, :1]
+    reach = np.abs(local).max(axis=(1, 2), keepdims=True)
     usable = np.isfinite(reach) & (reach > 0)
     return np.where(usable, local, 0) / np.where(usable, reach, 1)
 

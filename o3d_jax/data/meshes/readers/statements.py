@@ -47,7 +47,7 @@ def _block(block: bytes) -> list[Statement]:
 
 
 def _joined(lines: list[bytes]) -> list[bytes]:
-    """Lines with those that they go on in; a comment, as with a path of Windows, ends with its own."""
+    """Lines with those that they go on in; a comment ends with its line, whatever it ends with."""
     whole, pieces = [], []
     for line in lines:
         goes_on = line.endswith(b"\\") and (pieces or not line.lstrip().startswith(b"#"))
