@@ -1,7 +1,8 @@
 """Trains Ouroboros3D (Algorithm 1): `python train.py configs/nano.py [--optim.learning-rate 3e-4]`.
 
-Read top to bottom: what a run consists of, how it is set up, its loop. Of several processes all do
-the same; process 0 alone prints and writes. A signal ends a run well, at any moment.
+With `--train.part vae`, `lgm` or `unet`, one network alone, for models with no weights to start
+from. Read top to bottom: what a run consists of, how it is set up, its loop. Of several processes
+all do the same; process 0 alone prints and writes. A signal ends a run well, at any moment.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from o3d_jax.parallel.processes import (
     process_map,
     start_processes,
 )
-from o3d_jax.parallel.shards import place, place_batch, place_flag
+from o3d_jax.parallel.shards import gather, place, place_batch, place_flag
 from o3d_jax.run.banner import banner, program_memory
 from o3d_jax.run.checkpoints import RunCheckpoints
 from o3d_jax.run.interruption import Interruption
@@ -44,7 +45,7 @@ from o3d_jax.steps.draws import draw_coin
 from o3d_jax.steps.parts import scale_latents
 from o3d_jax.steps.train import StepReport, init_state, make_optimizer
 from o3d_jax.types import Frozen, Params, TrainState
-from o3d_jax.weights.checkpoint import Weights, on_first_host, save_model
+from o3d_jax.weights.checkpoint import Weights, save_model
 from o3d_jax.weights.start import start_weights
 
 SCALED_BY = 64
@@ -86,7 +87,7 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
                 state = _loop(config, run, programs, log, interruption)
             if int(state.step) >= config.train.steps:
                 with interruption.unattended(None):  # The last state is saved.
-                    _finish(config, state, run.frozen, log)
+                    _finish(run, state, log)
     if interruption.status:
         raise SystemExit(interruption.status)
 
@@ -208,12 +209,13 @@ def _stops(interruption: Interruption, before: StepReport | None) -> bool:
     return before is not None and bool(before.is_last)
 
 
-def _finish(config: Config, state: TrainState, frozen: Frozen, log: RunLog) -> None:
+def _finish(run: Run, state: TrainState, log: RunLog) -> None:
     """Writes the model, or what a part of it became."""
+    config = run.system.config
     folder = config.folder / "model"
-    weights = Weights(params=state.ema, frozen=frozen)
+    weights = Weights(params=state.ema, frozen=run.frozen)
     if config.train.part == "vae":
-        weights = _scaled_vae(config, state)
+        weights = _scaled_vae(run.system, state)
     save_model(folder, config, weights)
     if config.train.part == "joint":
         log.say(f"done: python sample.py IMAGE --checkpoint {folder}")
@@ -221,13 +223,13 @@ def _finish(config: Config, state: TrainState, frozen: Frozen, log: RunLog) -> N
         log.say(f"done: {folder}, from which later parts of the training start")
 
 
-def _scaled_vae(config: Config, state: TrainState) -> Weights:
+def _scaled_vae(system: System, state: TrainState) -> Weights:
     """The VAE, frozen from now on, with latents of the deviation that SVD's scaling assumes."""
-    vae = build_networks(config.model).vae
-    batches = training_batches(config)
-    count = math.ceil(SCALED_BY / config.train.batch_size)
+    batches = training_batches(system.config)
+    count = math.ceil(SCALED_BY / system.config.train.batch_size)
     images = np.concatenate([next(batches).batch.images for _ in range(count)])
-    scaled = scale_latents(vae, on_first_host(state.ema.vae), jnp.asarray(images))
+    vae = jax.tree.map(jnp.asarray, gather(state.ema.vae))
+    scaled = scale_latents(system.networks.vae, vae, jnp.asarray(images))
     return Weights(params=Params(unet=None, lgm=None), frozen=Frozen(vae=scaled))
 
 

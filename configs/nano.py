@@ -33,9 +33,9 @@ config = Config(
         dtype="float32",
         remat=False,
         vae=VaeConfig(
-            block_out_channels=(16, 16, 32, 64),
+            block_out_channels=(12, 24, 48),
             layers_per_block=1,
-            latent_channels=16,
+            patch=2,
             norm_num_groups=4,
             mid_attention="always",
         ),

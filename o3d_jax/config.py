@@ -40,6 +40,9 @@ class VaeConfig:
     """Channels per resolution; the image is halved between two of them."""
     layers_per_block: int = 2
     latent_channels: int = 4
+    patch: int = 1
+    """Latents along a side that the U-Net reads as one, with as many channels as all of them have
+    (as transformers for diffusion do); 1: each by itself, as SVD's."""
     norm_num_groups: int = 32
     mid_attention: Literal["between", "always"] = "between"
     """Where the decoder's middle attends: between its first two blocks, its last, so with one layer
@@ -48,7 +51,8 @@ class VaeConfig:
     """Makes the standard deviation of latents about 1 (SVD's config)."""
 
     def __post_init__(self) -> None:
-        _at_least(1, "model.vae", self, "block_out_channels", "layers_per_block", "latent_channels")
+        _at_least(1, "model.vae", self, "block_out_channels", "layers_per_block")
+        _at_least(1, "model.vae", self, "latent_channels", "patch")
         _groups_divide("model.vae", self.norm_num_groups, self.block_out_channels)
         require(
             self.scaling_factor > 0,
@@ -57,8 +61,13 @@ class VaeConfig:
 
     @property
     def downscale(self) -> int:
-        """Pixels per latent, along one axis."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        """Pixels per latent as the U-Net reads them, along one axis."""
+        return self.patch * 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of latents as the U-Net reads them."""
+        return self.latent_channels * self.patch**2
 
 
 @dataclass(frozen=True)
@@ -269,9 +278,9 @@ class DataConfig:
     ids: Path | None = None
     """File of objects, one id a line; only these are taken from `rendered`. None: all."""
     heldout: Path | None = None
-    """Folder of orbits for pictures and losses during training, all of them; of objects, by name,
-    that are not trained on. None: synthetic ones of seeds from 2^30 on, which never are. Where
-    `source` is "mixed", half are synthetic all the same."""
+    """Folder of orbits for evaluations during training, evenly spaced among its names; of objects,
+    by name, that are not trained on. None: synthetic ones of seeds from 2^30 on, which never are.
+    Where `source` is "mixed", the first half are such all the same."""
     objects: int = 80_000
     """Distinct synthetic objects in the training set (Sec. 4.1: around 80K)."""
     seed: int = 0
@@ -288,7 +297,7 @@ class DataConfig:
     """In which values frames are laid over white: those of the file (release), or in linear light,
     as a camera would."""
     mirror: bool = False
-    """Whether half of the training samples are seen in a mirror."""
+    """Whether half of the training samples, by chance, are seen in a mirror."""
     recolor: bool = False
     """Whether each training sample gets other colors, the same in all its views: hues turned by a
     random angle, channels in a random order."""
@@ -310,7 +319,7 @@ class DataConfig:
         require(
             not (self.mirror and self.orbit_frames == "linspace"),
             "data.mirror needs data.orbit_frames every_second: a mirrored orbit runs backwards, "
-            "and only a whole circle can start with the same view",
+            "and only evenly spaced views of a whole circle have the same azimuths both ways",
         )
         require(
             bool(self.rendered) == (self.source != "synthetic"),
@@ -503,7 +512,7 @@ class LaunchConfig:
     processes: int | None = None
     """How many there are."""
     cpu_devices: int = 0
-    """Devices to make of the processor's cores; 0: one, of all of them."""
+    """Devices to make of the processor's cores, of one thread each; 0: one of all of them."""
     process_id: int | None = None
     """Which of them this is, from 0."""
     timeout: int = 300
@@ -547,7 +556,7 @@ class Config:
     """First step and number of steps to record for XProf and TensorBoard, in run_dir/name."""
     weights: Path | None = None
     """Checkpoint to start from: its frozen networks, and those trainable ones it has. None: what
-    commands/train_{vae,unet,lgm}.py left in run_dir/name, else from scratch."""
+    trainings of single parts (`train.part`) left in run_dir/name, else from scratch."""
     run_dir: Path = field(default_factory=lambda: Path("runs"))
     """Checkpoints, logs and pictures go to run_dir/name."""
 
@@ -567,6 +576,12 @@ class Config:
             self.data.frames_per_orbit >= 2 * self.model.num_views,
             f"data.frames_per_orbit {self.data.frames_per_orbit} is less than twice "
             f"model.num_views {self.model.num_views}: training takes every 2nd frame (Sec. 4.1)",
+        )
+        require(
+            not self.data.mirror or self.data.frames_per_orbit == 2 * self.model.num_views,
+            f"data.mirror needs data.frames_per_orbit {self.data.frames_per_orbit} to be twice "
+            f"model.num_views {self.model.num_views}: a mirrored orbit runs backwards, and only a "
+            "whole circle has the same azimuths both ways",
         )
         require(
             self.optim.schedule != "cosine" or self.optim.warmup_steps < self.train.steps,

@@ -17,15 +17,17 @@ from o3d_jax.config import Config
 from o3d_jax.geometry.orbits import orbit
 from o3d_jax.geometry.rays import pluecker_rays
 from o3d_jax.nn.networks import build_networks
-from o3d_jax.steps import sample, train
+from o3d_jax.steps import losses, sample
 from o3d_jax.steps.denoise import denoise
+from o3d_jax.steps.draws import draw
+from o3d_jax.steps.train import make_optimizer
 from o3d_jax.types import Condition, Maps
 from support import handwritten
 from support.toy_networks import filled_system
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[1]
-TERMS = [field.name for field in fields(train.LossTerms)]
+TERMS = [field.name for field in fields(losses.LossTerms)]
 
 
 def rows(title):
@@ -189,7 +191,7 @@ def test_sec31_pluecker_rays_hold_the_points_that_their_pixels_show():
 @pytest.fixture(scope="module")
 def draws(toy):
     """One object without embedding, one with all, one without both."""
-    drawn = train.draw(toy.config, 3, jax.random.key(7))
+    drawn = draw(toy.config, 3, jax.random.key(7))
     dropout = jnp.array([0.05, 0.5, 0.15])
     return replace(drawn, condition=replace(drawn.condition, dropout=dropout))
 
@@ -199,7 +201,7 @@ def ours(toy, batch, draws, quick_compilation):
     """Terms of Algorithm 1's loss and their gradients, from parameters and the coin."""
 
     def loss(params, frozen, batch, draws, coin):
-        _, terms = train.train_loss(toy.networks, toy.config, params, frozen, batch, draws, coin)
+        _, terms = losses.train_loss(toy.networks, toy.config, params, frozen, batch, draws, coin)
         return terms
 
     run = jax.jit(handwritten.terms_and_gradients(loss), static_argnums=4)
@@ -298,11 +300,11 @@ def test_alg1_holds_for_the_real_networks(tiny, batch):
     unet = replace(tiny.model.unet, block_out_channels=(8, 16), num_attention_heads=(1, 2))
     model = replace(tiny.model, unet=unet)
     real = filled_system(replace(tiny, model=model), build_networks(model))
-    draws = train.draw(real.config, 3, jax.random.key(7))
+    draws = draw(real.config, 3, jax.random.key(7))
 
     def loss(params, frozen, batch, draws):
         given = (real.networks, real.config, params, frozen, batch, draws, True)
-        return train.train_loss(*given)[1]
+        return losses.train_loss(*given)[1]
 
     _, gradients = jax.jit(handwritten.terms_and_gradients(loss))(
         real.params, real.frozen, batch, draws
@@ -355,7 +357,7 @@ def test_sec41_sampling_takes_25_levels_from_700_to_0():
 
 
 def test_sec41_optimizer_is_adamw_at_1e_5_after_clipping_at_1():
-    optimizer = train.make_optimizer(Config(name="paper").optim, 30_000)
+    optimizer = make_optimizer(Config(name="paper").optim, 30_000)
     rng = np.random.default_rng(0)
     params = rng.normal(size=(2, 3))
     gradients = [size * g / np.linalg.norm(g) for size in (5.0, 0.2, 3.0, 0.9)

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import chex
 import jax
@@ -14,12 +17,14 @@ import pytest
 
 import train
 from o3d_jax.cli import read_config
+from o3d_jax.data.loader import training_batches
 from o3d_jax.errors import InputError
 from o3d_jax.nn.networks import build_networks, init_networks
 from o3d_jax.run.checkpoints import RunCheckpoints
 from o3d_jax.steps.train import init_state
 from o3d_jax.types import Frozen, Params
-from o3d_jax.weights.checkpoint import Weights, load_model, save_model
+from o3d_jax.weights import start
+from o3d_jax.weights.checkpoint import Weights, load_model, named_parts, save_model
 from o3d_jax.weights.start import start_weights
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +39,10 @@ def shared_compilation(quick_compilation, tmp_path_factory):
 
 
 def toy_networks(config):
-    from support.toy_networks import toy_system
+    from support.toy_networks import LayeredToyVae, toy_system
 
-    return dataclasses.replace(toy_system(config).networks, lpips=None)
+    toys = toy_system(config).networks
+    return dataclasses.replace(toys, vae=LayeredToyVae(config=config.model.vae), lpips=None)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +75,7 @@ def test_a_run_leaves_log_pictures_checkpoints_and_a_model(in_one_go):
     assert "unet" in (folder / "banner.txt").read_text()
     assert json.loads((folder / "exit.json").read_text())["reason"] == "done"
     assert (folder / "eval" / "000004.png").stat().st_size > 1000
+    assert (folder / "curves.png").stat().st_size > 1000
     assert list(folder.glob("events.*"))
     model = load_model(folder / "model")
     assert model.config == in_one_go
@@ -105,9 +112,8 @@ def test_a_run_broken_off_after_its_checkpoint_logs_each_step_once(config, monke
 
 
 def test_a_run_with_another_vae_is_refused(in_one_go):
-    _, frozen = init_networks(
-        build_networks(in_one_go.model), in_one_go.model, jax.random.key(5), True
-    )
+    networks = toy_networks(in_one_go)
+    _, frozen = init_networks(networks, in_one_go.model, jax.random.key(5), True)
     like = init_state(Params(unet={"w": np.ones(3)}, lgm=None), optax.sgd(1.0))
     checkpoints = RunCheckpoints(in_one_go.run_dir / "one" / "checkpoints", in_one_go, frozen)
     with pytest.raises(InputError, match="is a run of another config .*frozen networks"):
@@ -149,21 +155,128 @@ def test_a_run_starts_from_the_networks_that_were_trained_alone_beside_it(config
     vae = load_model(config.weights).weights.frozen
     one, _ = init_networks(networks, config.model, jax.random.key(11), True)
     two, _ = init_networks(networks, config.model, jax.random.key(12), True)
-    save_model(folder / "vae", beside, Weights(params=Params(unet=None, lgm=None), frozen=vae))
-    nothing = Frozen(vae=None)
-    save_model(
-        folder / "lgm", beside, Weights(params=Params(unet=None, lgm=one.lgm), frozen=nothing)
-    )
+    none, nothing = Params(unet=None, lgm=None), Frozen(vae=None)
+    save_model(folder / "vae" / "model", beside, Weights(params=none, frozen=vae))
+    lgm = Weights(params=dataclasses.replace(none, lgm=one.lgm), frozen=nothing)
+    save_model(folder / "lgm" / "model", beside, lgm)
     found = start_weights(beside, networks)
     chex.assert_trees_all_equal(found.params.lgm, one.lgm)
     key, _ = jax.random.split(jax.random.key(config.seed))
     fresh, _ = init_networks(networks, config.model, key, True)
     chex.assert_trees_all_equal(found.params.unet, fresh.unet)
     unet = Weights(params=Params(unet=two.unet, lgm=None, clip=two.clip), frozen=nothing)
-    save_model(folder / "unet", beside, unet)
+    save_model(folder / "unet" / "model", beside, unet)
     found = start_weights(beside, networks)
     expected = Weights(params=Params(unet=two.unet, lgm=one.lgm, clip=two.clip), frozen=vae)
     chex.assert_trees_all_equal(found, expected)
+
+
+def test_the_networks_of_one_checkpoint_are_read_once(config, monkeypatch):
+    networks, read = toy_networks(config), []
+    params, frozen = init_networks(networks, config.model, jax.random.key(7), True)
+    folder = config.run_dir / "all"
+    save_model(folder, config, Weights(params=params, frozen=Frozen(vae=frozen.vae)))
+    monkeypatch.setattr(start, "load_model", lambda path: read.append(path) or load_model(path))
+    found = start_weights(dataclasses.replace(config, weights=folder), networks)
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    assert read == [folder]
+
+
+def part_of(config, part, **train):
+    train = dataclasses.replace(config.train, part=part, **train)
+    return dataclasses.replace(config, name="parts", weights=None, train=train)
+
+
+def rows_of(config, name):
+    """Steps of a run's log, without what depends on the clock."""
+    lines = (config.folder / name).read_text().splitlines()
+    timed = ("second", "share")
+    return [
+        {k: v for k, v in json.loads(line).items() if not any(t in k for t in timed)}
+        for line in lines
+    ]
+
+
+class Ended(NamedTuple):
+    """What a training has left."""
+
+    weights: Weights
+    log: list
+    evaluations: list
+
+
+def trained_twice(config):
+    """In one go; and on from the checkpoint before the last, as if killed before that."""
+    ends = []
+    for _ in range(2):
+        train.train(config)
+        weights = load_model(config.folder / "model").weights
+        ends.append(Ended(weights, rows_of(config, "log.jsonl"), rows_of(config, "eval.jsonl")))
+        for gone in ("checkpoints/4", "model"):
+            shutil.rmtree(config.folder / gone)
+    save_model(config.folder / "model", config, ends[0].weights)
+    return ends
+
+
+@pytest.fixture(scope="module")
+def parts(config):
+    """How each part has ended twice, one after the other, in the folder of one run."""
+    order = ("vae", "lgm", "unet")
+    return {part: trained_twice(part_of(config, part, eval_every=2)) for part in order}
+
+
+LEFT = {"vae": {"frozen_vae"}, "lgm": {"lgm"}, "unet": {"unet", "clip", "frozen_vae"}}
+FIGURES = {"vae": "vae_psnr", "lgm": "lgm_psnr", "unet": "diffusion_6"}
+
+
+@pytest.mark.parametrize("part", list(LEFT))
+def test_a_resumed_training_of_a_part_ends_the_same_bit_for_bit(parts, part):
+    one, resumed = parts[part]
+    jax.tree.map(np.testing.assert_array_equal, one.weights, resumed.weights)
+    assert (resumed.log, resumed.evaluations) == (one.log, one.evaluations)
+    assert [row["step"] for row in one.log] == [1, 2, 3, 4]
+    assert [row["step"] for row in one.evaluations] == [2, 4]
+    first, second = (row[FIGURES[part]] for row in one.evaluations)
+    assert first != second
+    assert {*named_parts(one.weights)} == LEFT[part]
+
+
+def test_latents_of_a_vae_that_was_trained_have_the_deviation_that_svd_assumes(config, parts):
+    vae, (one, _) = toy_networks(config).vae, parts["vae"]
+    batches = training_batches(part_of(config, "vae"))
+    images = np.concatenate([next(batches).batch.images for _ in range(64 // 8)])
+    latents = vae.apply(one.weights.frozen.vae, images, method="encode").mean
+    deviations = np.std(latents, axis=(0, 1, 2, 3))
+    np.testing.assert_allclose(deviations * 0.18215, 1, rtol=1e-4)  # float32 sums.
+
+
+def test_joint_training_goes_on_from_what_its_parts_have_left(config, parts):
+    joint, networks = part_of(config, "joint"), toy_networks(config)
+    vae, lgm, unet = (parts[part][0].weights for part in ("vae", "lgm", "unet"))
+    trained = Params(unet=unet.params.unet, lgm=lgm.params.lgm, clip=unet.params.clip)
+    begun = start_weights(joint, networks)
+    expected = Weights(params=trained, frozen=Frozen(vae=vae.frozen.vae))
+    jax.tree.map(np.testing.assert_array_equal, begun, expected)
+
+    train.train(joint)
+    ended = load_model(joint.folder / "model").weights
+    jax.tree.map(np.testing.assert_array_equal, ended.frozen, expected.frozen)
+    # A few steps of 1e-3 and less away from there, and farther from fresh ones.
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ended.params, trained)
+    assert 1e-5 < max(jax.tree.leaves(moved)) < 0.01
+    (row,) = rows_of(joint, "eval.jsonl")
+    assert {"diffusion_0.2", "lgm_psnr", "views_psnr", "renders_psnr", "copied_psnr"} < set(row)
+
+
+def test_every_process_makes_the_same_vae_of_what_was_trained(config, monkeypatch):
+    """Also those that write nothing."""
+    networks = toy_networks(config)
+    _, frozen = init_networks(networks, config.model, jax.random.key(1), True)
+    state = SimpleNamespace(ema=SimpleNamespace(vae=frozen.vae))
+    system = SimpleNamespace(config=config, networks=networks)
+    first = train._scaled_vae(system, state)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    jax.tree.map(np.testing.assert_array_equal, train._scaled_vae(system, state), first)
 
 
 def test_weights_of_another_meaning_are_refused_though_their_shapes_agree(config):

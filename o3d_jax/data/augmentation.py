@@ -45,10 +45,11 @@ def mirrored(views: Views) -> Views:
 def recolored(views: Views, angle: float, channels: np.ndarray) -> Views:
     """Returns the sample with its hues turned by an angle (radians), then its channels reordered.
 
-    Turning is about the grey axis, so grays stay what they are; what leaves [0, 1] is clipped.
+    Turning is about the axis of grays, which stay what they are; what leaves [0, 1] is clipped.
     """
-    turned = (views.images @ hue_rotation(angle).T)[..., channels]
-    return views._replace(images=np.clip(turned, 0, 1))
+    # What is missing from white is turned, so that white stays exactly white.
+    turned = 1 - (1 - views.images) @ hue_rotation(angle).T
+    return views._replace(images=np.clip(turned[..., channels], 0, 1))
 
 
 def hue_rotation(angle: float) -> Float[np.ndarray, "3 3"]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from o3d_jax.nn.layers import Conv3x3, PointwiseConv, pool2
+from o3d_jax.nn.layers import Conv3x3, PointwiseConv, pixel_unshuffle, pool2
 
 
 class FeedbackBlock(nn.Module):
@@ -59,16 +59,3 @@ class FeedbackEncoder(nn.Module):
                 )(x)
             features.append(x)
         return tuple(features)
-
-
-def pixel_unshuffle(
-    x: Float[Array, "*b h w c"], factor: int
-) -> Float[Array, "*b h//{factor} w//{factor} c*{factor}*{factor}"]:
-    """Blocks of pixels as channels, without loss (Table 3, first row).
-
-    Channel order as in torch: input channel, then row, then column within the block.
-    """
-    *b, h, w, c = x.shape
-    x = x.reshape(*b, h // factor, factor, w // factor, factor, c)
-    x = jnp.moveaxis(x, (-1, -4, -2), (-3, -2, -1))
-    return x.reshape(*b, h // factor, w // factor, c * factor**2)

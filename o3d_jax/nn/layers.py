@@ -274,3 +274,26 @@ def upsample2(x: Float[Array, "*b h w c"]) -> Float[Array, "*b 2*h 2*w c"]:
     *b, h, w, c = x.shape
     x = jnp.broadcast_to(x[..., :, None, :, None, :], (*b, h, 2, w, 2, c))
     return x.reshape(*b, 2 * h, 2 * w, c)
+
+
+def pixel_unshuffle(
+    x: Float[Array, "*b h w c"], factor: int
+) -> Float[Array, "*b h//{factor} w//{factor} c*{factor}*{factor}"]:
+    """Blocks of pixels as channels, without loss (Table 3, first row).
+
+    Channel order as in torch: input channel, then row, then column within the block.
+    """
+    *b, h, w, c = x.shape
+    x = x.reshape(*b, h // factor, factor, w // factor, factor, c)
+    x = jnp.moveaxis(x, (-1, -4, -2), (-3, -2, -1))
+    return x.reshape(*b, h // factor, w // factor, c * factor**2)
+
+
+def pixel_shuffle(
+    x: Float[Array, "*b h w c"], factor: int
+) -> Float[Array, "*b h*{factor} w*{factor} c//({factor}*{factor})"]:
+    """The inverse of `pixel_unshuffle`: channels as blocks of pixels."""
+    *b, h, w, c = x.shape
+    x = x.reshape(*b, h, w, c // factor**2, factor, factor)
+    x = jnp.moveaxis(x, (-3, -2, -1), (-1, -4, -2))
+    return x.reshape(*b, h * factor, w * factor, c // factor**2)

@@ -27,6 +27,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SKIP_SCALE = math.sqrt(0.5)  # Keeps the variance of a sum of two branches (LGM).
 GAUSSIAN_CHANNELS = (3, 1, 3, 4, 3)  # mean, opacity, scale, quaternion, color
 
+SCALE_UNIT = 0.1
+"""LGM's factor of softplus, scene units: what a raw scale of 0.54 becomes."""
+
 # torch's default, U(-1, 1) / sqrt(fan_in), with which LGM was trained; a third of the variance of
 # Linen's. The biases start at zero.
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -34,16 +37,21 @@ Conv3 = partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=torch_init)
 Conv1 = partial(PointwiseConv, kernel_init=torch_init)
 
 
-def faint_and_small(
-    key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-) -> Float[Array, "14"]:
-    """Initial bias of the last layer: opacities about 0.1, scales about 0.02 scene units.
+CELL = 1.37
+"""Width of the orbit's view at the origin, scene units: 2 * 1.5 * tan(49.1 degrees / 2)."""
 
-    From zero they would be 0.5 and 0.07: a fog in which the near hide the far from the gradient,
-    and each pixel blends hundreds.
+
+def faint_and_small(
+    key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, *, grid: int
+) -> Float[Array, "14"]:
+    """Initial bias of the last layer: opacities about 0.1, scales half a cell of the view's grid.
+
+    From zero they would be 0.5 and 0.07 scene units: a fog in which the near hide the far from the
+    gradient, and each pixel blends hundreds.
     """
+    raw_scale = math.log(math.expm1(0.5 * CELL / grid / SCALE_UNIT))  # `activate` undone.
     mean, opacity, scale, rest = jnp.split(jnp.zeros(shape, dtype), (3, 4, 7))
-    return jnp.concatenate([mean, opacity - 2, scale - 1.5, rest])
+    return jnp.concatenate([mean, opacity - 2, scale + raw_scale, rest])
 
 
 class LgmResnet(nn.Module):
@@ -248,7 +256,8 @@ class Lgm(nn.Module):
         x = view_features(images[:, ::step], cameras, self.config.input_size)
         x = x.reshape(-1, *x.shape[2:])
         x = LgmUnet(self.config, self.dtype, self.remat, name="unet")(x, c_noise)
-        x = Conv1(sum(GAUSSIAN_CHANNELS), bias_init=faint_and_small, name="conv")(x)
+        bias = partial(faint_and_small, grid=x.shape[1])
+        x = Conv1(sum(GAUSSIAN_CHANNELS), bias_init=bias, name="conv")(x)
         if self.config.positions == "ray":
             nearest = nearest_to_origin(pluecker_rays(cameras, (x.shape[1], x.shape[2])))
             x = x.at[..., :3].add(nearest.reshape(*x.shape[:3], 3))
@@ -317,7 +326,7 @@ def activate(
     return Gaussians(
         means=jnp.clip(means, -1.0, 1.0),
         opacities=jax.nn.sigmoid(opacity[..., 0]),
-        scales=0.1 * jax.nn.softplus(scales),
+        scales=SCALE_UNIT * jax.nn.softplus(scales),
         quats=rotations(quats),
         colors=0.5 * jnp.tanh(colors) + 0.5,
     )

@@ -43,7 +43,7 @@ def build_networks(model: ModelConfig, lpips: Literal["vgg", "alex"] | None = No
     return Networks(
         unet=MultiViewUnet(
             config=model.unet,
-            latent_channels=model.vae.latent_channels,
+            latent_channels=model.vae.channels,
             cross_attention_dim=model.clip.projection_dim,
             dtype=dtype,
             remat=remat,
@@ -80,7 +80,7 @@ def init_networks(
     cameras = Cameras(
         camera_to_world=jnp.zeros((1, views, 4, 4)), intrinsics=jnp.zeros((1, views, 3, 3))
     )
-    latents = jnp.zeros((1, views, *(model.latent_size,) * 2, model.vae.latent_channels))
+    latents = jnp.zeros((1, views, *(model.latent_size,) * 2, model.vae.channels))
     condition = Condition(
         clip=jnp.zeros((1, 1, model.clip.projection_dim)),
         latents=latents[:, 0],

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from o3d_jax.config import VaeConfig
 from o3d_jax.nn.attention import attend
-from o3d_jax.nn.layers import Dense, PointwiseConv, TemporalConv
+from o3d_jax.nn.layers import Dense, PointwiseConv, TemporalConv, pixel_shuffle, pixel_unshuffle
 from o3d_jax.nn.norms import GroupNorm
 from o3d_jax.nn.unet_blocks import AlphaBlender, ResBlock, Upsample
 from o3d_jax.types import pytree
@@ -238,12 +238,15 @@ class Vae(nn.Module):
         flat = images.reshape(-1, *images.shape[-3:])
         moments = self.quant_conv(self.encoder(2 * flat - 1)).astype(jnp.float32)
         moments = moments.reshape(*images.shape[:-3], *moments.shape[1:])
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        mean, logvar = (
+            pixel_unshuffle(part, self.config.patch) for part in jnp.split(moments, 2, axis=-1)
+        )
         return LatentMoments(mean=mean, logvar=jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latents: Float[Array, "b v h w c"]) -> Float[Array, "b v H W 3"]:
         """Images of the unscaled latents of videos, float32; about [0, 1], not clamped."""
-        return (self.decoder(latents).astype(jnp.float32) + 1) / 2
+        unpacked = pixel_shuffle(latents, self.config.patch)
+        return (self.decoder(unpacked).astype(jnp.float32) + 1) / 2
 
     def __call__(self, images: Float[Array, "b v h w 3"]) -> Float[Array, "b v H W 3"]:
         """The reconstruction from the mean; made of all parameters, so used to make them."""

@@ -8,7 +8,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -37,9 +37,18 @@ class ProgramMemory(NamedTuple):
         return self.arguments + self.outputs + self.temporaries - self.aliased
 
 
-def program_memory(compiled: jax.stages.Compiled) -> ProgramMemory | None:
+@runtime_checkable
+class Analyzed(Protocol):
+    """A compiled program, or several that run one after another."""
+
+    def memory_analysis(self) -> Any:
+        """What XLA says of its memory."""
+        ...
+
+
+def program_memory(compiled: Analyzed) -> ProgramMemory | None:
     """What the compiler says, per device; None where it says nothing."""
-    found: Any = compiled.memory_analysis()
+    found = compiled.memory_analysis()
     if found is None:
         return None
     return ProgramMemory(

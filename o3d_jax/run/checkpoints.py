@@ -34,7 +34,13 @@ from o3d_jax.weights.checkpoint import full_disk_named
 
 FREE_FIELDS = (
     *("train.log_every", "train.eval_every", "train.save_every", "train.keep"),
-    *("train.eval_objects", "train.fsdp", "train.zero", "train.smallest_shared"),
+    *(
+        "train.eval_objects",
+        "train.sample_every",
+        "train.fsdp",
+        "train.zero",
+        "train.smallest_shared",
+    ),
     *("train.accumulate", "train.most_skipped", "train.trackers", "profile", "run_dir"),
     *("data.workers", "data.cache", "weights", "model.remat", "model.remat_keeps"),
     "model.vae_chunk",

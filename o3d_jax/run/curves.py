@@ -1,6 +1,7 @@
 """A picture of how a training goes: its losses, and its figures on held-out objects."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ def _panel_of_figure(name: str) -> str | None:
     return PANELS[2] if name.endswith("_psnr") else None
 
 
-def _curves(rows: list[dict[str, Any]], panel_of: Any) -> list[Curve]:
+def _curves(rows: list[dict[str, Any]], panel_of: Callable[[str], str | None]) -> list[Curve]:
+    """The columns that have a panel, without rows that say nothing of them."""
     names = dict.fromkeys(name for row in rows for name in row)
     curves = []
     for name in names:

@@ -19,8 +19,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from o3d_jax.config import Config
 from o3d_jax.nn.networks import Networks, init_networks
-from o3d_jax.steps.draws import draw
-from o3d_jax.steps.losses import train_loss
+from o3d_jax.steps.draws import draw, feedback_share
+from o3d_jax.steps.parts import part_loss, split_parts
 from o3d_jax.types import Batch, Cameras
 
 
@@ -138,7 +138,7 @@ def _pairs(
 
 
 def train_step_flops(config: Config, networks: Networks) -> Flops:
-    """Model FLOPs of one step of Algorithm 1, all objects of the batch: the mean over the coin.
+    """Model FLOPs of a training step, all objects of the batch: the mean over the coin.
 
     What a backward pass computes anew to save memory does not count, nor does the optimizer. The
     rasterizer's few products of matrices count once for each of its loops. Traces the loss anew,
@@ -149,7 +149,7 @@ def train_step_flops(config: Config, networks: Networks) -> Flops:
         unet=networks.unet.clone(remat=None),
         lgm=networks.lgm.clone(remat=None),
     )
-    share = config.diffusion.feedback_probability
+    share = feedback_share(config)
     with_feedback, without = (_one_object(config, plain, coin) for coin in (True, False))
     mean = share * with_feedback.total + (1 - share) * without.total
     unbounded = max(with_feedback.unbounded, without.unbounded)
@@ -158,19 +158,15 @@ def train_step_flops(config: Config, networks: Networks) -> Flops:
 
 def _one_object(config: Config, networks: Networks, use_feedback: bool) -> Flops:
     """Of the loss and its gradient."""
-    model = config.model
+    model, train = config.model, config.train
+    loss = part_loss(networks, config, use_feedback)
 
     def loss_and_gradient(params, frozen, batch, key):
-        draws = draw(config, 1, key)
-
-        def loss(params):
-            return train_loss(networks, config, params, frozen, batch, draws, use_feedback)
-
-        return jax.grad(loss, has_aux=True)(params)
+        return jax.grad(loss, has_aux=True)(params, frozen, (batch, draw(config, 1, key)))
 
     def arguments(key):
-        params, frozen = init_networks(networks, model, key, config.train.train_image_encoder)
-        return params, frozen, _batch(model.num_views, model.image_size), key
+        made = init_networks(networks, model, key, train.train_image_encoder)
+        return *split_parts(train.part, *made), _batch(model.num_views, model.image_size), key
 
     return count_flops(loss_and_gradient, *jax.eval_shape(arguments, jax.random.key(0)))
 
@@ -181,4 +177,5 @@ def _batch(views: int, size: int) -> Batch:
         camera_to_world=jnp.zeros((1, views, 4, 4)),
         intrinsics=jnp.zeros((1, views, 3, 3)),
     )
-    return Batch(images=jnp.zeros((1, views, size, size, 3)), cameras=cameras)
+    images, alpha = (jnp.zeros((1, views, size, size, channels)) for channels in (3, 1))
+    return Batch(images=images, cameras=cameras, alpha=alpha)

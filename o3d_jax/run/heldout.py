@@ -43,10 +43,16 @@ class HeldOutFigures:
 
 
 def heldout_figures(
-    networks: Networks, config: Config, params: Params, frozen: Frozen, batch: Batch, key: Key
+    networks: Networks,
+    config: Config,
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    key: Key[Array, ""],
 ) -> HeldOutFigures:
     """Returns the figures of those networks that train."""
-    diffusion = lgm = vae = images = None
+    diffusion = lgm = vae = None
+    images = batch.images  # To be replaced: at least one network trains.
     if params.unet is not None:
         diffusion, images = _of_noise(networks, config, params, frozen, batch, key)
     if params.vae is not None:
@@ -70,7 +76,10 @@ def heldout_figures_on_devices(
     key: Key[Array, ""],
     layout: Layout,
 ) -> HeldOutFigures:
-    """`heldout_figures` of objects that lie on many devices; `params` lie as the average does."""
+    """`heldout_figures` of objects that lie on many devices; `params` lie as the average does.
+
+    Each device has a key of its own, so that the noise of an object depends on their number.
+    """
 
     def own(params: Params, frozen: Frozen, batch: Batch, key: Key[Array, ""]) -> HeldOutFigures:
         return heldout_figures(networks, config, params, frozen, batch, key)
@@ -79,7 +88,12 @@ def heldout_figures_on_devices(
 
 
 def _of_noise(
-    networks: Networks, config: Config, params: Params, frozen: Frozen, batch: Batch, key: Key
+    networks: Networks,
+    config: Config,
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    key: Key[Array, ""],
 ) -> tuple[Float[Array, "b s"], Float[Array, "b v h w 3"]]:
     """Eq. 5's losses, and the views seen in the highest level's noise.
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -217,7 +217,7 @@ class RunLog:
             self._warn_of_compilations()
             self._watch.in_steps = True
 
-    def evaluation(self, step: int, row: Row) -> None:
+    def evaluation(self, step: int, row: Mapping[str, float]) -> None:
         """Prints and keeps the figures of an evaluation, and draws all there are so far."""
         self.say(f"held out, step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()))
         if not self._leads:

@@ -1,5 +1,6 @@
 """What people see of an evaluation during training: figures by name, and a picture."""
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -11,6 +12,9 @@ from o3d_jax.types import Batch
 
 PICTURED = 4
 """Objects in the picture, at most."""
+
+MOST_DB = 100.0
+"""PSNR of equal images, which would be infinite: a round object looks the same from all sides."""
 
 
 def figures_row(heldout: Batch, found: Evaluation) -> dict[str, float]:
@@ -40,8 +44,8 @@ def _novel_psnr(
     images: Float[np.ndarray, "b v h w 3"], truth: Float[np.ndarray, "b v h w 3"]
 ) -> float:
     """The mean over all views but the input."""
-    db = np.asarray(psnr(np.clip(images, 0, 1), truth))[:, 1:]  # pyright: ignore
-    return float(db.mean())
+    db = psnr(jnp.asarray(images.clip(0, 1)), jnp.asarray(truth))
+    return float(jnp.minimum(db, MOST_DB)[:, 1:].mean())
 
 
 def evaluation_sheet(heldout: Batch, found: Evaluation) -> Float[np.ndarray, "h w 3"]:

@@ -21,9 +21,16 @@ from o3d_jax.parallel.layout import Layout
 from o3d_jax.parallel.shards import gather, place
 from o3d_jax.run.flops import count_jaxpr, train_step_flops
 from o3d_jax.run.heldout import HeldOutFigures, heldout_figures_on_devices
+from o3d_jax.steps.draws import feedback_share
 from o3d_jax.steps.parts import split_parts
 from o3d_jax.steps.sample import Estimate, generate_on_devices
-from o3d_jax.steps.train import init_state, train_step
+from o3d_jax.steps.train import (
+    StepReport,
+    init_state,
+    train_step,
+    train_step_gradient,
+    train_step_update,
+)
 from o3d_jax.types import Batch, Cameras, Frozen, TrainState, pytree
 
 
@@ -85,6 +92,33 @@ class System:
             stop=inputs.stop,
         )
 
+    def trace_gradient(self, inputs: Inputs, use_feedback: bool) -> jax.stages.Traced:
+        """`train_step_gradient` on one side of the coin."""
+        return train_step_gradient.trace(
+            inputs.state,
+            inputs.frozen,
+            inputs.batch,
+            inputs.key,
+            use_feedback=use_feedback,
+            networks=self.networks,
+            config=self.config,
+            layout=self.layout,
+            stop=inputs.stop,
+        )
+
+    def trace_update(self, inputs: Inputs, gradient: jax.stages.Traced) -> jax.stages.Traced:
+        """`train_step_update` of what a traced gradient's program returns."""
+        found, report = gradient.out_info
+        places = self.layout.shardings(found, stage=2)
+        return train_step_update.trace(
+            inputs.state,
+            _at(found, places),
+            _at(report, jax.tree.map(lambda _: self.layout.whole, report)),
+            config=self.config,
+            optimizer=self.optimizer,
+            layout=self.layout,
+        )
+
     def trace_sampler(self, inputs: Inputs, objects: int) -> jax.stages.Traced:
         """`generate_on_devices` of so many objects, a multiple of the devices."""
         return generate_on_devices.trace(
@@ -139,6 +173,25 @@ def _at(tree: Any, shardings: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Halves:
+    """A training step as two programs, one after the other."""
+
+    gradient: jax.stages.Compiled
+    update: jax.stages.Compiled
+
+    def __call__(
+        self, state: TrainState, frozen: Frozen, batch: Batch, key: Key[Array, ""], *, stop: Any
+    ) -> tuple[TrainState, StepReport]:
+        """As `train_step`; the state is used up."""
+        gradient, report = self.gradient(state, frozen, batch, key, stop=stop)
+        return self.update(state, gradient, report), report
+
+    def memory_analysis(self) -> Any:
+        """The gradient's, by far the larger."""
+        return self.gradient.memory_analysis()
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What is found out about held-out objects, on the host; rows are objects."""
 
@@ -151,7 +204,7 @@ class Evaluation:
 class Programs:
     """The compiled programs of a run."""
 
-    steps: dict[bool, jax.stages.Compiled]
+    steps: dict[bool, jax.stages.Compiled | Halves]
     """By the coin: without feedback, with it."""
     step_flops: int
     """Model FLOPs of a step on all devices, the mean over the coin."""
@@ -163,7 +216,7 @@ class Programs:
     layout: Layout
 
     @property
-    def largest_step(self) -> jax.stages.Compiled:
+    def largest_step(self) -> jax.stages.Compiled | Halves:
         """The step that needs more memory: with feedback, if that can come up."""
         return self.steps.get(True) or self.steps[False]
 
@@ -213,17 +266,24 @@ def _joined(parts: list[Any]) -> Any:
 def compile_programs(system: System, heldout: Batch) -> Programs:
     """Compiles what a run needs: a step for each side of the coin that can come up, evaluations."""
     config, inputs = system.config, system.inputs()
-    is_joint = config.train.part == "joint"
-    probability = config.diffusion.feedback_probability if is_joint else 0.0
-    sides = [side for side, share in ((False, 1 - probability), (True, probability)) if share > 0]
-    steps = {side: system.trace_step(inputs, side) for side in sides}
+    share, is_joint = feedback_share(config), config.train.part == "joint"
+    sides = [side for side, chance in ((False, 1 - share), (True, share)) if chance > 0]
+
+    # XLA compiles the halves of a step for CPUs in less time and memory than the whole.
+    is_on_cpu = system.layout.mesh.devices.flat[0].platform == "cpu"
+    trace = system.trace_gradient if is_on_cpu else system.trace_step
+    traced = {side: trace(inputs, side) for side in sides}
+    steps: dict[bool, Any] = {side: each.lower().compile() for side, each in traced.items()}
+    if is_on_cpu:
+        update = system.trace_update(inputs, traced[sides[0]]).lower().compile()
+        steps = {side: Halves(gradient, update) for side, gradient in steps.items()}
 
     objects = _chunk_size(heldout.images.shape[0], system.layout.devices)
     figures = system.trace_figures(inputs, objects)
     sampler = system.trace_sampler(inputs, objects).lower().compile() if is_joint else None
     return Programs(
-        steps={side: traced.lower().compile() for side, traced in steps.items()},
-        step_flops=_step_flops(system, steps),
+        steps=steps,
+        step_flops=_step_flops(system, traced),
         figures=figures.lower().compile(),
         sampler=sampler,
         heldout=heldout,
@@ -234,9 +294,9 @@ def compile_programs(system: System, heldout: Batch) -> Programs:
 def _step_flops(system: System, steps: dict[bool, jax.stages.Traced]) -> int:
     """Without those of layers that are computed anew, which need a trace of their own."""
     config = system.config
-    if config.model.remat and config.train.part == "joint":
+    if config.model.remat:
         return train_step_flops(config, system.networks).total
-    probability = config.diffusion.feedback_probability if len(steps) > 1 else float(True in steps)
-    weights = {False: 1 - probability, True: probability}
+    share = feedback_share(config)
+    weights = {False: 1 - share, True: share}
     counted = (weights[side] * count_jaxpr(traced.jaxpr).total for side, traced in steps.items())
     return round(sum(counted))

@@ -28,7 +28,7 @@ def draw(config: Config, batch: int, key: Key[Array, ""]) -> Draws:
     sigma_key, noise_key, views_key, condition_key = jax.random.split(key, 4)
     level_key, image_key, latents_key, drop_key = jax.random.split(condition_key, 4)
     image = (batch, model.image_size, model.image_size, 3)
-    latents = (model.latent_size, model.latent_size, model.vae.latent_channels)
+    latents = (model.latent_size, model.latent_size, model.vae.channels)
     views = (batch, model.num_views, *latents)
     condition = ConditionDraws(
         sigma=edm.draw_sigma(
@@ -54,5 +54,9 @@ def draw_coin(config: Config, step: int) -> bool:
     in a conditional many times slower.
     """
     uniform = np.random.default_rng((config.seed, step)).random()
-    is_joint = config.train.part == "joint"  # A network alone has none to give it feedback.
-    return is_joint and bool(uniform < config.diffusion.feedback_probability)
+    return bool(uniform < feedback_share(config))
+
+
+def feedback_share(config: Config) -> float:
+    """The probability that a step uses feedback: none where a network trains alone."""
+    return config.diffusion.feedback_probability if config.train.part == "joint" else 0.0

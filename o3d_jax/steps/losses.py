@@ -1,7 +1,7 @@
-"""Algorithm 1's loss, and those of its networks alone.
+"""Algorithm 1's loss, and the terms of which other losses are made, too.
 
 A loss is a function of the parameters that train, the frozen ones, a batch and its random numbers;
-it returns what is minimised and its terms.
+it returns what is minimised and its terms. `parts.py` has those of single networks.
 """
 
 import dataclasses
@@ -98,7 +98,10 @@ def train_loss(
     maps = FEEDBACK_GRADIENTS[config.diffusion.feedback_gradient](maps)
     pred_x = estimate(maps) if use_feedback else first
     diffusion = diffusion_loss(pred_x, x, draws.sigma)
-    return _total(networks, config, frozen, batch, diffusion, noisy, clean)
+
+    errors_of = functools.partial(reconstruction_errors, networks, config, frozen, batch)
+    of_noisy, of_clean = errors_of(noisy.rendering), errors_of(clean.rendering)
+    return _total(config.optim, diffusion, of_noisy, of_clean)
 
 
 def noised(
@@ -168,20 +171,29 @@ def _reconstruct_both(
     return jax.tree.map(lambda a: a[:count], both), jax.tree.map(lambda a: a[count:], both)
 
 
+@pytree
+class ReconstructionErrors:
+    """How renders of an object differ from its true views: the terms of Eq. 2, and alpha."""
+
+    rgb: Float[Array, ""]
+    lpips: Float[Array, ""]
+    """0 where it is switched off."""
+    alpha: Float[Array, ""] | None
+    """None where it is switched off."""
+
+    def weighted(self, optim: OptimConfig) -> Float[Array, ""]:
+        """Their sum, as Eq. 2 and LGM weight them."""
+        color = self.rgb + optim.lpips_weight * self.lpips
+        return color if self.alpha is None else color + optim.alpha_weight * self.alpha
+
+
 def _total(
-    networks: Networks,
-    config: Config,
-    frozen: Frozen,
-    batch: Batch,
+    optim: OptimConfig,
     diffusion: Float[Array, ""],
-    noisy: Reconstruction,
-    clean: Reconstruction,
+    of_noisy: ReconstructionErrors,
+    of_clean: ReconstructionErrors,
 ) -> tuple[Float[Array, ""], LossTerms]:
-    optim = config.optim
-    of_noisy, of_clean = (
-        reconstruction_errors(networks, config, frozen, batch, made.rendering)
-        for made in (noisy, clean)
-    )
+    """Algorithm 1's sum, and what is in it."""
     total = (
         diffusion
         + optim.noisy_weight * of_noisy.weighted(optim)
@@ -198,22 +210,6 @@ def _total(
         alpha_clean=of_clean.alpha,
     )
     return total, terms
-
-
-@pytree
-class ReconstructionErrors:
-    """How renders of an object differ from its true views: the terms of Eq. 2, and alpha."""
-
-    rgb: Float[Array, ""]
-    lpips: Float[Array, ""]
-    """0 where it is switched off."""
-    alpha: Float[Array, ""] | None
-    """None where it is switched off."""
-
-    def weighted(self, optim: OptimConfig) -> Float[Array, ""]:
-        """Their sum, as Eq. 2 and LGM weight them."""
-        color = self.rgb + optim.lpips_weight * self.lpips
-        return color if self.alpha is None else color + optim.alpha_weight * self.alpha
 
 
 def reconstruction_errors(

@@ -5,20 +5,22 @@ LGM on true views and the denoiser without feedback, then both jointly: `TrainCo
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from o3d_jax.config import Config
+from o3d_jax.nn.layers import pixel_shuffle
 from o3d_jax.nn.networks import Networks, apply
 from o3d_jax.nn.vae import Vae
 from o3d_jax.steps.draws import Draws
 from o3d_jax.steps.losses import (
     LossTerms,
     diffusion_loss,
+    mean_square,
     noised,
     reconstruction_errors,
     train_loss,
@@ -30,47 +32,44 @@ KL_WEIGHT = 1e-5
 """Against the mean square error per value; keeps latents near unit scale without blurring."""
 
 Loss = Callable[[Params, Frozen, tuple[Batch, Draws]], tuple[Float[Array, ""], LossTerms]]
-"""From parameters that train, frozen ones and a batch to what is minimised and its terms."""
+"""From parameters that train, frozen ones, and a batch with its random numbers, to what is
+minimised and its terms."""
 
 
 def part_loss(networks: Networks, config: Config, use_feedback: bool) -> Loss:
     """Returns the loss of `config.train.part`; only joint training ever uses feedback."""
-    alone = {"vae": vae_loss, "lgm": lgm_loss, "unet": unet_loss}
-    joint = functools.partial(train_loss, use_feedback=use_feedback)
-    loss = alone.get(config.train.part, joint)
-
-    def of_parts(
-        params: Params, frozen: Frozen, part: tuple[Batch, Draws]
-    ) -> tuple[Float[Array, ""], LossTerms]:
-        batch, draws = part
-        return loss(networks, config, params, frozen, batch, draws)
-
-    return of_parts
+    losses: dict[str, Loss] = {
+        "vae": lambda params, _, seen: vae_loss(networks.vae, params.vae, *seen),
+        "lgm": lambda params, frozen, seen: lgm_loss(networks, config, params, frozen, seen[0]),
+        "unet": lambda params, frozen, seen: unet_loss(networks, config, params, frozen, *seen),
+        "joint": lambda params, frozen, seen: train_loss(
+            networks, config, params, frozen, *seen, use_feedback
+        ),
+    }
+    return losses[config.train.part]
 
 
 def vae_loss(
-    networks: Networks, config: Config, params: Params, frozen: Frozen, batch: Batch, draws: Draws
+    vae: Vae, params: Any, batch: Batch, draws: Draws
 ) -> tuple[Float[Array, ""], LossTerms]:
     """Reconstruction error of images through latents drawn from the posterior, plus its KL."""
-    del config, frozen  # All losses of parts are called alike.
     b, v = batch.images.shape[:2]
     images = batch.images.reshape(b * v, *batch.images.shape[2:])
-    moments = apply(networks.vae, params.vae, images, method="encode")
+    moments = apply(vae, params, images, method="encode")
     latents = sampled(moments, draws.posterior.reshape(moments.mean.shape))
     videos = latents.reshape(b, v, *latents.shape[1:])
-    decoded = apply(networks.vae, params.vae, videos, method="decode")
+    decoded = apply(vae, params, videos, method="decode")
 
-    error = jnp.mean((decoded - batch.images) ** 2)
+    error = mean_square(decoded, batch.images)
     kl = 0.5 * jnp.mean(moments.mean**2 + jnp.exp(moments.logvar) - 1 - moments.logvar)
     total = error + KL_WEIGHT * kl
     return total, LossTerms(total=total, decoded=error, kl=kl)
 
 
 def lgm_loss(
-    networks: Networks, config: Config, params: Params, frozen: Frozen, batch: Batch, draws: Draws
+    networks: Networks, config: Config, params: Params, frozen: Frozen, batch: Batch
 ) -> tuple[Float[Array, ""], LossTerms]:
     """Eq. 2 of renders of the object made from true views, with c_noise 0."""
-    del draws  # Nothing is drawn.
     clean = jnp.zeros(batch.images.shape[0])
     made = reconstruct(networks, params.lgm, batch.images, batch.cameras, clean)
     errors = reconstruction_errors(networks, config, frozen, batch, made.rendering)
@@ -115,6 +114,7 @@ def scale_latents(vae: Vae, params: dict, images: Float[Array, "b v h w 3"]) -> 
     """
     flat = images.reshape(-1, *images.shape[2:])
     mean = jax.jit(lambda p, x: apply(vae, p, x, method="encode").mean)(params, flat)
+    mean = pixel_shuffle(mean, vae.config.patch)
     gain = 1 / (vae.config.scaling_factor * mean.std(axis=(0, 1, 2)))
     layers = dict(params["params"])
     quant, decoder = dict(layers["quant_conv"]), dict(layers["decoder"])

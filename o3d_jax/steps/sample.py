@@ -101,7 +101,7 @@ def prepare(
     condition = encode_condition(
         networks, config.diffusion, params, frozen, image, noise, noise_std
     )
-    shape = (b, model.num_views, model.latent_size, model.latent_size, model.vae.latent_channels)
+    shape = (b, model.num_views, model.latent_size, model.latent_size, model.vae.channels)
     x = edm.initial_deviation(config.sample.sigma_max) * jax.random.normal(
         noise_key, shape, jnp.float32
     )

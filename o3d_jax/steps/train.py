@@ -90,6 +90,61 @@ def train_step(
     `stop` has a value from every process, which asks to stop or doesn't. Where the loss or the
     gradient is not finite, the next state is the last but for its number.
     """
+    gradient, report = _gradient(
+        state, frozen, batch, key, use_feedback, networks, config, layout, stop
+    )
+    return _next_state(state, gradient, report, config, optimizer, layout), report
+
+
+@functools.partial(jax.jit, static_argnames=("use_feedback", "networks", "config", "layout"))
+def train_step_gradient(
+    state: TrainState,
+    frozen: Frozen,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    use_feedback: bool,
+    networks: Networks,
+    config: Config,
+    layout: Layout | None = None,
+    stop: Bool[Array, " n"] | None = None,
+) -> tuple[Params, StepReport]:
+    """The first half of `train_step`, as a program of its own: gradient and report.
+
+    XLA compiles the halves for CPUs in a third of the time and half of the memory of the whole.
+    """
+    return _gradient(state, frozen, batch, key, use_feedback, networks, config, layout, stop)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "optimizer", "layout"),
+    donate_argnames="state",
+)
+def train_step_update(
+    state: TrainState,
+    gradient: Params,
+    report: StepReport,
+    *,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    layout: Layout | None = None,
+) -> TrainState:
+    """The second half of `train_step`: the next state."""
+    return _next_state(state, gradient, report, config, optimizer, layout)
+
+
+def _gradient(
+    state: TrainState,
+    frozen: Frozen,
+    batch: Batch,
+    key: Key[Array, ""],
+    use_feedback: bool,
+    networks: Networks,
+    config: Config,
+    layout: Layout | None,
+    stop: Bool[Array, " n"] | None,
+) -> tuple[Params, StepReport]:
     step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
     draws = draw(config, batch.images.shape[0], step_key)
 
@@ -97,23 +152,38 @@ def train_step(
     accumulate = config.train.accumulate
     parts = (batch, draws)
     gradient, terms = mean_gradient(loss, state.params, frozen, parts, accumulate, layout)
+
     norm = optax.tree.norm(gradient)
-    is_finite = jnp.isfinite(terms.total) & jnp.isfinite(norm)
-    new_state = _update(state, gradient, config, optimizer, layout)
-    new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
-    new_state = dataclasses.replace(new_state, step=state.step + 1)
     report = StepReport(
         terms=terms,
         gradient_norm=norm,
         sigma=None if terms.diffusion is None else draws.sigma,
-        is_finite=is_finite,
+        is_finite=jnp.isfinite(terms.total) & jnp.isfinite(norm),
         is_last=jnp.zeros((), bool) if stop is None else jnp.any(stop),
     )
     if layout is None:
-        return new_state, report
+        return gradient, report
     # Left alone, XLA splits small arrays beside large ones, and the next step is compiled anew.
-    places = layout.of_state(new_state), jax.tree.map(lambda _: layout.whole, report)
-    return jax.lax.with_sharding_constraint((new_state, report), places)
+    places = layout.shardings(gradient, stage=2), jax.tree.map(lambda _: layout.whole, report)
+    return jax.lax.with_sharding_constraint((gradient, report), places)
+
+
+def _next_state(
+    state: TrainState,
+    gradient: Params,
+    report: StepReport,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    layout: Layout | None,
+) -> TrainState:
+    """The updated state; where the step is to be skipped, the old one but for its number."""
+    is_finite = report.is_finite
+    new_state = _update(state, gradient, config, optimizer, layout)
+    new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
+    new_state = dataclasses.replace(new_state, step=state.step + 1)
+    if layout is None:
+        return new_state
+    return jax.lax.with_sharding_constraint(new_state, layout.of_state(new_state))
 
 
 def _update(

@@ -1,6 +1,8 @@
 """The weights a training run starts from."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +38,29 @@ def start_weights(config: Config, networks: Networks) -> Weights:
         params, frozen = split_parts(config.train.part, *made)
         return Weights(params=params, frozen=frozen)
 
-    shapes, made = jax.eval_shape(fresh, key), fresh(key)
-    names = [field.name for field in dataclasses.fields(Params)]
-    wanted = [name for name in names if getattr(shapes.params, name) is not None]
-    params = dict.fromkeys(names)
-    for name in wanted:
-        found = _trained(config, name, getattr(shapes.params, name))
-        params[name] = getattr(made.params, name) if found is None else found
-    return Weights(params=Params(**params), frozen=_frozen(config, shapes.frozen))
+    read = functools.cache(load_model)  # Several networks may be of one checkpoint.
+    shapes = jax.eval_shape(fresh, key)
+    frozen = _frozen(config, read, shapes.frozen)
+    wanted = _networks(shapes.params)
+    found = {name: _trained(config, read, name, shape) for name, shape in wanted.items()}
+    known = {name: network for name, network in found.items() if network is not None}
+    params = known if len(known) == len(wanted) else _networks(fresh(key).params) | known
+    return Weights(params=dataclasses.replace(shapes.params, **params), frozen=frozen)
 
 
-def _trained(config: Config, name: str, shapes: Any) -> Any:
+def _networks(params: Params) -> dict[str, Any]:
+    """Those that are there, by name."""
+    named = ((field.name, getattr(params, field.name)) for field in dataclasses.fields(params))
+    return {name: network for name, network in named if network is not None}
+
+
+def _trained(config: Config, read: Callable[[Path], Model], name: str, shapes: Any) -> Any:
     """A network that is to be trained on; None if there is none yet."""
     beside = config.run_dir / config.name / SOURCES[name] / "model"
     folder = beside if config.weights is None else config.weights
     if config.weights is None and not folder.is_dir():
         return None
-    model = load_model(folder)
+    model = read(folder)
     group = model.weights.frozen if name == "vae" else model.weights.params
     part = getattr(group, name)
     if part is not None:
@@ -85,7 +93,7 @@ def _checkpoint(config: Config) -> Path:
     return folder
 
 
-def _frozen(config: Config, shapes: Frozen) -> Frozen:
+def _frozen(config: Config, read: Callable[[Path], Model], shapes: Frozen) -> Frozen:
     """The checkpoint's frozen networks, those that the config needs."""
     remedies = {
         "vae": "give another checkpoint as --weights",
@@ -98,7 +106,7 @@ def _frozen(config: Config, shapes: Frozen) -> Frozen:
         return Frozen(**parts)
 
     folder = _checkpoint(config)
-    base = load_model(folder)
+    base = read(folder)
     for name in needed:
         parts[name] = getattr(base.weights.frozen, name)
         if parts[name] is None:

@@ -27,7 +27,7 @@ def assert_equal(one, other) -> None:
 
 
 def test_resuming_gives_the_identical_next_batches():
-    config = small_config()
+    config = small_config(frames_per_orbit=6, mirror=True, recolor=True)
     straight = training_batches(config)
     for _ in range(3):
         next(straight)
@@ -40,14 +40,18 @@ def test_resuming_gives_the_identical_next_batches():
         assert_equal(next(resumed), batch)
 
 
-def test_a_batch_has_every_second_frame_on_white_and_cameras_relative_to_the_first():
+def test_a_batch_has_every_second_frame_its_silhouette_and_cameras_relative_to_the_first():
     config = small_config()
     whites = white_orbits(config)
     batch = next(training_batches(config)).batch
     assert batch.images.dtype == batch.cameras.camera_to_world.dtype == np.float32
+    orbits = SyntheticOrbits(config)
     for k, (index, first) in enumerate(drawn(batch, whites)):
         frames = [(first + 2 * i) % FRAMES for i in range(VIEWS)]
         np.testing.assert_allclose(batch.images[k], whites[index, frames], atol=1e-6)
+        covered = orbits[index].rgba[frames, ..., 3:] / 255
+        np.testing.assert_allclose(batch.alpha[k], covered, atol=1e-6)
+        assert 0.05 < covered.mean() < 0.95
         elevation = orbit_elevation(5 + index, (-5.0, 30.0))
         # Relative cameras don't depend on where the orbit starts.
         expected = relative_to_first(orbit(elevation, np.array(frames) * 360 / FRAMES, 1.5, 49.1))

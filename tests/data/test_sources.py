@@ -141,15 +141,26 @@ def test_sources_are_mixed_by_their_shares_and_shuffled_apart(folder):
     assert pairs[::2] != pairs[1::2]
 
 
-def test_heldout_objects_are_the_first_by_name_from_fixed_frames(folder):
+def test_heldout_objects_are_spread_over_all_names_from_fixed_frames(folder):
     config = small_config(heldout=folder)
     whites = whites_of(folder)
     found = drawn(heldout_batch(config, 4), whites)
-    assert [index for index, _ in found] == [0, 1, 2, 3]
+    assert [index for index, _ in found] == [0, 2, 5, 7]  # 0, 2.5, 5 and 7.5 of 10.
     assert len({first for _, first in found}) > 1
     assert found == drawn(heldout_batch(dataclasses.replace(config, seed=3), 4), whites)
     with pytest.raises(InputError, match="10 orbits, fewer than the 11"):
         heldout_batch(config, 11)
+
+
+def test_where_kinds_are_mixed_the_first_half_of_heldout_objects_is_synthetic(folder, tmp_path):
+    write_set(tmp_path, 2, kind="another", size=16)
+    config = small_config(source="mixed", rendered=(str(tmp_path),), heldout=folder)
+    mixed, synthetic = heldout_batch(config, 5), heldout_batch(small_config(), 5)
+    assert_equal(*(jax.tree.map(lambda a: a[:3], batch) for batch in (mixed, synthetic)))
+    found = drawn(jax.tree.map(lambda a: a[3:], mixed), whites_of(folder))
+    assert [index for index, _ in found] == [0, 5]
+    nowhere = small_config(source="mixed", rendered=(str(tmp_path),))
+    assert_equal(heldout_batch(nowhere, 5), synthetic)  # Without a folder all are.
 
 
 def test_ids_select_objects_by_name_path_or_part(tmp_path):

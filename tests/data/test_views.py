@@ -51,6 +51,15 @@ def test_the_area_filter_is_the_mean_weighted_by_alpha():
     np.testing.assert_allclose(found[0, 0, 1], 255, atol=1e-4)
 
 
+def test_the_share_of_a_pixel_that_an_object_covers_is_reduced_like_its_colors(tmp_path):
+    orbit = random_orbit("a", 2, size=32)
+    write_orbit(tmp_path / "a", orbit)
+    stored = FolderOrbit("a", read_index(tmp_path / "a"))
+    found = choose_views(small_config(), stored, 5).alpha[..., 0] * 255
+    shares = orbit.rgba[[5, 0, 2], ..., 3].reshape(3, 16, 2, 16, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(found, shares, atol=1)  # Pillow rounds to 8 bits twice.
+
+
 def test_the_bicubic_filter_is_pillows_default_as_in_the_release():
     rgba = random_orbit("a", 0, size=21).rgba
     found = opaque_images(rgba, 8, DataConfig(resize_filter="bicubic"))

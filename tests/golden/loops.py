@@ -1,7 +1,7 @@
 """Goldens of a whole training step and of a whole sampling run, LGM and renderer being a formula.
 
 The original ran with an analytic stand-in for the reconstruction, and so do we: it takes the place
-of `reconstruct` in `steps/train.py` and `steps/sample.py`; what the U-Net is given and returns is
+of `reconstruct` in `steps/losses.py` and `steps/sample.py`; what the U-Net is given and returns is
 recorded on the way.
 """
 
@@ -30,9 +30,10 @@ from o3d_jax.config import (
 from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.nn.networks import apply as apply_network
 from o3d_jax.steps import condition as conditioning
-from o3d_jax.steps import sample, train
+from o3d_jax.steps import losses, sample
 from o3d_jax.steps.condition import ConditionDraws, encode_condition
 from o3d_jax.steps.denoise import guidance_scale, guide
+from o3d_jax.steps.draws import Draws
 from o3d_jax.steps.reconstruct import Reconstruction
 from o3d_jax.types import Batch, Cameras, Condition, Frozen, Gaussians, Maps, Params, Rendering
 from o3d_jax.weights.pytorch.names import to_torch, torch_name
@@ -172,13 +173,13 @@ def _cameras(golden: Golden) -> Cameras:
     return cameras_of(golden.given("c2w"), golden.given("intrinsics"))
 
 
-def _draws(golden: Golden, config: DiffusionConfig, batch: Batch) -> train.Draws:
+def _draws(golden: Golden, config: DiffusionConfig, batch: Batch) -> Draws:
     """The original's random numbers, in the order in which it drew them."""
     b, v = batch.images.shape[:2]
     posterior = channels_last(golden.given("rng0_vae_images_randn"))
     u = jnp.asarray(golden.given("rng5_sigma_u")).reshape(b)
     condition_u = jnp.asarray(golden.given("rng2_cond_sigma_u")).reshape(b)
-    return train.Draws(
+    return Draws(
         sigma=edm.sigma_quantile(u, config.p_mean, config.p_std),
         noise=jnp.asarray(channels_last(golden.given("rng1_noise_randn"))),
         posterior=jnp.asarray(posterior.reshape(b, v, *posterior.shape[1:])),
@@ -202,14 +203,14 @@ def check_train_loss(golden: Golden) -> dict[str, Any]:
     embedding = jnp.asarray(golden.given("encoder_hidden_states"))
     draws = _draws(golden, config.diffusion, batch)
 
-    def loss(unet: Any) -> tuple[jax.Array, tuple[train.LossTerms, Recorded]]:
+    def loss(unet: Any) -> tuple[jax.Array, tuple[losses.LossTerms, Recorded]]:
         params, frozen = Params(unet=unet, lgm=None), Frozen(vae=vae)
         given = (networks, config, params, frozen, batch, draws, use_feedback)
         with (
-            recording(train) as kept,
+            recording(losses) as kept,
             mock.patch.object(conditioning, "embed_image", lambda *_: embedding),
         ):
-            total, terms = train.train_loss(*given)
+            total, terms = losses.train_loss(*given)
         return total, (terms, vars(kept))
 
     (total, (terms, kept)), gradient = quick(jax.value_and_grad(loss, has_aux=True))(unet)
@@ -229,7 +230,9 @@ def train_loss_limits(golden: Golden) -> dict[str, Limit]:
     return dict.fromkeys(factors, limit)
 
 
-def _training_outputs(terms: train.LossTerms, kept: Recorded, use_feedback: bool) -> dict[str, Any]:
+def _training_outputs(
+    terms: losses.LossTerms, kept: Recorded, use_feedback: bool
+) -> dict[str, Any]:
     (both,) = kept.views  # Estimates, then true views.
     estimates, times = np.split(np.asarray(both), 2)[0], np.asarray(kept.times[0])
     found = {

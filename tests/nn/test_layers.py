@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from o3d_jax.nn.layers import Dense, PointwiseConv, TemporalConv
+from o3d_jax.nn.layers import Conv3x3, Dense, PointwiseConv, TemporalConv
 from o3d_jax.nn.norms import GroupNorm, LayerNorm, sum_rows
 from support.quick import jit, normal
 from support.synthetic import synthetic_variables
@@ -79,12 +79,27 @@ def case(name: str, dtype) -> Case:
         ),
         "PointwiseConv": (PointwiseConv(5, dtype), nn.Conv(5, (1, 1), dtype=dtype), VIDEO),
         "TemporalConv": (TemporalConv(5, dtype), PlainTemporalConv(5, dtype), VIDEO),
+        "Conv3x3": (Conv3x3(5, 2, dtype), linen_conv(2, dtype), VIDEO),
+        "few pixels": (Conv3x3(5, 1, dtype), linen_conv(1, dtype), (2, 3, 2, 3, 6)),
         "one frame": (TemporalConv(5, dtype), PlainTemporalConv(5, dtype), (3, 1, 2, 4, 6)),
     }
     return Case(*found[name])
 
 
-NAMES = ("GroupNorm", "LayerNorm", "Dense", "Dense without bias", "PointwiseConv", "TemporalConv")
+NAMES = (
+    "GroupNorm",
+    "LayerNorm",
+    "Dense",
+    "Dense without bias",
+    "PointwiseConv",
+    "TemporalConv",
+    "Conv3x3",
+    "few pixels",
+)
+
+
+def linen_conv(stride, dtype=jnp.float32):
+    return nn.Conv(5, (3, 3), stride, padding=1, dtype=dtype)
 
 
 def data(shape):
@@ -164,6 +179,40 @@ def test_gradients_go_through_vmap_remat_and_shard_map(name):
     expected = {key: parts[0][key] + parts[1][key] for key in variables["params"]}
     expected["input"] = jnp.stack([part["input"] for part in parts])
     compare({"input": of_x, **of_variables["params"]}, expected, 2e-6)  # Order of sums.
+
+
+IMAGES = ((1, 1), (2, 2), (2, 3), (1, 5), (3, 3), (5, 4))
+"""Sizes on both sides of 9 pixels, from which on Conv3x3 leaves the convolution to XLA."""
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_of_few_pixels_is_linens_and_so_are_its_gradients(stride):
+    ours, plain = Conv3x3(5, stride), linen_conv(stride)
+    images = [data((2, *size, 6)) for size in IMAGES]
+    variables = synthetic_variables(ours, images[0])
+    weights = [normal(1, *jax.eval_shape(plain.apply, variables, x).shape) for x in images]
+
+    def all_sizes(module):
+        return jit(lambda: [total(module, *each) for each in zip(images, weights, strict=True)])()
+
+    def total(module, x, w):
+        def sums(variables, x):
+            y = module.apply(variables, x)
+            return (w * y).sum(), y
+
+        gradients, y = jax.grad(sums, (0, 1), has_aux=True)(variables, x)
+        return {"output": y, "input": gradients[1], **gradients[0]["params"]}
+
+    for found, expected in zip(all_sizes(ours), all_sizes(plain), strict=True):
+        compare(found, expected, 2e-6)  # Sums of some hundred float32 terms.
+
+
+def test_a_new_convolution_has_linens_parameters():
+    key = jax.random.key(3, impl="rbg")  # Compiles faster.
+    x = jnp.zeros((1, 4, 3, 6))
+    ours, plain = Conv3x3(5).init(key, x), linen_conv(1).init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, ours, plain)
+    assert np.std(ours["params"]["kernel"]) > 0.05
 
 
 def test_norm_of_a_large_mean_is_as_exact_as_its_input():

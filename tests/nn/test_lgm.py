@@ -15,9 +15,11 @@ from o3d_jax.nn.lgm import (
     Lgm,
     LgmResnet,
     activate,
+    raw_colors,
     view_features,
 )
 from o3d_jax.types import Cameras
+from support.quick import jit
 from support.synthetic import synthetic_variables
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lgm_gaussians_b1v8.npz"
@@ -130,6 +132,51 @@ def test_positions_start_from_the_points_of_rays_nearest_to_the_origin_where_ask
     # float32 rounding of numbers of about 3.
     np.testing.assert_allclose((moved - free)[inside], nearest[inside], rtol=0, atol=2e-6)
     assert np.abs(moved).max() == 1
+
+
+def test_colors_start_from_the_mean_of_the_pixels_in_a_cell_where_asked(variables):
+    """The grid is 4 x 4: of 16 x 12 pixels, each cell has 4 x 3. Odd views are not read."""
+    images = np.random.default_rng(1).uniform(0.1, 0.9, (3, 4, 16, 12, 3)).astype(np.float32)
+    given = jnp.asarray(images), orbit(3, 4), jnp.zeros(3)
+    cells = images[:, ::2].reshape(3, 2, 4, 4, 4, 3, 3).mean(axis=(3, 5)).reshape(3, 32, 3)
+    freely = jit(Lgm(TOY).apply)
+    by_pixels = jit(Lgm(LgmConfig(**{**vars(TOY), "colors": "pixel"})).apply)
+    silent = by_pixels(jax.tree.map(jnp.zeros_like, variables), *given)
+    # float32 through arctanh and tanh.
+    np.testing.assert_allclose(silent.colors, cells, rtol=0, atol=2e-6)
+    gray = freely(jax.tree.map(jnp.zeros_like, variables), *given)
+    np.testing.assert_array_equal(gray.colors, 0.5)
+    np.testing.assert_array_equal(silent.means, gray.means)
+
+    # The network's own raw colors are added: tanh(a + b) of the two.
+    free, moved = (np.arctanh(2 * f(variables, *given).colors - 1) for f in (freely, by_pixels))
+    inside = np.abs(free) + np.abs(moved) < 3  # Farther out, float32 is coarse.
+    assert inside.mean() > 0.9
+    np.testing.assert_allclose((moved - free)[inside], np.arctanh(2 * cells - 1)[inside], atol=1e-3)
+
+
+def test_raw_colors_of_a_slope_are_those_of_cell_centers_whatever_the_sizes():
+    """Of 11 x 14 pixels on a grid of 4; only inside, since filters are cut off at borders."""
+    rows, columns = np.meshgrid(
+        (np.arange(11) + 0.5) / 11, (np.arange(14) + 0.5) / 14, indexing="ij"
+    )
+    slope = 0.2 + 0.3 * rows + 0.4 * columns
+    images = jnp.asarray(np.broadcast_to(slope[..., None], (1, 2, 11, 14, 3)), jnp.float32)
+    found = 0.5 * np.tanh(raw_colors(images, 4)) + 0.5
+    centers = (np.arange(4) + 0.5) / 4
+    expected = 0.2 + 0.3 * centers[:, None] + 0.4 * centers[None]
+    inside = found[:, :, 1:3, 1:3]
+    # The filter's weights are of whole pixels, not quite symmetric about the center.
+    np.testing.assert_allclose(
+        inside, np.broadcast_to(expected[1:3, 1:3, None], inside.shape), atol=0.005
+    )
+
+
+def test_raw_colors_of_black_and_white_are_finite_an_8_bit_step_from_the_ends():
+    ends = jnp.array([[0.0, 1.0], [1.0, 0.0]])[None, None, ..., None]
+    found = 0.5 * np.tanh(raw_colors(jnp.broadcast_to(ends, (1, 1, 2, 2, 3)), 2)) + 0.5
+    expected = np.array([[1 / 255, 254 / 255], [254 / 255, 1 / 255]])
+    np.testing.assert_allclose(found[0, 0, ..., 1], expected, atol=1e-6)
 
 
 def test_quaternion_of_zero_has_a_finite_gradient():

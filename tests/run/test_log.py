@@ -14,6 +14,8 @@ from o3d_jax.errors import InputError
 from o3d_jax.run import clock as step_clock
 from o3d_jax.run.compilations import COMPILED, CompilationWatch
 from o3d_jax.run.log import RunLog
+from o3d_jax.steps.losses import LossTerms
+from support.curves import curves_in
 from support.step_reports import report
 
 
@@ -249,6 +251,56 @@ def test_a_resumed_log_forgets_later_lines_and_those_cut_off(tmp_path, config):
             log.record(step, report(7), (), 0.0)
     last = rows(tmp_path)[-1]
     assert (last["step"], last["total"], last["skipped_steps"]) == (6, 7, 1)  # Counted on.
+
+
+def figures(folder):
+    return [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+
+
+def test_an_evaluation_is_a_row_that_is_printed_tracked_and_drawn(tmp_path, config, capsys):
+    tracked = []
+    with RunLog(tmp_path, config) as log:
+        log._trackers.append(
+            SimpleNamespace(scalars=lambda step, values: tracked.append((step, values)))
+        )
+        log.evaluation(3, {"lgm_psnr": 19.5, "diffusion_2": 0.25})
+        log.evaluation(6, {"lgm_psnr": 20.5, "diffusion_2": 0.125})
+    assert figures(tmp_path) == [
+        {"step": 3, "lgm_psnr": 19.5, "diffusion_2": 0.25},
+        {"step": 6, "lgm_psnr": 20.5, "diffusion_2": 0.125},
+    ]
+    assert "held out, step 6: lgm_psnr 20.5, diffusion_2 0.125" in capsys.readouterr().out
+    assert tracked[1] == (6, {"heldout/lgm_psnr": 20.5, "heldout/diffusion_2": 0.125})
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_evaluations_that_are_done_again_after_a_resume_are_kept_and_drawn_once(
+    tmp_path, config, monkeypatch
+):
+    drawn = curves_in(monkeypatch)
+    with RunLog(tmp_path, config) as log:
+        for step, value in ((3, 10.0), (6, 11.0), (9, 12.0)):
+            log.evaluation(step, {"lgm_psnr": value})
+    with (tmp_path / "eval.jsonl").open("a") as lines:
+        lines.write('{"step": 12, "lgm_')  # Killed while writing.
+    with RunLog(tmp_path, config, step=5) as log:
+        log.evaluation(6, {"lgm_psnr": 13.0})
+    assert [(row["step"], row["lgm_psnr"]) for row in figures(tmp_path)] == [(3, 10), (6, 13)]
+    assert drawn[-1]["held-out PSNR, dB"] == {"lgm_psnr": ([3, 6], [10, 13])}
+
+
+def test_a_part_that_has_no_noise_levels_logs_none(tmp_path, config, capsys):
+    terms = LossTerms(total=jnp.array(0.5), decoded=jnp.array(0.25), kl=jnp.array(7.0))
+    alone = dataclasses.replace(report(), terms=terms, sigma=None)
+    with RunLog(tmp_path, config) as log:
+        log.start()
+        for step in (1, 2, 3):
+            log.record(step, alone, (), 0.0)
+    (row,) = rows(tmp_path)
+    assert (row["total"], row["decoded"], row["kl"]) == (0.5, 0.25, 7)
+    assert not any("sigma" in name or name == "diffusion" for name in row)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("step 3 total 0.5 decoded 0.25 kl 7 gradient_norm 2 | learning rate")
 
 
 def test_a_step_that_is_compiled_in_the_loop_is_warned_of_once(tmp_path, config, capsys):

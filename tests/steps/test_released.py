@@ -19,8 +19,9 @@ from o3d_jax.config import (
     OptimConfig,
     UnetConfig,
 )
-from o3d_jax.steps import train
+from o3d_jax.steps import losses
 from o3d_jax.steps.condition import encode_training_condition
+from o3d_jax.steps.draws import draw
 from o3d_jax.steps.reconstruct import encode_views
 from support import handwritten
 
@@ -67,7 +68,7 @@ def test_released_config_turns_all_switches_and_the_papers_none():
 
 
 def test_papers_table_names_every_switch():
-    table = (Path(train.__file__).parents[1] / "PAPER.md").read_text()
+    table = (Path(losses.__file__).parents[1] / "PAPER.md").read_text()
     missing = [n for names in SWITCHES.values() for n in names if f".{n}`" not in table]
     assert not missing
 
@@ -85,14 +86,14 @@ def with_switches(config: Config, **switches) -> Config:
 def run(toy, batch, config, draws):
     def loss(params):
         given = (toy.networks, config, params, toy.frozen, batch, draws, True)
-        return train.train_loss(*given)
+        return losses.train_loss(*given)
 
     return jax.jit(jax.grad(loss, has_aux=True))(toy.params)
 
 
 @pytest.fixture(scope="module")
 def draws(toy):
-    drawn = train.draw(toy.config, 3, jax.random.key(7))
+    drawn = draw(toy.config, 3, jax.random.key(7))
     return replace(drawn, condition=replace(drawn.condition, dropout=jnp.ones(3)))
 
 
@@ -126,7 +127,7 @@ def test_feedback_with_gradient_reaches_lgm_as_written_by_hand(toy, batch, draws
 def test_contexts_are_interleaved_in_sampling_alone(toy):
     unet = toy.networks.unet
     config = replace(unet.config, temporal_context="interleaved", ray_convention="released")
-    trained = train.one_at_a_time(unet.clone(config=config))
+    trained = losses.one_at_a_time(unet.clone(config=config))
     assert trained.config == replace(config, temporal_context="per_video")
     assert trained.clone(config=unet.config) == unet
 
@@ -138,7 +139,7 @@ def test_lpips_size_is_what_larger_views_are_reduced_to(toy):
 
     def distance(size):
         optim = replace(toy.config.optim, lpips_size=size)
-        return train._lpips(toy.networks, optim, toy.frozen, a, b, False)
+        return losses._lpips(toy.networks, optim, toy.frozen, a, b, False)
 
     def reduced(x):
         return jax.image.resize(x, (1, 2, size, size, 3), "linear")
@@ -161,7 +162,7 @@ def test_absolute_error_and_weights_enter_the_total(toy, batch, draws):
     # float32 rounding.
     np.testing.assert_allclose(terms.total, terms.diffusion + 0.3 * noisy + 0.6 * clean, rtol=1e-6)
     a = jnp.array([[0.1, 0.7, 0.4]])
-    np.testing.assert_allclose(train.mean_absolute(a, jnp.full((1, 3), 0.5)), 0.7 / 3, rtol=1e-6)
+    np.testing.assert_allclose(losses.mean_absolute(a, jnp.full((1, 3), 0.5)), 0.7 / 3, rtol=1e-6)
     # The mean of absolutes is at least that of squares of numbers below 1, at most its root.
     for name in ("rgb_noisy", "rgb_clean"):
         low, high = float(getattr(square, name)), float(getattr(square, name)) ** 0.5
@@ -173,12 +174,12 @@ def test_sampled_latents_are_the_posteriors_mean_and_deviation_times_noise(toy, 
     moments = vae.apply(toy.frozen.vae, batch.images, method="encode")
     noise = draws.posterior
     expected = scale * (moments.mean + jnp.sqrt(jnp.exp(moments.logvar)) * noise)
-    latents_of = partial(train.LATENTS["sampled"], noise=noise.reshape(-1, *noise.shape[2:]))
+    latents_of = partial(losses.LATENTS["sampled"], noise=noise.reshape(-1, *noise.shape[2:]))
     found = encode_views(toy.networks, toy.frozen.vae, batch.images, latents_of)
     np.testing.assert_allclose(found, expected, atol=1e-6)  # float32 rounding.
     config = with_switches(toy.config, training_latents="sampled")
     given = (toy.networks, config, toy.params, toy.frozen, batch)
-    np.testing.assert_allclose(train.noised(*given, draws)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(losses.noised(*given, draws)[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("noisy", [False, True])

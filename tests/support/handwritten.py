@@ -44,9 +44,8 @@ def coordinates(rendering, cameras):
     return jnp.where(solid, jnp.clip(world / 2 + 0.5, 0, 1), 0.5)
 
 
-def train_loss(networks, optim, params, frozen, batch, draws, use_feedback, detach=stop_gradient):
-    """The terms of the loss; `detach` is what Algorithm 1 does to the feedback."""
-    b, _, h, w, _ = batch.images.shape
+def denoiser(networks, params, frozen, batch, draws):
+    """Clean latents, and the estimate of them from noisy ones as a function of the feedback."""
     x = SCALING_FACTOR * networks.vae.apply(frozen.vae, batch.images, method="encode").mean
     condition = condition_of(networks, params, frozen, batch.images[:, 0], draws)
     sigma = column(draws.sigma, x)
@@ -58,6 +57,25 @@ def train_loss(networks, optim, params, frozen, batch, draws, use_feedback, deta
         raw = networks.unet.apply(params.unet, input_x, c_noise, condition, batch.cameras, maps)
         return noise_x / (sigma**2 + 1) - sigma / jnp.sqrt(sigma**2 + 1) * raw
 
+    return x, pred
+
+
+def nothing(images):
+    """No feedback."""
+    return Maps(rgb=jnp.zeros_like(images), ccm=jnp.zeros_like(images))
+
+
+def diffusion_errors(x, pred_x, sigma):
+    """Eq. 5 with the weight of Eq. 11, an object each."""
+    sigma = column(sigma, x)
+    return ((1 + sigma**2) / sigma**2 * (pred_x - x) ** 2).mean(axis=(1, 2, 3, 4))
+
+
+def train_loss(networks, optim, params, frozen, batch, draws, use_feedback, detach=stop_gradient):
+    """The terms of the loss; `detach` is what Algorithm 1 does to the feedback."""
+    b, _, h, w, _ = batch.images.shape
+    x, pred = denoiser(networks, params, frozen, batch, draws)
+
     def recon_model(images, t):
         gaussians = networks.lgm.apply(params.lgm, images, batch.cameras, t)
         return render(gaussians, batch.cameras, (h, w), jnp.ones(3))
@@ -66,14 +84,13 @@ def train_loss(networks, optim, params, frozen, batch, draws, use_feedback, deta
         lpips = networks.lpips.apply(frozen.lpips, drawn.rgb, batch.images).mean()
         return jnp.mean((drawn.rgb - batch.images) ** 2), lpips
 
-    zeros = jnp.zeros_like(batch.images)
-    pred_x = pred(Maps(rgb=zeros, ccm=zeros))
+    pred_x = pred(nothing(batch.images))
     decoded = networks.vae.apply(frozen.vae, pred_x / SCALING_FACTOR, method="decode")
-    noisy = recon_model(stop_gradient(decoded), c_noise)
+    noisy = recon_model(stop_gradient(decoded), 0.25 * jnp.log(draws.sigma))
     clean = recon_model(batch.images, jnp.zeros(b))
     maps = Maps(rgb=jnp.clip(noisy.rgb, 0, 1), ccm=coordinates(noisy, batch.cameras))
     pred_x = jnp.where(use_feedback, pred(detach(maps)), pred_x)
-    diffusion = ((1 + sigma**2) / sigma**2 * (pred_x - x) ** 2).mean()
+    diffusion = diffusion_errors(x, pred_x, draws.sigma).mean()
     (rgb_noisy, lpips_noisy), (rgb_clean, lpips_clean) = recon_loss(noisy), recon_loss(clean)
     recon = rgb_noisy + optim.lpips_weight * lpips_noisy
     recon += optim.clean_weight * (rgb_clean + optim.lpips_weight * lpips_clean)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from o3d_jax.config import Config
 from o3d_jax.geometry.orbits import orbit
 from o3d_jax.nn.clip import ClipVision
+from o3d_jax.nn.layers import PointwiseConv
 from o3d_jax.nn.lgm import Lgm, activate
 from o3d_jax.nn.lpips import Lpips
 from o3d_jax.nn.networks import Networks, build_networks, init_networks
@@ -111,6 +112,37 @@ class ToyVae(Vae):
         x = nn.sigmoid(self.up(nn.tanh(latents)))
         x = x.reshape(b, v, h, w, factor, factor, 3)
         return jnp.moveaxis(x, 4, 3).reshape(b, v, h * factor, w * factor, 3)
+
+
+class LayeredToyVae(Vae):
+    """The same with the layers next to the latents that the real one has, which can be scaled."""
+
+    def setup(self):
+        self.encoder = nn.Dense(2 * self.config.latent_channels)
+        self.quant_conv = PointwiseConv(2 * self.config.latent_channels)
+        self.decoder = LayeredToyDecoder(self.config.downscale)
+
+    def encode(self, images: Float[Array, "*n h w 3"]) -> LatentMoments:
+        features = nn.tanh(self.encoder(shrink(2 * images - 1, self.config.downscale)))
+        mean, logvar = jnp.split(self.quant_conv(features), 2, axis=-1)
+        return LatentMoments(mean=mean, logvar=logvar)
+
+    def decode(self, latents: Float[Array, "b v h w c"]) -> Float[Array, "b v H W 3"]:
+        return self.decoder(latents)
+
+
+class LayeredToyDecoder(nn.Module):
+    """A convolution of single latents, and a block of pixels from each."""
+
+    factor: int
+
+    @nn.compact
+    def __call__(self, latents: Float[Array, "b v h w c"]) -> Float[Array, "b v H W 3"]:
+        b, v, h, w, _ = latents.shape
+        x = nn.tanh(PointwiseConv(8, name="conv_in")(latents))
+        x = nn.sigmoid(nn.Dense(3 * self.factor**2, name="up")(x))
+        x = x.reshape(b, v, h, w, self.factor, self.factor, 3)
+        return jnp.moveaxis(x, 4, 3).reshape(b, v, h * self.factor, w * self.factor, 3)
 
 
 class ToyLpips(Lpips):

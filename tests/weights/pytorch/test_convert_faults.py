@@ -96,7 +96,7 @@ FAULTS = {
     extra: r"recon_model\.safetensors: 1 superfluous \(lpips\.lin0\.weight\)",
     transposed: rf"1 misshapen \({PLUCKER} \(\d+, \d+\), not \(\d+, \d+\)\)",
     not_finite: r"2 tensors hold infinities or NaN; .*: lgm conv\.bias, lgm unet\.conv_in\.weight$",
-    cut_shard: r"mv_model_unet-00002-of-00003\.safetensors is damaged: \d+ bytes where",
+    cut_shard: r"mv_model_unet-00002-of-00003\.safetensors is cut off or damaged: .*fully covered",
     wrong_index: r"index\.json and its shards disagree on ghost, unet\.conv_in\.bias;",
     float8: r"1 of type F8_E4M3, not float32, float16, bfloat16 \(conv\.weight\)",
     other_unet: r"missing \(.*down_blocks\.1\.resnets\.0.*misshapen \(.*",
