@@ -132,20 +132,20 @@ def to_rgba(image: Image.Image, name: str) -> Image.Image:
         InputError: Pillow cannot tell what its values mean.
     """
     try:
-        return _deep_grey(image) if image.mode[0] in "IF" else _with_alpha(image)
+        return _deep_gray(image) if image.mode[0] in "IF" else _with_alpha(image)
     except _DECODER_ERRORS as error:
         raise InputError(f"{name} is of a kind that is not read; save it anew: {error}") from error
 
 
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits: Pillow would cut it off at 255, and lose what is clear."""
+def _deep_gray(image: Image.Image) -> Image.Image:
+    """Gray of more than 8 bits: Pillow would cut it off at 255, and lose what is clear."""
     values = np.asarray(image).astype(np.float32)
     full = 1 if image.mode == "F" else 65535
-    grey = np.round(np.nan_to_num(values) / full * 255).clip(0, 255).astype(np.uint8)
+    gray = np.round(np.nan_to_num(values) / full * 255).clip(0, 255).astype(np.uint8)
     clear = image.info.get("transparency")  # The one value that stands for nothing there.
-    there = np.ones_like(grey) if clear is None else values != clear
+    there = np.ones_like(gray) if clear is None else values != clear
     alpha = np.where(there, 255, 0).astype(np.uint8)
-    return Image.fromarray(np.dstack([grey, grey, grey, alpha]))
+    return Image.fromarray(np.dstack([gray, gray, gray, alpha]))
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

@@ -94,7 +94,7 @@ def _not_finite(values: Values) -> Bool[np.ndarray, " n"]:
     rows = [values.means, values.scales, values.quats, values.opacities[:, None], values.colors]
     with np.errstate(over="ignore"):
         table = np.concatenate(rows, axis=-1).astype(np.float32)
-    return ~np.isfinite(table).all(axis=-1)
+    return np.asarray(~np.isfinite(table).all(axis=-1))
 
 
 def file_content(path: str | os.PathLike[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""PNG files of 16 bits a channel, written from the specification: Pillow writes grey ones only."""
+"""PNG files of 16 bits a channel, written from the specification: Pillow writes gray ones only."""
 
 import struct
 import zlib

@@ -1,6 +1,6 @@
 """What the readers of model files give and what the rasteriser takes.
 
-Colours are linear light in [0, 1]; textures keep the sRGB bytes of their files.
+Colors are linear light in [0, 1]; textures keep the sRGB bytes of their files.
 """
 
 from enum import IntEnum
@@ -47,7 +47,7 @@ class Material(NamedTuple):
     emission: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Linear RGB, times the emission texture's."""
     color: TextureUse = TextureUse()
-    """Multiplies the base colour, at a part's `uvs`."""
+    """Multiplies the base color, at a part's `uvs`."""
     opacity: TextureUse = TextureUse()
     """Whose alpha multiplies the base's, at a part's `opacity_uvs`; without one, the color's."""
     glow: TextureUse = TextureUse()
@@ -57,7 +57,7 @@ class Material(NamedTuple):
     two_sided: bool = False
     """If not, the back is not drawn."""
     lit: bool = True
-    """If not, the base colour is what one sees."""
+    """If not, the base color is what one sees."""
 
 
 class PerCorner(NamedTuple):
@@ -77,7 +77,7 @@ class MeshPart(NamedTuple):
     material: int
     normals: PerCorner | None = None
     uvs: PerCorner | None = None
-    """Where the colour's texture is looked up, from its left and from its top."""
+    """Where the color's texture is looked up, from its left and from its top."""
     colors: PerCorner | None = None
     """Linear RGB and alpha."""
     opacity_uvs: PerCorner | None = None

@@ -1,4 +1,4 @@
-"""Colours of vertices and faces, as OBJ and PLY files have them."""
+"""Colors of vertices and faces, as OBJ and PLY files have them."""
 
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
@@ -24,7 +24,7 @@ def linear_rgba(colors: Float[np.ndarray, "n c"]) -> Float64[np.ndarray, "n 4"]:
 
 
 def fractions(columns: list[Shaped[np.ndarray, " n"]]) -> Float64[np.ndarray, "n c"]:
-    """Colours in [0, 1] of columns of any type of number, each by its own type's range."""
+    """Colors in [0, 1] of columns of any type of number, each by its own type's range."""
     return np.stack([_fraction(column) for column in columns], axis=-1)
 
 

@@ -1,9 +1,9 @@
 """Reads Wavefront MTL files, the materials of OBJ models; see obj.py on why it is written here.
 
     newmtl NAME                       the statements up to the next one are of this material
-    Kd R [G B]                        colour, in sRGB
+    Kd R [G B]                        color, in sRGB
     d [-halo] OPACITY | Tr 1-OPACITY
-    map_Kd [OPTION ...] FILE          colour, in the place of Kd
+    map_Kd [OPTION ...] FILE          color, in the place of Kd
     map_d [OPTION ...] FILE           opacity
 
 Of the options, -s and -o move the texture, and -clamp on keeps it from repeating; the others are

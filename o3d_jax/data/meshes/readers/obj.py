@@ -10,7 +10,7 @@ the notches of polygons, and fails for want of a package that it does not ask fo
                                        1, or backwards from the last one so far if negative
     usemtl MATERIAL      mtllib FILE ...
 
-That must be as it is here, or the file is refused; all other statements are passed over. Colours
+That must be as it is here, or the file is refused; all other statements are passed over. Colors
 are taken for sRGB, and both sides of every face are drawn: the format does not say which is meant.
 """
 
@@ -34,7 +34,7 @@ from o3d_jax.files.letters import text_of
 
 
 def read_obj_mesh(files: ModelFiles) -> ModelContent:
-    """A Wavefront OBJ model with its materials: diffuse colour or map, opacity or opacity map.
+    """A Wavefront OBJ model with its materials: diffuse color or map, opacity or opacity map.
 
     Raises:
         InputError: damaged, or its materials or a texture are missing or outside its folder.

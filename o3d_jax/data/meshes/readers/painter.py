@@ -82,21 +82,21 @@ class Painter:
             more = f" and {len(self._unknown) - 3} more" if len(self._unknown) > 3 else ""
             found.append(f"materials {names}{more} are in none of its libraries; drawn white")
         if self._flat:
-            found.append("it has textures and no coordinates for them; drawn in plain colours")
+            found.append("it has textures and no coordinates for them; drawn in plain colors")
         return tuple(found)
 
     def _textured(self, material: Material, paint: Paint) -> Material:
         """A material with the textures that a paint names."""
         color, holes = paint.color_map, paint.opacity_map
         if color:
-            # The map replaces the colour, as in Blender; alpha counts where it is asked for.
+            # The map replaces the color, as in Blender; alpha counts where it is asked for.
             use = self._use(color, "own alpha" if holes == color else "opaque")
             base = (1.0, 1.0, 1.0, material.base[3])
             material = material._replace(base=base, color=use)
         if holes:
             if holes != color:
                 own = color is not None and self._path(holes.file) == self._path(color.file)
-                use = self._use(holes, "own alpha" if own else "grey as alpha")
+                use = self._use(holes, "own alpha" if own else "gray as alpha")
                 material = material._replace(opacity=use)
             if material.mode == AlphaMode.OPAQUE:
                 material = material._replace(mode=AlphaMode.MASK)
@@ -113,8 +113,8 @@ class Painter:
         key = (self._path(texture.file), kind)
         if key not in self._places:
             texels = decode_texture(self._files.read_at(key[0]), texture.file[:80])
-            if kind == "grey as alpha":
-                texels = _grey_as_alpha(texels)
+            if kind == "gray as alpha":
+                texels = _gray_as_alpha(texels)
             elif kind == "opaque":
                 texels[..., 3] = 255
             self._places[key] = len(self.textures)
@@ -123,9 +123,9 @@ class Painter:
         return TextureUse(self._places[key], wrap, wrap)
 
 
-def _grey_as_alpha(texels: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 4"]:
-    grey = np.asarray(Image.fromarray(texels).convert("L"))
-    return np.dstack([np.full((*grey.shape, 3), 255, np.uint8), grey])
+def _gray_as_alpha(texels: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 4"]:
+    gray = np.asarray(Image.fromarray(texels).convert("L"))
+    return np.dstack([np.full((*gray.shape, 3), 255, np.uint8), gray])
 
 
 def _library_paths(files: ModelFiles, words: str) -> list[Path]:

@@ -1,7 +1,7 @@
-"""Reads PLY models: polygons, with colours of vertices or faces, or with textures.
+"""Reads PLY models: polygons, with colors of vertices or faces, or with textures.
 
 Written here, since trimesh, the reader at hand, fills the notches of polygons, refuses binary files
-with faces of several kinds, and shows colours of 16 bits as white. Colours are taken for sRGB, as
+with faces of several kinds, and shows colors of 16 bits as white. Colors are taken for sRGB, as
 they are in files of scanners, and both sides of every face are drawn: the format does not say which
 one is meant.
 """
@@ -32,7 +32,7 @@ UV_COLUMNS = (("texture_u", "texture_v"), ("u", "v"), ("s", "t"))
 
 
 def read_ply_mesh(files: ModelFiles) -> ModelContent:
-    """A PLY model, with the colours of its vertices or faces, or a texture.
+    """A PLY model, with the colors of its vertices or faces, or a texture.
 
     Raises:
         InputError: damaged, without faces, or a texture is missing or outside its folder.
@@ -123,7 +123,7 @@ def _textured(
     names = [c[len(key) :].strip() for c in header.comments if c.lower().startswith(key)]
     plain = Material(two_sided=True)
     if not names or part.uvs is None:
-        remark = "it has a texture and no coordinates for it; drawn in plain colours"
+        remark = "it has a texture and no coordinates for it; drawn in plain colors"
         return ModelContent([part], [plain], [], (remark,) if names else ())
     # Without a number, as with a single texture, it is the first one's.
     numbers = face.columns.get("texnumber", np.zeros(cut.polygons.max(initial=0) + 1))[cut.polygons]

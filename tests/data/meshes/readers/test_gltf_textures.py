@@ -57,7 +57,7 @@ def test_each_texture_has_its_own_coordinates_transform_and_sampler(tmp_path, ki
     assert len(seen) > 1000 and (seen[:, :3] == [0, 255, 0]).all()
 
 
-DEPTHS = {"grey": 1, "grey and alpha": 2, "color": 3, "color and alpha": 4}
+DEPTHS = {"gray": 1, "gray and alpha": 2, "color": 3, "color and alpha": 4}
 
 
 @pytest.mark.parametrize("kind", DEPTHS)

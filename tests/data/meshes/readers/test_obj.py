@@ -128,7 +128,7 @@ def test_options_move_each_texture_by_itself(tmp_path):
     np.testing.assert_allclose(mesh.opacity_uvs[0], alpha * [1, -1] + [0, 1], atol=1e-6)
     material = mesh.materials[mesh.material[0]]
     assert (material["color"]["wrap_u"], material["opacity"]["wrap_u"]) == (Wrap.REPEAT, Wrap.CLAMP)
-    assert mesh.textures[material["opacity"]["texture"]][0, 0, 3] == 77  # Its grey, as alpha.
+    assert mesh.textures[material["opacity"]["texture"]][0, 0, 3] == 77  # Its gray, as alpha.
     assert mesh.textures[material["color"]["texture"]][0, 0].tolist() == [255, 0, 0, 255]
     assert material["mode"] == 1
 
@@ -200,7 +200,7 @@ def test_all_ways_to_write_a_corner_are_one(tmp_path):
         np.testing.assert_allclose(mesh.normals[0], expected, atol=1e-6)
 
 
-def test_colours_of_vertices_are_srgb_fractions_or_bytes(tmp_path):
+def test_colors_of_vertices_are_srgb_fractions_or_bytes(tmp_path):
     from o3d_jax.data.meshes.reading import read_mesh
     from o3d_jax.data.meshes.scene import LINEAR
 

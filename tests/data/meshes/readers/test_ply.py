@@ -72,7 +72,7 @@ KINDS = {"u1": (255, 188), "u2": (65535, 188 * 257), "f4": (1.0, 188 / 255), "i4
 
 @pytest.mark.parametrize("order", ["", "<"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_colours_of_vertices_are_fractions_of_what_their_type_holds(read, kind, order):
+def test_colors_of_vertices_are_fractions_of_what_their_type_holds(read, kind, order):
     from o3d_jax.data.meshes.scene import LINEAR
 
     full, some = KINDS[kind]
@@ -83,7 +83,7 @@ def test_colours_of_vertices_are_fractions_of_what_their_type_holds(read, kind, 
     np.testing.assert_allclose(read(made).colors, np.tile(expected, (2, 3, 1)), atol=1e-6)
 
 
-def test_colours_of_faces_stay_with_their_triangles(read):
+def test_colors_of_faces_stay_with_their_triangles(read):
     columns = {**FACES, "red": "u1", "green": "u1", "blue": "u1", "alpha": "u1"}
     faces = [([0, 1, 2, 3], 255, 0, 0, 51), ([0, 3, 1], 0, 255, 0, 255), ([0, 1], 0, 0, 9, 0)]
     mesh = read(ply("<", ("vertex", XYZ, SQUARE), ("face", columns, faces)))
