@@ -1,11 +1,13 @@
-"""Samples Ouroboros3D (Algorithm 2): one image to a 3D object of Gaussians.
+"""Samples Ouroboros3D (Algorithm 2): each image to a 3D object of Gaussians.
 
-    python sample.py [IMAGE] [--out out] [--checkpoint RUN/model] [--seed 0] [--levels 16]
+    python sample.py [IMAGE ...] [--out out] [--checkpoint RUN/model] [--seed 0] [--levels 16]
 
-Without arguments, the bundled model sees the bundled example. Read top to bottom: input, model,
-loop, files.
+Without arguments, the bundled model sees the bundled example. Several images, or folders of them,
+share the model and its compiled programs; one that fails does not stop the others. Read top to
+bottom: images, model, loop, files. `o3d sample` runs this file.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -16,6 +18,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +31,7 @@ from o3d_jax.cli import parse, use_compilation_cache
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.files.atomic import whole_folder
-from o3d_jax.files.images import save_png
+from o3d_jax.files.images import check_is_file, find_images, save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
 from o3d_jax.media.foreground import read_foreground, recentre_on_white
@@ -36,11 +39,11 @@ from o3d_jax.media.ply import write_ply
 from o3d_jax.media.sheets import grid
 from o3d_jax.media.splat import write_splat
 from o3d_jax.media.video import write_gif, write_mp4
-from o3d_jax.nn.networks import build_networks
+from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
 from o3d_jax.types import Cameras, Gaussians, Maps
-from o3d_jax.weights.checkpoint import BUNDLED, Model, load_model, named_parts
+from o3d_jax.weights.checkpoint import BUNDLED, Weights, load_model, named_parts
 from o3d_jax.weights.completeness import check_complete
 
 ORBIT_FRAMES = 48
@@ -54,14 +57,21 @@ LOOP_TILE = 128
 """Pixels of a tile in loop.png, which has two for each level and shown view."""
 
 
+draw_turntable = jax.jit(draw_object, static_argnums=(0, 3))
+
+
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """One image to a 3D object of Gaussians."""
+    """Each image to a 3D object of Gaussians."""
 
-    image: tyro.conf.Positional[Path] = BUNDLED / "rings.png"
-    """PNG, JPEG or WebP of one object, transparent or plain around it."""
+    images: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")
+    ] = (BUNDLED / "rings.png",)
+    """PNG, JPEG or WebP of one object, transparent or plain around it; or a folder of such."""
     out: Path = Path("out")
     """Results go to OUT/NAME, NAME being the image's."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Make what is there already once more."""
     checkpoint: Path = BUNDLED / "nano"
     """Folder with a model: RUN/model of a training run."""
     seed: int = 0
@@ -77,6 +87,27 @@ class Arguments:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A model on its device, and what was asked of it."""
+
+    arguments: Arguments
+    config: Config
+    networks: Networks
+    weights: Weights
+    seconds: float
+    """That it took to read the model."""
+
+
+class Outcome(NamedTuple):
+    """What became of an image."""
+
+    image: Path
+    status: Literal["made", "there already", "failed"]
+    result: Path | str
+    """The folder, or why there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Level:
     """What loop.png shows of one noise level."""
 
@@ -86,23 +117,46 @@ class Level:
     """Renders the estimate was guided by; black before there are any."""
 
 
-def sample(arguments: Arguments) -> Path:
-    """Writes OUT/NAME, whole or not at all, and returns its path."""
-    _check(arguments)
-    folder = arguments.out / arguments.image.stem
-    seconds: dict[str, float] = {}
+def sample(arguments: Arguments) -> list[Outcome]:
+    """Makes an object of each image, and says what became of it.
+
+    Raises:
+        InputError: arguments or a model that no image can be sampled with; of an image by itself,
+            what is wrong with it. Of several, the others are made.
+    """
+    images = find_images(arguments.images)
+    _check(arguments, images)
+    sampler = _read_model(arguments)
+    if len(images) == 1:
+        return [_make(sampler, images[0])]
+
+    outcomes = []
+    for number, image in enumerate(images, 1):
+        print(f"[{number}/{len(images)}] {image}")
+        try:
+            outcomes.append(_make(sampler, image))
+        except InputError as error:
+            outcomes.append(Outcome(image, "failed", str(error)))
+            print(f"failed: {error}")
+    return outcomes
+
+
+def _make(sampler: Sampler, path: Path) -> Outcome:
+    """Writes OUT/NAME, whole or not at all, unless it is there."""
+    arguments, config = sampler.arguments, sampler.config
+    folder = arguments.out / path.stem
+    seconds = {"model": sampler.seconds}
     with _stage("input", seconds):
-        object_alone = read_foreground(arguments.image)
-        digest = hashlib.sha256(arguments.image.read_bytes()).hexdigest()
-    with _stage("model", seconds):
-        model = load_model(arguments.checkpoint)
-        check_complete(arguments.checkpoint, named_parts(model.weights))
-        config = _with_arguments(model.config, arguments)
-    image = recentre_on_white(object_alone, config.model.image_size, arguments.border)
+        object_alone = read_foreground(path)
+        image = recentre_on_white(object_alone, config.model.image_size, arguments.border)
+    settings = _settings(sampler, path)
+    if not arguments.overwrite and _is_there(folder, settings):
+        return Outcome(path, "there already", folder)
+
     with whole_folder(folder, FILES) as scratch:
         save_png(scratch / "input.png", image)
         with _stage("sampling", seconds):
-            estimate, levels = _sample(model, config, image, arguments)
+            estimate, levels = _sample(sampler, image)
         with _stage("pictures", seconds):
             _write_pictures(scratch, config, estimate, levels)
             gaussians = jax.tree.map(lambda a: a[0], estimate.reconstruction.gaussians)
@@ -111,11 +165,11 @@ def sample(arguments: Arguments) -> Path:
             write_splat(scratch / "gaussians.splat", drawn)
         with _stage("turntable", seconds):
             _write_turntable(scratch, gaussians, config, arguments)
-        _write_manifest(scratch, config, arguments, digest, seconds)
-    return folder
+        _write_manifest(scratch, path, arguments, settings, seconds)
+    return Outcome(path, "made", folder)
 
 
-def _check(arguments: Arguments) -> None:
+def _check(arguments: Arguments, images: list[Path]) -> None:
     if not 0 <= arguments.border <= 0.8:
         raise InputError(f"--border {arguments.border} is not in 0 .. 0.8; try 0.25")
     if not 16 <= arguments.orbit_size <= 4096:
@@ -126,8 +180,17 @@ def _check(arguments: Arguments) -> None:
         raise InputError(f"--elevation {arguments.elevation} is not in -90 .. 90 degrees")
     if arguments.levels is not None and arguments.levels > 1000:
         raise InputError(f"--levels {arguments.levels} is above 1000; 16 to 50 are enough")
-    if arguments.image.stem in ("", ".", ".."):
-        raise InputError(f"{arguments.image} has no name that results could go under; rename it")
+    first_of: dict[str, Path] = {}
+    for image in images:
+        if image.stem in ("", ".", ".."):
+            raise InputError(f"{image} has no name that results could go under; rename it")
+        if (other := first_of.setdefault(image.stem, image)) is not image:
+            raise InputError(
+                f"{other} and {image} would both become {arguments.out / image.stem}; rename one, "
+                "or give them one by one, each with its own --out"
+            )
+    if len(images) == 1:
+        check_is_file(images[0])  # Before a model is read for nothing.
 
 
 @contextlib.contextmanager
@@ -138,6 +201,16 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     print(f"{name}: {seconds[name]:.1f} s")
 
 
+def _read_model(arguments: Arguments) -> Sampler:
+    seconds: dict[str, float] = {}
+    with _stage("model", seconds):
+        model = load_model(arguments.checkpoint)
+        check_complete(arguments.checkpoint, named_parts(model.weights))
+        config = _with_arguments(model.config, arguments)
+        networks, weights = build_networks(config.model), jax.device_put(model.weights)
+    return Sampler(arguments, config, networks, weights, seconds["model"])
+
+
 def _with_arguments(config: Config, arguments: Arguments) -> Config:
     if arguments.levels is None:
         return config
@@ -146,6 +219,43 @@ def _with_arguments(config: Config, arguments: Arguments) -> Config:
     except ValueError as error:
         raise InputError(f"--levels {arguments.levels}: {error}") from error
     return dataclasses.replace(config, sample=chosen)
+
+
+def _settings(sampler: Sampler, image: Path) -> dict[str, Any]:
+    """All that a result depends on, as JSON has it."""
+    arguments = sampler.arguments
+    settings = {
+        "image_sha256": hashlib.sha256(image.read_bytes()).hexdigest(),
+        "checkpoint_checksum": (arguments.checkpoint / "checksum").read_text(),
+        "seed": arguments.seed,
+        "border": arguments.border,
+        "elevation": arguments.elevation,
+        "orbit_size": arguments.orbit_size,
+        "config": to_dict(sampler.config),
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a result of these settings is there.
+
+    Raises:
+        InputError: one of other settings is.
+    """
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return False
+    try:
+        there = json.loads(manifest.read_text())
+        others = [name for name, value in settings.items() if there.get(name) != value]
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{manifest} is damaged; remove {folder}, or give --overwrite") from error
+    if others:
+        raise InputError(
+            f"{folder} was made with another {', another '.join(others)}; give --overwrite to "
+            "replace it, or another --out"
+        )
+    return True
 
 
 def _view_azimuths(config: Config) -> Float[np.ndarray, " v"]:
@@ -161,13 +271,10 @@ def _cameras(config: Config, elevation: float, azimuths: Float[np.ndarray, " v"]
     return jax.tree.map(lambda a: a[None], relative_to_first(cameras))
 
 
-def _sample(
-    model: Model, config: Config, image: Float[np.ndarray, "h w 3"], arguments: Arguments
-) -> tuple[Estimate, list[Level]]:
+def _sample(sampler: Sampler, image: Float[np.ndarray, "h w 3"]) -> tuple[Estimate, list[Level]]:
     """Algorithm 2, a compiled step a level, so that one sees it move."""
-    networks = build_networks(config.model)
-    weights = jax.device_put(model.weights)
-    given = (networks, config, weights.params, weights.frozen)
+    arguments, config, weights = sampler.arguments, sampler.config, sampler.weights
+    given = (sampler.networks, config, weights.params, weights.frozen)
     cameras = _cameras(config, arguments.elevation, _view_azimuths(config))
     key = jax.random.key(arguments.seed)
     condition, state = sample_prepare(*given, jnp.asarray(image)[None], key)
@@ -209,26 +316,25 @@ def _write_turntable(
     cameras = _cameras(config, arguments.elevation, azimuths)
     cameras = jax.tree.map(lambda a: a[0], cameras)
     size = (arguments.orbit_size, arguments.orbit_size)
-    turn = jax.jit(draw_object, static_argnums=(0, 3))(config.model.lgm, gaussians, cameras, size)
-    frames = np.asarray(turn.rgb)
+    frames = np.asarray(draw_turntable(config.model.lgm, gaussians, cameras, size).rgb)
     write_gif(folder / "orbit.gif", frames)
     if not write_mp4(folder / "orbit.mp4", frames):
         print("no orbit.mp4: there is no ffmpeg with a codec; orbit.gif shows the same")
 
 
 def _write_manifest(
-    folder: Path, config: Config, arguments: Arguments, digest: str, seconds: dict[str, float]
+    folder: Path,
+    image: Path,
+    arguments: Arguments,
+    settings: dict[str, Any],
+    seconds: dict[str, float],
 ) -> None:
     """How to make this result again."""
     packages = {p: version(p) for p in ("jax", "jaxlib", "flax", "diffrax", "numpy", "pillow")}
     manifest = {
-        "image": str(arguments.image),
-        "image_sha256": digest,
+        "image": str(image),
         "checkpoint": str(arguments.checkpoint),
-        "seed": arguments.seed,
-        "border": arguments.border,
-        "elevation": arguments.elevation,
-        "config": to_dict(config),
+        **settings,
         "versions": {"python": platform.python_version()} | packages,
         "device": str(jax.devices()[0].device_kind),
         "seconds": seconds,
@@ -237,14 +343,31 @@ def _write_manifest(
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
+def _summary(outcomes: list[Outcome]) -> str:
+    """The files of a single result; of several images a table, and how many came to what."""
+    (_, status, result), *others = outcomes
+    if not others and status == "made":
+        return f"{result}: " + ", ".join(sorted(path.name for path in Path(result).iterdir()))
+    if not others:
+        return f"{result} is {status}; --overwrite makes it once more"
+
+    width = max(len(str(outcome.image)) for outcome in outcomes)
+    rows = [f"{str(o.image):{width}}  {o.status:13}  {o.result}" for o in outcomes]
+    counts = collections.Counter(outcome.status for outcome in outcomes)
+    total = ", ".join(f"{number} {status}" for status, number in counts.items())
+    return "\n".join(["", *rows, f"{len(outcomes)} images: {total}"])
+
+
 @exit_on_input_error()
-def main() -> None:
-    """Reads the command line."""
-    arguments = parse(Arguments, sys.argv[1:], description=__doc__)
+def main(arguments: list[str], program: str = "python sample.py") -> None:
+    """Reads the command line; `program` is what its `--help` calls it."""
+    order = parse(Arguments, arguments, prog=program, description=__doc__)
     use_compilation_cache()
-    folder = sample(arguments)
-    print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    outcomes = sample(order)
+    print(_summary(outcomes))
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -3,6 +3,9 @@
 With `--train.part vae`, `lgm` or `unet`, one network alone, for models with no weights to start
 from. Read top to bottom: what a run consists of, how it is set up, its loop. Of several processes
 all do the same; process 0 alone prints and writes. A signal ends a run well, at any moment.
+
+`o3d train` runs this file. A bundled config may also be given by its name, `nano`; after it come
+any of its fields, which `--help` lists there.
 """
 
 import contextlib
@@ -218,7 +221,7 @@ def _finish(run: Run, state: TrainState, log: RunLog) -> None:
         weights = _scaled_vae(run.system, state)
     save_model(folder, config, weights)
     if config.train.part == "joint":
-        log.say(f"done: python sample.py IMAGE --checkpoint {folder}")
+        log.say(f"done: o3d sample IMAGE --checkpoint {folder}")
     else:
         log.say(f"done: {folder}, from which later parts of the training start")
 
@@ -235,14 +238,14 @@ def _scaled_vae(system: System, state: TrainState) -> Weights:
 
 @leaving_others_on_error()
 @exit_on_input_error()
-def main() -> None:
-    """Reads the command line."""
-    if sys.argv[1:] in (["-h"], ["--help"]):
+def main(arguments: list[str], program: str = "python train.py") -> None:
+    """Reads the command line; `program` is what its `--help` calls it."""
+    if arguments in (["-h"], ["--help"]):
         sys.stdout.write(str(__doc__))
         return
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        raise InputError("no config file; give one first, as `python train.py configs/nano.py`")
-    config, settings = explained_config(Path(sys.argv[1]), sys.argv[2:])
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(f"no config file; give one first, as `{program} nano`")
+    config, settings = explained_config(Path(arguments[0]), arguments[1:], program)
     use_compilation_cache()
     use_cpu_devices(config.launch.cpu_devices)
     keep_freed_memory()
@@ -252,4 +255,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

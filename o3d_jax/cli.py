@@ -1,4 +1,4 @@
-"""The command line that train.py and the tools share: a config file, then overrides."""
+"""The command lines of all commands: options, and a config with some fields replaced."""
 
 import contextlib
 import dataclasses
@@ -17,6 +17,7 @@ import tyro
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
+from o3d_jax.places import CONFIGS
 
 Parsed = TypeVar("Parsed")
 
@@ -42,6 +43,8 @@ class ExplainedConfig(NamedTuple):
 def read_config(path: Path, overrides: list[str]) -> Config:
     """The `config` of a Python file, with fields replaced by `--optim.learning-rate 3e-5`.
 
+    `path` may also be the name of a bundled config, `nano`.
+
     Raises:
         InputError: no such file, no config in it, an unknown field, a value of another type,
             values that contradict each other, or a run folder that cannot be written to.
@@ -49,16 +52,19 @@ def read_config(path: Path, overrides: list[str]) -> Config:
     return explained_config(path, overrides).config
 
 
-def explained_config(path: Path, overrides: list[str]) -> ExplainedConfig:
-    """The same, with where each value came from.
+def explained_config(
+    path: Path, overrides: list[str], program: str = "python train.py"
+) -> ExplainedConfig:
+    """The same, with where each value came from; `program` is how `--help` calls the command.
 
     Raises:
         InputError: as `read_config`.
     """
-    in_file = _config_in(path)
-    config = parse(Config, overrides, default=in_file, prog=f"train.py {path}")
+    file = bundled_or_own(path)
+    in_file = config_in(file)
+    config = parse(Config, overrides, default=in_file, prog=f"{program} {path}")
     _check_writable(config.folder)
-    return ExplainedConfig(config, provenance(config, in_file, path))
+    return ExplainedConfig(config, provenance(config, in_file, file))
 
 
 def provenance(config: Config, in_file: Config, path: Path) -> tuple[Setting, ...]:
@@ -88,9 +94,30 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, str(value) if isinstance(value, Path) else value
 
 
-def _config_in(path: Path) -> Config:
-    if not path.is_file():
-        raise InputError(f"no config file {path}; the bundled ones are in configs/")
+def bundled_or_own(path: Path) -> Path:
+    """The config file of this path, or else the bundled one of this name (`nano`).
+
+    Raises:
+        InputError: there is neither; names the bundled ones, and the nearest if one is near.
+    """
+    if path.is_file():
+        return path
+    bundled = {file.stem: file for file in sorted(CONFIGS.glob("*.py"))}
+    if str(path) in bundled:
+        return bundled[str(path)]
+    near = difflib.get_close_matches(path.stem, bundled, 1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(
+        f"no config file {path}; give a Python file, or one of {', '.join(bundled)}{meant}"
+    )
+
+
+def config_in(path: Path) -> Config:
+    """The `config` that a Python file defines.
+
+    Raises:
+        InputError: there is none in it, or a mistake.
+    """
     try:
         config = runpy.run_path(str(path)).get("config")
     except _FAULTS as error:
@@ -143,7 +170,8 @@ def _one_line(box: str) -> str:
     inside = [line.strip(" \u2502") for line in box.splitlines()[1:]]
     bare = itertools.dropwhile(lambda line: not line.strip(rules), inside)
     message = " ".join(itertools.takewhile(lambda line: line.strip(rules), bare))
-    meant = [line.split()[0] for line in inside if line.startswith("--")]
+    options = [line for line in inside if line.startswith("--") and line.strip(rules)]
+    meant = [option.split()[0].rstrip(",") for option in options]
     if meant and message.startswith("Unrecognized"):
         message += f"; did you mean {', '.join(dict.fromkeys(meant))}?"
     return message

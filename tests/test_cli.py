@@ -6,6 +6,7 @@ import pytest
 
 from o3d_jax.cli import explained_config, read_config
 from o3d_jax.errors import InputError
+from o3d_jax.places import CONFIGS
 
 FILE = """
 from pathlib import Path
@@ -48,6 +49,20 @@ def test_a_mistake_on_the_command_line_is_one_line_with_what_was_meant(tmp_path,
     with pytest.raises(InputError, match=said) as error:
         read_config(path, ["--run-dir", str(tmp_path), *overrides])
     assert "\n" not in str(error.value)
+
+
+def test_a_config_is_found_by_its_name_and_by_its_path_and_ones_own_comes_first(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    found = explained_config(Path("nano"), ["--train.steps", "7"])
+    by_path = read_config(CONFIGS / "nano.py", ["--train.steps", "7"])
+    assert found.config == by_path and found.config.name == "nano"
+    assert {s.source for s in found.settings} == {str(CONFIGS / "nano.py"), "command line"}
+    Path("nano").write_text(FILE)
+    assert read_config(Path("nano"), []).name == "mine"
+    with pytest.raises(InputError, match="no config file configs/nano.py; .*did you mean nano[?]"):
+        read_config(Path("configs/nano.py"), [])
 
 
 def test_a_mistake_in_a_config_file_names_the_nearest_field(tmp_path):

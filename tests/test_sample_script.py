@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from o3d_jax.config import Config, LgmConfig, ModelConfig, OptimConfig, SampleCo
 from o3d_jax.media.ply import read_ply
 from o3d_jax.media.splat import read_splat
 from o3d_jax.nn.networks import build_networks, init_networks
+from o3d_jax.run.compilations import COMPILED
 from o3d_jax.splat import render
 from o3d_jax.steps.reconstruct import Reconstruction
 from o3d_jax.steps.sample import Estimate, LoopState
@@ -93,9 +95,8 @@ def picture(tmp_path):
     return tmp_path / "brick.png"
 
 
-def run(script, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
-    script.main()
+def run(script, *arguments):
+    script.main([str(argument) for argument in arguments])
 
 
 def colors_at(path, frame=0):
@@ -112,11 +113,9 @@ def colors_at(path, frame=0):
     return name(ink[:, :half]), name(ink[:, half:])
 
 
-def test_all_files_are_written_and_say_where_they_come_from(
-    script, monkeypatch, picture, tmp_path, capsys
-):
+def test_all_files_are_written_and_say_where_they_come_from(script, picture, tmp_path, capsys):
     out = tmp_path / "made" / "out"
-    run(script, monkeypatch, picture, "--out", out, "--seed", 5, "--orbit-size", 48)
+    run(script, picture, "--out", out, "--seed", 5, "--orbit-size", 48)
     folder = out / "brick"
     assert {path.name for path in folder.iterdir()} == FILES
     assert [path.name for path in out.iterdir()] == ["brick"]
@@ -129,10 +128,8 @@ def test_all_files_are_written_and_say_where_they_come_from(
     assert str(folder) in said and "no orbit.mp4" in said
 
 
-def test_the_pictures_show_the_object_from_the_input_s_side_first(
-    script, monkeypatch, picture, tmp_path
-):
-    run(script, monkeypatch, picture, "--out", tmp_path, "--orbit-size", 48)
+def test_the_pictures_show_the_object_from_the_input_s_side_first(script, picture, tmp_path):
+    run(script, picture, "--out", tmp_path, "--orbit-size", 48)
     folder = tmp_path / "brick"
     # +x is right of the camera on +z, and left of one that looks from behind.
     assert colors_at(folder / "orbit.gif") == ("blue", "red")
@@ -146,12 +143,10 @@ def test_the_pictures_show_the_object_from_the_input_s_side_first(
     assert abs(np.ptp(rows) + 1 - 0.75 * SIZE) <= 3  # 1 - border; blurred by enlargement.
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
-    script, monkeypatch, picture, tmp_path
-):
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(script, picture, tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         out = tmp_path / name
-        run(script, monkeypatch, picture, "--out", out, "--orbit-size", 48, "--seed", seed)
+        run(script, picture, "--out", out, "--orbit-size", 48, "--seed", seed)
     a, c = ((tmp_path / x / "brick" / "views.png").read_bytes() for x in "ac")
     assert a != c
     for name in FILES - {"manifest.json"}:  # It has the time each stage took.
@@ -159,8 +154,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
         assert a == b, name
 
 
-def test_levels_replace_the_models(script, monkeypatch, picture, tmp_path):
-    run(script, monkeypatch, picture, "--out", tmp_path, "--orbit-size", 48, "--levels", 2)
+def test_levels_replace_the_models(script, picture, tmp_path):
+    run(script, picture, "--out", tmp_path, "--orbit-size", 48, "--levels", 2)
     manifest = json.loads((tmp_path / "brick" / "manifest.json").read_text())
     assert manifest["config"]["sample"]["levels"] == 2
 
@@ -169,7 +164,7 @@ def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
     script, monkeypatch, picture, tmp_path
 ):
     out = tmp_path / "out"
-    run(script, monkeypatch, picture, "--out", out, "--orbit-size", 48)
+    run(script, picture, "--out", out, "--orbit-size", 48)
     before = {path.name: path.read_bytes() for path in (out / "brick").iterdir()}
     Image.open(picture).rotate(90, expand=True).save(picture)
 
@@ -178,7 +173,7 @@ def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
 
     monkeypatch.setattr(script, "write_gif", disk_full)
     with pytest.raises(OSError, match="disk full"):
-        run(script, monkeypatch, picture, "--out", out, "--seed", 9, "--orbit-size", 48)
+        run(script, picture, "--out", out, "--overwrite", "--seed", 9, "--orbit-size", 48)
     assert {path.name: path.read_bytes() for path in (out / "brick").iterdir()} == before
     assert [path.name for path in out.iterdir()] == ["brick"]
 
@@ -187,7 +182,7 @@ def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
     ("arguments", "said"),
     [
         (["{tmp}/none.png"], "none.png does not exist"),
-        (["{tmp}"], "is a folder"),
+        (["{tmp}/mine"], "mine holds no PNG, JPEG or WebP files"),
         (["{tmp}/brick.png", "--levels", "1"], "--levels 1"),
         (["{tmp}/brick.png", "--levels", "few"], "parsing --levels:"),
         (["{tmp}/brick.png", "--sed", "1"], "Unrecognized options: --sed"),
@@ -204,7 +199,7 @@ def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
     ],
 )
 def test_a_refusal_is_one_line_and_status_2_and_writes_nothing(
-    script, monkeypatch, picture, tmp_path, capsys, arguments, said
+    script, picture, tmp_path, capsys, arguments, said
 ):
     (tmp_path / "mine" / "brick").mkdir(parents=True)
     (tmp_path / "mine" / "brick" / "letter.txt").write_text("keep me")
@@ -213,11 +208,150 @@ def test_a_refusal_is_one_line_and_status_2_and_writes_nothing(
     if "--out" not in filled:
         filled += ["--out", str(tmp_path)]
     with pytest.raises(SystemExit) as stop:
-        run(script, monkeypatch, *filled)
+        run(script, *filled)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert said in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def folder(picture, tmp_path):
+    """A brick and a taller one, a file that is cut short, and one that is no picture."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    shutil.copy(picture, folder / "a.png")
+    Image.open(picture).resize((70, 90)).save(folder / "b.webp", lossless=True)
+    (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def status_of(script, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        run(script, *arguments)
+    return stop.value.code
+
+
+def test_an_image_that_fails_is_in_the_table_and_the_others_are_made(
+    script, picture, folder, tmp_path, capsys
+):
+    out, missing = tmp_path / "out", tmp_path / "none.png"
+    order = (missing, folder, picture, "--out", out, "--orbit-size", 48)
+    assert status_of(script, *order) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["a", "b", "brick"]
+    *_, head, none, a, b, bad, brick, total = capsys.readouterr().out.splitlines()
+    assert head == "" and total == "5 images: 2 failed, 3 made"
+    assert none.split(maxsplit=2)[:2] == [str(missing), "failed"]
+    assert "none.png does not exist" in none and "not a readable PNG, JPEG or WebP" in bad
+    for row, image in ((a, folder / "a.png"), (b, folder / "b.webp"), (brick, picture)):
+        assert row.split() == [str(image), "made", str(out / image.stem)]
+
+
+def test_one_of_several_images_becomes_what_it_becomes_alone(script, picture, folder, tmp_path):
+    status_of(script, folder, picture, "--out", tmp_path / "all", "--orbit-size", 48)
+    run(script, picture, "--out", tmp_path / "alone", "--orbit-size", 48)
+    for name in FILES - {"manifest.json"}:
+        a, b = ((tmp_path / x / "brick" / name).read_bytes() for x in ("all", "alone"))
+        assert a == b, name
+
+
+def test_several_images_share_one_model_and_its_compiled_programs(
+    script, monkeypatch, folder, tmp_path
+):
+    compiled, ends, reads = [], [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event == COMPILED else None
+    )
+    real_read, real_write = script.load_model, script.write_gif
+
+    def read(path):
+        reads.append(path)
+        return real_read(path)
+
+    def write(path, frames):
+        ends.append(len(compiled))
+        real_write(path, frames)
+
+    monkeypatch.setattr(script, "load_model", read)
+    monkeypatch.setattr(script, "write_gif", write)
+    shutil.copy(folder / "b.webp", folder / "c.webp")
+    # No other test draws turntables of this size, so that something is compiled.
+    status_of(script, folder, "--out", tmp_path / "out", "--orbit-size", 41)
+    assert len(reads) == 1
+    assert 0 < ends[0] == ends[1] == ends[2]
+
+
+def test_what_is_there_is_skipped_unless_it_is_to_be_made_once_more(
+    script, picture, folder, tmp_path, capsys
+):
+    (folder / "bad.jpg").unlink()
+    order = (folder, picture, "--out", tmp_path / "out", "--orbit-size", 48)
+    run(script, *order[1:])
+    before = (tmp_path / "out" / "brick" / "manifest.json").stat().st_mtime_ns
+    run(script, *order)
+    assert capsys.readouterr().out.splitlines()[-1] == "3 images: 2 made, 1 there already"
+    assert (tmp_path / "out" / "brick" / "manifest.json").stat().st_mtime_ns == before
+    run(script, *order[1:])
+    assert "brick is there already; --overwrite makes it once more" in capsys.readouterr().out
+    run(script, *order, "--overwrite")
+    assert capsys.readouterr().out.splitlines()[-1] == "3 images: 3 made"
+    assert (tmp_path / "out" / "brick" / "manifest.json").stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (("--seed", "6"), "another seed"),
+        (("--levels", "2"), "another config"),
+        (("--border", "0.3"), "another border"),
+        (("--elevation", "0"), "another elevation"),
+        (("--orbit-size", "49"), "another orbit_size"),
+        (("another picture",), "another image_sha256"),
+        (("another model",), "another checkpoint_checksum"),
+    ],
+)
+def test_a_result_of_other_settings_is_neither_skipped_nor_replaced(
+    script, picture, tmp_path, capsys, other, said
+):
+    checkpoint = tmp_path / "model"
+    checkpoint.mkdir()
+    (checkpoint / "checksum").write_text("abc")
+    order = (picture, "--out", tmp_path / "out", "--checkpoint", checkpoint)
+    run(script, *order, "--orbit-size", 48)
+    before = {path: path.read_bytes() for path in (tmp_path / "out" / "brick").iterdir()}
+    if other == ("another picture",):
+        Image.open(picture).rotate(90, expand=True).save(picture)
+    elif other == ("another model",):
+        (checkpoint / "checksum").write_text("abd")
+    else:
+        order = (*order, *other)
+    last = () if "--orbit-size" in other else ("--orbit-size", 48)
+    assert status_of(script, *order, *last) == 2
+    assert f"was made with {said}; give --overwrite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out" / "brick").iterdir()} == before
+
+
+def test_a_folder_whose_manifest_is_none_of_ours_is_kept(script, picture, tmp_path, capsys):
+    manifest = tmp_path / "out" / "brick" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    for text in ("{", "[]"):
+        manifest.write_text(text)
+        assert status_of(script, picture, "--out", tmp_path / "out") == 2
+        assert "manifest.json is damaged; remove " in capsys.readouterr().err
+        assert manifest.read_text() == text
+
+
+def test_two_images_of_one_name_are_refused_and_one_given_twice_is_one(
+    script, picture, folder, tmp_path, capsys
+):
+    twice = folder / "brick.jpg"
+    Image.open(picture).save(twice)
+    assert status_of(script, picture, folder, "--out", tmp_path / "out") == 2
+    assert f"{picture} and {twice} would both become" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    run(script, picture, picture, "--out", tmp_path / "out", "--orbit-size", 48)
+    assert "images:" not in capsys.readouterr().out
 
 
 def test_a_network_trained_alone_is_no_model_to_sample(
@@ -228,7 +362,7 @@ def test_a_network_trained_alone_is_no_model_to_sample(
     alone = dataclasses.replace(model, weights=Weights(params=lgm, frozen=Frozen(vae=None)))
     monkeypatch.setattr(script, "load_model", lambda path: alone)
     with pytest.raises(SystemExit) as stop:
-        run(script, monkeypatch, picture, "--out", tmp_path / "new")
+        run(script, picture, "--out", tmp_path / "new")
     assert stop.value.code == 2 and not (tmp_path / "new").exists()
     error = capsys.readouterr().err
     assert "holds no unet, no vae, no image tower; give RUN/model" in error
@@ -247,5 +381,6 @@ def test_the_bundled_model_is_whole_and_fits_its_config():
 
 
 def test_the_bundled_example_can_be_read(script):
-    foreground = script.read_foreground(script.Arguments().image)
+    (image,) = script.Arguments().images
+    foreground = script.read_foreground(image)
     assert 0.1 < (foreground[..., 3] > 0.5).mean() < 0.8

@@ -1,12 +1,12 @@
-"""Measures models on rendered objects: `python -m o3d_jax.commands.evaluate RENDERED --out FOLDER`.
+"""Measures models on rendered objects: `o3d evaluate RENDERED --out FOLDER`.
 
     [--weights MODEL ...]    default: the bundled model; several make one table, as Table 2 does
     [--labels NAME ...]      their rows' names; default: those of their configs
     [--protocol NAME|FILE]   what is compared, and how; see o3d_jax/assets/protocols
     [--lpips TRUNK LIN]      weights of LPIPS: lpips-j's .h5 files, or torch's; without, no LPIPS
 
-RENDERED is a folder that render_orbits wrote. Of each orbit a model is given the first frame and
-all cameras; its views, and renders of its Gaussians, are compared with the other frames. FOLDER
+RENDERED is a folder that `o3d data render` wrote. Of each orbit a model is given the first frame
+and all cameras; its views, and renders of its Gaussians, are compared with the other frames. FOLDER
 gets results.json, results.md, and sheet.png to look at. Until then FOLDER.unfinished has what is
 done: an evaluation that broke off goes on from there when run again.
 """
@@ -14,19 +14,13 @@ done: an evaluation that broke off goes on from there when run again.
 import sys
 
 from o3d_jax.cli import parse, use_compilation_cache
-from o3d_jax.errors import exit_on_input_error
 from o3d_jax.evaluation.evaluate import RESULT_FILES, EvaluateArguments, evaluate
 
 
-@exit_on_input_error()
-def main() -> None:
+def main(arguments: list[str], program: str) -> None:
     """Reads the command line."""
-    arguments = parse(EvaluateArguments, sys.argv[1:], description=__doc__, prog="evaluate")
+    order = parse(EvaluateArguments, arguments, prog=program, description=__doc__)
     use_compilation_cache()
-    folder = evaluate(arguments)
+    folder = evaluate(order)
     sys.stdout.write((folder / "results.md").read_text(encoding="utf-8"))
     sys.stdout.write(f"wrote {folder}: {', '.join(RESULT_FILES)}\n")
-
-
-if __name__ == "__main__":
-    main()

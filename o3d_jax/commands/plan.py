@@ -1,58 +1,74 @@
 """Whether a config fits a machine you don't have, and what it would take there.
 
-    python -m o3d_jax.commands.plan configs/ouroboros3d.py --topology v5p:2x2x2 --out plan.json
-    python -m o3d_jax.commands.plan configs/nano.py --topology gpu:8xA100-80G --train.batch-size 32
+    o3d plan ouroboros3d --topology v5p:2x2x2 --out plan.json
+    o3d plan nano --topology gpu:8xA100-80G --train.batch-size 32
 
 Compiles the real train step and the real sampler for it, here, and says what they need: memory
 against the chip's, floating-point operations, what devices say to each other, a time no step can be
 faster than, and what to change if it does not fit. Minutes to half an hour at full size. Exit
 status: 0 it fits, 1 it does not, 2 nothing could be compiled.
+
+After the config come the options of the plan and those of the config: `o3d plan nano --help`.
 """
 
-import argparse
+import dataclasses
+import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
 import jax
+import tyro
 
-from o3d_jax.cli import read_config
-from o3d_jax.errors import InputError, exit_on_input_error
+from o3d_jax.cli import bundled_or_own, config_in, parse
+from o3d_jax.config import Config
+from o3d_jax.errors import InputError
 from o3d_jax.planning.plan import PROGRAMS, plan_all
 from o3d_jax.planning.topologies import describe
 
 
-def read_arguments() -> tuple[argparse.Namespace, list[str]]:
-    """The command line: plan's own options, and those of the config."""
-    parser = argparse.ArgumentParser(
-        prog="plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--topology", required=True, action="append", help="as v5e:4x4; repeatable")
-    parser.add_argument("--program", choices=(*PROGRAMS, "both"), default="both")
-    parser.add_argument(
-        "--effort",
-        choices=("O0", "O1", "O2", "O3"),
-        default="O0",
-        help="of the compiler; above O0 full size takes hours",
-    )
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
-    return parser.parse_known_args()
+@dataclasses.dataclass(frozen=True)
+class PlanArguments:
+    """What to plan for which machines."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    topology: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Machine, as v5e:4x4 or gpu:8xH100."""
+    program: Literal["step", "sampler", "both"] = "both"
+    """What to compile."""
+    effort: Literal["O0", "O1", "O2", "O3"] = "O0"
+    """Of the compiler; above O0 full size takes hours."""
+    out: Path | None = None
+    """A JSON file for the figures."""
 
 
-@exit_on_input_error()
-def main() -> None:
+def main(arguments: list[str], program: str) -> None:
     """Reads the command line."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(str(__doc__))
+        return
     jax.config.update("jax_platforms", "cpu")  # Devices that are here are not asked.
-    chosen, overrides = read_arguments()
-    config = read_config(chosen.config, overrides)
-    if chosen.out is not None and not chosen.out.absolute().parent.is_dir():
-        raise InputError(f"no folder {chosen.out.absolute().parent} for --out; make it first")
-    jax.config.update("jax_optimization_level", chosen.effort)
+    order = _read(arguments, program)
+    jax.config.update("jax_optimization_level", order.effort)
     jax.config.update("jax_enable_compilation_cache", False)  # What is in it shows no text.
-    programs = PROGRAMS if chosen.program == "both" else (chosen.program,)
-    topologies = [describe(name) for name in chosen.topology]
-    if not plan_all(config, topologies, programs, chosen.out):
+    programs = PROGRAMS if order.program == "both" else (order.program,)
+    topologies = [describe(name) for name in order.topology]
+    if not plan_all(order.config, topologies, programs, order.out):
         raise SystemExit(1)
 
 
-if __name__ == "__main__":
-    main()
+def _read(arguments: list[str], program: str) -> PlanArguments:
+    """The config of the first argument, changed by the others.
+
+    Raises:
+        InputError: no config, no machine, or no folder for the figures.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(f"no config; give one first, as `{program} nano --topology v5e:4x4`")
+    given, *options = arguments
+    asked = PlanArguments(config_in(bundled_or_own(Path(given))))
+    order = parse(PlanArguments, options, default=asked, prog=f"{program} {given}")
+    if not order.topology:
+        raise InputError("no machine to plan for; give --topology, as --topology v5e:4x4")
+    if order.out is not None and not order.out.absolute().parent.is_dir():
+        raise InputError(f"no folder {order.out.absolute().parent} for --out; make it first")
+    return order

@@ -9,6 +9,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,31 @@ def decode(
     return image
 
 
+def find_images(given: Iterable[Path]) -> list[Path]:
+    """The files of these paths, in their order, each once; a folder stands for the images in it.
+
+    Images in a folder are known by their suffixes, and taken by name; hidden ones are not.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no images.
+    """
+    found: dict[Path, Path] = {}
+    for path in given:
+        files = _images_in(path) if path.is_dir() else [path]
+        for file in files:
+            found.setdefault(file.absolute(), file)
+    return list(found.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    suffixes = (".png", ".jpg", ".jpeg", ".webp")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    images = [path for path in files if path.is_file() and not path.name.startswith(".")]
+    if not images:
+        raise InputError(f"{folder} holds no PNG, JPEG or WebP files; give a folder that does")
+    return images
+
+
 def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
     """The picture as RGBA in [0, 1], not premultiplied, upright, at most WORKING_SIZE on a side.
 
@@ -76,7 +102,7 @@ def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
             wholly transparent.
     """
     path = Path(path)
-    _check_is_file(path)
+    check_is_file(path)
     try:
         with path.open("rb") as file:
             image = decode(file, str(path))
@@ -97,7 +123,8 @@ def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
     return rgba
 
 
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
+    """Raises an InputError, which says why, unless there is something at `path` to read."""
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder; give one image file")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from o3d_jax.commands.build_data import main
+from o3d_jax.__main__ import main as o3d
 from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.data.orbits.build import Build, build
 from o3d_jax.data.orbits.folder import find_orbits, read_orbit, write_orbit
@@ -377,24 +377,21 @@ def test_contradictions_in_the_config_are_refused(data, message):
         small_config(**data)
 
 
-def run_build(monkeypatch, *arguments) -> int:
-    monkeypatch.setattr("sys.argv", ["build", *map(str, arguments)])
+def run_build(*arguments) -> int:
     with pytest.raises(SystemExit) as stopped:
-        main()
+        o3d(["data", "build", *map(str, arguments)])
     return stopped.value.code
 
 
-def test_the_command_says_what_it_packed_and_its_status_whether_all(
-    folder, tmp_path, monkeypatch, capsys
-):
+def test_the_command_says_what_it_packed_and_its_status_whether_all(folder, tmp_path, capsys):
     (tmp_path / "ids.txt").write_text("object03\nobject04\n")
-    assert run_build(monkeypatch, folder, tmp_path / "a", "--ids", tmp_path / "ids.txt") == 0
+    assert run_build(folder, tmp_path / "a", "--ids", tmp_path / "ids.txt") == 0
     assert capsys.readouterr().out == f"{tmp_path}/a/orbit_renders/1.0.0: 2 of 2 orbits\n"
     root = write_set(tmp_path / "set", 3)
     (root / "object01" / "0" / "render_0000.png").unlink()
-    assert run_build(monkeypatch, root, tmp_path / "b") == 1
+    assert run_build(root, tmp_path / "b") == 1
     assert capsys.readouterr().out == f"{tmp_path}/b/orbit_renders/1.0.0: 2 of 3 orbits\n"
-    assert run_build(monkeypatch, root, tmp_path / "b") == 2
+    assert run_build(root, tmp_path / "b") == 2
 
 
 def test_a_full_disk_and_a_missing_package_are_one_line(folder, tmp_path, monkeypatch, capsys):
@@ -403,15 +400,15 @@ def test_a_full_disk_and_a_missing_package_are_one_line(folder, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr("o3d_jax.data.orbits.packing.OrbitRenders.download_and_prepare", full)
-        assert run_build(patch, folder, tmp_path) == 2
+        assert run_build(folder, tmp_path) == 2
     assert f"error: {tmp_path}: No space left on device; make room" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "apache_beam", None)
-        assert run_build(patch, folder, tmp_path, "--beam", "runner=DirectRunner") == 2
+        assert run_build(folder, tmp_path, "--beam", "runner=DirectRunner") == 2
     assert "error: --beam needs Apache Beam; pip install" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tensorflow_datasets", None)
-        assert run_build(patch, folder, tmp_path) == 2
+        assert run_build(folder, tmp_path) == 2
         assert "pip install 'o3d-jax[data]'" in capsys.readouterr().err
         with pytest.raises(InputError, match=r"pip install 'o3d-jax\[data\]'"):
             pack = tmp_path / "orbit_renders" / "1.0.0"

@@ -8,7 +8,6 @@ blending are what the protocol says.
 import dataclasses
 import hashlib
 import json
-import sys
 import zlib
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from o3d_jax.__main__ import main as o3d
 from o3d_jax.commands import evaluate as command
 from o3d_jax.data.orbits.folder import RenderedOrbit, read_orbit, write_orbit
 from o3d_jax.evaluation import evaluate, scores
@@ -134,8 +134,7 @@ def with_oracle(monkeypatch):
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-    command.main()
+    o3d(["evaluate", *map(str, arguments)])
 
 
 def test_numbers_are_those_that_the_models_are_made_to_have(

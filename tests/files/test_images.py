@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from o3d_jax.errors import InputError, exit_on_input_error
-from o3d_jax.files.images import WORKING_SIZE, load_image, save_png, to_rgba
+from o3d_jax.files.images import WORKING_SIZE, find_images, load_image, save_png, to_rgba
 from support.deep_png import deep_png
 
 BYTE = 1 / 255
@@ -210,6 +210,19 @@ def test_no_prefix_of_a_file_loads_with_other_pixels(tmp_path, options):
         except InputError:
             refused += 1
     assert refused > 0.9 * len(content)  # All but a trailer after the pixels.
+
+
+def test_a_folder_stands_for_its_images_by_name_and_none_is_taken_twice(tmp_path):
+    for name in ("b.PNG", "a.jpeg", "c.webp", "._a.png", "notes.txt", "d.gif"):
+        (tmp_path / name).touch()
+    (tmp_path / "deeper.png").mkdir()
+    (tmp_path / "deeper.png" / "e.png").touch()
+    first, missing = tmp_path / "c.webp", tmp_path / "none.png"
+    found = find_images([first, tmp_path, missing, first])
+    assert found == [first, tmp_path / "a.jpeg", tmp_path / "b.PNG", missing]
+    with pytest.raises(InputError, match="deeper holds no PNG, JPEG or WebP files"):
+        (tmp_path / "deeper").mkdir()
+        find_images([tmp_path / "deeper"])
 
 
 def test_other_errors_keep_their_traceback():

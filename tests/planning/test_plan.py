@@ -221,10 +221,12 @@ def test_gpu_targets_parse_and_differ():
         (("--topology", "v7:4x4"), "topology 'v7:4x4' is not known"),
         (("--topology", "v5e:2x2", "--out", "nowhere/plan.json"), "no folder"),
         (("--topology", "v5e:2x2", "--train.zerro", "3"), "did you mean --train.zero?"),
+        (("--topologi", "v5e:2x2"), "did you mean --topology?"),
+        ((), "no machine to plan for; give --topology"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(options, message):
-    command = [sys.executable, "-m", "o3d_jax.commands.plan", "configs/tiny.py", *options]
+    command = [sys.executable, "-m", "o3d_jax", "plan", "tiny", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr
@@ -234,7 +236,7 @@ def test_bad_input_is_one_line_and_status_2(options, message):
 def test_tiny_is_planned_for_a_tpu(tmp_path, tiny):
     pytest.importorskip("libtpu")
     out = tmp_path / "plan.json"
-    command = [sys.executable, "-m", "o3d_jax.commands.plan", "configs/tiny.py"]
+    command = [sys.executable, "-m", "o3d_jax", "plan", "configs/tiny.py"]
     command += ["--topology", "v5e:2x2", "--program", "step", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr

@@ -120,5 +120,4 @@ if __name__ == "__main__":
         interrupt_at_compilation(float(seconds))
     elif phase != "none":
         interrupt_at(phase, float(seconds))
-    sys.argv = ["train.py", *arguments]
-    train.main()
+    train.main(arguments)

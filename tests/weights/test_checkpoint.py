@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import shutil
-import sys
 
 import chex
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from o3d_jax.commands import bundle
+from o3d_jax.__main__ import main as o3d
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.types import Frozen, Params
@@ -64,9 +63,8 @@ def test_what_a_killed_process_left_of_a_model_is_removed_and_nothing_else(
     assert sorted(tmp_path.iterdir()) == [aside, theirs, tmp_path / "model"]
 
 
-def test_a_bundle_is_the_model_in_half_precision(saved, tiny, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bundle", str(saved), str(tmp_path / "small")])
-    bundle.main()
+def test_a_bundle_is_the_model_in_half_precision(saved, tiny, weights, tmp_path):
+    o3d(["weights", "bundle", str(saved), str(tmp_path / "small")])
     model = load_model(tmp_path / "small")
     half = jax.tree.map(lambda a: np.asarray(a, np.float16).astype(np.float32), weights)
     chex.assert_trees_all_equal(model.weights, half)

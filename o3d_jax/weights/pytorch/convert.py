@@ -18,6 +18,7 @@ from tqdm import tqdm
 from o3d_jax.cli import read_config
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
+from o3d_jax.places import CONFIGS
 from o3d_jax.types import Frozen, Params
 from o3d_jax.weights.checkpoint import Weights
 from o3d_jax.weights.pytorch.fields import NETWORKS, NetworkName, field_faults
@@ -45,7 +46,6 @@ from o3d_jax.weights.pytorch.rules import (
 from o3d_jax.weights.pytorch.safetensors import FLOATS, Source, read_network
 from o3d_jax.weights.streaming import Leaf, check_space, save_streamed
 
-CONFIGS = Path(__file__).parents[3] / "configs"
 Rotation = Literal["per_gaussian", "over_gaussians"]
 Variant = Literal["fp32", "fp16"]
 

@@ -393,17 +393,16 @@ def test_blender_is_not_started_on_a_model_that_refers_to_elsewhere(models, tmp_
     assert "'../secret.png', outside its folder" in outcome.fault and not started
 
 
-def test_the_command_line_has_flat_options(models, tmp_path, monkeypatch, capsys):
+def test_the_command_line_has_flat_options(models, tmp_path, capsys):
+    from o3d_jax.__main__ import main as o3d
     from o3d_jax.cli import parse
-    from o3d_jax.commands.render_orbits import main
     from o3d_jax.data.meshes import rendering as tool
 
     arguments = [str(models), str(tmp_path / "out"), "--size", "32", "--elevation", "0", "10"]
     order = parse(tool.RenderOrbits, [*arguments, "--maps", "--workers", "3"])
     assert (order.plan.size, order.plan.elevation, order.plan.maps) == (32, (0.0, 10.0), True)
     assert (order.workers, order.models) == (3, models)
-    monkeypatch.setattr(sys, "argv", ["render_orbits", *arguments, "--radius", "0"])
     with pytest.raises(SystemExit) as exit:
-        main()
+        o3d(["data", "render", *arguments, "--radius", "0"])
     said = capsys.readouterr().err
     assert exit.value.code == 2 and "--radius" in said and said.count("\n") == 1

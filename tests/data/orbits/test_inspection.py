@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from o3d_jax.commands import inspect_data
+from o3d_jax.__main__ import main as o3d
 from o3d_jax.data.orbits.drawing import BOX_COLOR, FRAME_SIZE, frustum, picture_of_orbit
 from o3d_jax.data.orbits.folder import RenderedOrbit, write_orbit
 from o3d_jax.geometry.orbits import orbit_poses, pinhole
@@ -26,10 +26,8 @@ def folder(tmp_path):
 
 
 def run(*arguments) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["inspect_data", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            inspect_data.main()
+    with pytest.raises(SystemExit) as stopped:
+        o3d(["data", "inspect", *map(str, arguments)])
     return stopped.value.code
 
 

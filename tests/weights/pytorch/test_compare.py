@@ -84,11 +84,10 @@ def clip_dump(clip_outputs, tmp_path):
 
 def run(monkeypatch, capsys, *arguments):
     """Exit status, and the lines of both streams."""
-    from o3d_jax.commands.compare import main
+    from o3d_jax.__main__ import main as o3d
 
-    monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit:
-        main()
+        o3d(["weights", "compare", *map(str, arguments)])
     streams = capsys.readouterr()
     return exit.value.code, streams.out.splitlines(), streams.err.splitlines()
 

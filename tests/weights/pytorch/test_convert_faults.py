@@ -4,14 +4,13 @@ import dataclasses
 import json
 import math
 import shutil
-import sys
 import weakref
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from o3d_jax.commands import convert as command
+from o3d_jax.__main__ import main as o3d
 from o3d_jax.errors import InputError
 from o3d_jax.types import Frozen, Params
 from o3d_jax.weights import streaming
@@ -240,17 +239,16 @@ def test_a_place_without_room_is_refused_before_anything_is_written(
             ["released", "nowhere", "out"],
             "nowhere holds none of mv_model_unet.pth, mv_model_unet.safetensors",
         ),
-        (["svd"], "Missing from convert svd: PATH SVD as diffusers lays it out"),
+        (["svd"], "Missing from o3d weights convert svd: PATH SVD as diffusers lays it out"),
         (["svd", "a", "b", "--variant", "fp8"], "fp8"),
-        (["sdv", "a", "b"], "cannot convert 'sdv'; give svd, lgm or released first"),
-        ([], "cannot convert 'nothing'"),
+        (["sdv", "a", "b"], "cannot convert 'sdv'; give svd, lgm or released; nearest is 'svd'"),
+        ([], "nothing to convert; give one of these first: svd, lgm, released"),
     ],
 )
 def test_what_the_user_got_wrong_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["convert", *arguments])
     with pytest.raises(SystemExit) as exit:
-        command.main()
+        o3d(["weights", "convert", *arguments])
     assert exit.value.code == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Writes weights under their torch names: `python -m o3d_jax.commands.export CHECKPOINT OUT`.
+"""Writes weights under their torch names: `o3d weights export CHECKPOINT OUT`.
 
 OUT/mv_model_unet and OUT/recon_model, OUT/vae/diffusion_pytorch_model and OUT/image_encoder/model,
 each as .safetensors, above 5 GB as shards with an index. The release wants .pth; with torch:
@@ -10,15 +10,9 @@ each as .safetensors, above 5 GB as shards with an index. The release wants .pth
 import sys
 
 from o3d_jax.cli import parse
-from o3d_jax.errors import exit_on_input_error
 from o3d_jax.weights.pytorch.export import Export, export
 
 
-@exit_on_input_error()
-def main() -> None:
+def main(arguments: list[str], program: str) -> None:
     """Reads the command line."""
-    sys.stdout.write(export(parse(Export, sys.argv[1:], prog="export", description=__doc__)))
-
-
-if __name__ == "__main__":
-    main()
+    sys.stdout.write(export(parse(Export, arguments, prog=program, description=__doc__)))

@@ -1,4 +1,4 @@
-"""Makes a checkpoint from torch weights: `python -m o3d_jax.commands.convert svd|lgm|released`.
+"""Makes a checkpoint from torch weights: `o3d weights convert svd|lgm|released ...`.
 
     svd SVD_DIR OUT [--lgm FILE]    to train from: SVD's U-Net, VAE and image encoder, and LGM
     lgm FILE OUT                    LGM alone: to compare it with torch's, to export it, or to
@@ -9,28 +9,27 @@
 
 What the files don't know starts fresh, from the config's seed: feedback encoders, ray embeddings,
 LGM's time embedding. How many views or frames there are is not in the weights: the config says so.
-Values keep their type, so that `o3d_jax.weights.pytorch.export` gives the same bits.
+Values keep their type, so that `o3d weights export` gives the same bits.
 `.pth` files need torch: pip install 'o3d-jax[convert]'.
 """
 
+import difflib
 import sys
 
 from o3d_jax.cli import parse
-from o3d_jax.errors import InputError, exit_on_input_error
+from o3d_jax.errors import InputError
 from o3d_jax.weights.pytorch.convert import ORDERS, convert
 
 
-@exit_on_input_error()
-def main() -> None:
+def main(arguments: list[str], program: str) -> None:
     """Reads the command line."""
-    name, *arguments = sys.argv[1:] or ["nothing"]
+    if not arguments:
+        raise InputError(f"nothing to convert; give one of these first: {', '.join(ORDERS)}")
+    name, *rest = arguments
     if name in ("-h", "--help"):
         sys.stdout.write(str(__doc__))
         return
     if name not in ORDERS:
-        raise InputError(f"cannot convert {name!r}; give svd, lgm or released first")
-    sys.stdout.write(convert(parse(ORDERS[name], arguments, prog=f"convert {name}")))
-
-
-if __name__ == "__main__":
-    main()
+        near = difflib.get_close_matches(name, ORDERS, 1, 0.0)[0]
+        raise InputError(f"cannot convert {name!r}; give svd, lgm or released; nearest is {near!r}")
+    sys.stdout.write(convert(parse(ORDERS[name], rest, prog=f"{program} {name}")))

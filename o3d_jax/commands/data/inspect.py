@@ -1,4 +1,4 @@
-"""Finds what is wrong with rendered orbits: `python -m o3d_jax.commands.inspect_data RENDERED`.
+"""Finds what is wrong with rendered orbits: `o3d data inspect RENDERED`.
 
 Prints a table of all orbits below RENDERED, then a line for each problem: poses that are not
 finite, mirrored, sheared, off the sphere or turned away, missing, damaged or opaque frames, empty
@@ -12,16 +12,10 @@ import sys
 
 from o3d_jax.cli import parse
 from o3d_jax.data.orbits.inspection import Inspect, inspect, inspection_report
-from o3d_jax.errors import exit_on_input_error
 
 
-@exit_on_input_error()
-def main() -> None:
+def main(arguments: list[str], program: str) -> None:
     """Reads the command line."""
-    rows = inspect(parse(Inspect, sys.argv[1:], prog="inspect_data", description=__doc__))
+    rows = inspect(parse(Inspect, arguments, prog=program, description=__doc__))
     sys.stdout.write(inspection_report(rows))
     raise SystemExit(int(any(row.problems for row in rows)))
-
-
-if __name__ == "__main__":
-    main()
