@@ -167,10 +167,10 @@ def to_mesh(model: ModelContent, smooth: bool) -> Mesh:
             count = _fill(mesh, count, slab, means)
     if not count:
         raise InputError("it has no triangles to draw; export it as a mesh of triangles")
-    return cut(mesh, count)
+    return _first(mesh, count)
 
 
-def cut(mesh: Mesh, count: int) -> Mesh:
+def _first(mesh: Mesh, count: int) -> Mesh:
     """The first triangles of a mesh."""
     uvs = mesh.uvs[:count]
     return mesh._replace(

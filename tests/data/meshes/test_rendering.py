@@ -80,6 +80,17 @@ def test_a_broken_model_is_reported_and_the_others_are_rendered(run, tmp_path):
     assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 1000
 
 
+def test_what_is_drawn_but_not_as_its_owner_thinks_is_said_once_in_the_summary(run, models):
+    (models / "sub" / "empty.glb").unlink()
+    faces = "usemtl stone\nf 1 2 3\nusemtl wood\nf 1 3 2\nusemtl stone\nf 3 2 1\n"
+    (models / "blue.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n" + faces)
+    status, out, err = run()
+    assert status == 0 and "rendered          3\n" in out and "failed            0\n" in out
+    said = "  blue: materials 'stone', 'wood' are in none of its libraries; drawn white\n"
+    assert out.endswith(said) and out.count("blue") == 1 and "blue" not in err
+    assert "there before      3\n" in run()[1]
+
+
 def test_meta_json_is_the_releases(run, models, tmp_path):
     (models / "sub" / "empty.glb").unlink()
     assert run(plan={"radius": 1.7417, "fov": 39.598, "elevation": (10.0, 10.0)})[0] == 0

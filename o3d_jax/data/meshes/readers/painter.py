@@ -80,7 +80,8 @@ class Painter:
         if self._unknown:
             names = ", ".join(repr(name[:80]) for name in self._unknown[:3])
             more = f" and {len(self._unknown) - 3} more" if len(self._unknown) > 3 else ""
-            found.append(f"materials {names}{more} are in none of its libraries; drawn white")
+            many = ("materials", "are") if len(self._unknown) > 1 else ("material", "is")
+            found.append(f"{many[0]} {names}{more} {many[1]} in none of its libraries; drawn white")
         if self._flat:
             found.append("it has textures and no coordinates for them; drawn in plain colors")
         return tuple(found)

@@ -112,9 +112,6 @@ def _cut(points: Float[np.ndarray, "size 3"]) -> Int[np.ndarray, "t 3"] | None:
     right = np.cross(np.eye(3)[np.abs(normal).argmin()], normal)
     right /= np.linalg.norm(right)
     flat = np.ascontiguousarray(local @ np.stack([right, np.cross(normal, right)], axis=-1))
+    # Seen along its normal, a polygon runs counter-clockwise, and so do the triangles given here.
     found = mapbox_earcut.triangulate_float64(flat, np.array([len(flat)], np.uint32))
-    cut = found.reshape(-1, 3).astype(np.int64)
-    a, b, c = flat[cut[:, 0]], flat[cut[:, 1]], flat[cut[:, 2]]
-    area = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
-    turned = np.where((area < 0)[:, None], cut[:, ::-1], cut)
-    return turned if len(turned) else None
+    return found.reshape(-1, 3).astype(np.int64) if len(found) else None

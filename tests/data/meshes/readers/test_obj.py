@@ -89,7 +89,7 @@ def test_a_material_that_is_nowhere_is_white_and_said_once(drawn):
     made = drawn(m_obj=cube("r", "other"), **files)
     hues = made.hues()
     assert hues["red"] > 500 < hues["white"] and hues["other"] < 150  # On the edges.
-    assert made.remark == "materials 'other' are in none of its libraries; drawn white"
+    assert made.remark == "material 'other' is in none of its libraries; drawn white"
     made = drawn(m_obj=cube("a", "b", "c", "d", head=""), **files)
     assert made.hues()["white"] > 1000 and made.remark.count("drawn white") == 1
     assert "'a', 'b', 'c' and 1 more" in made.remark
