@@ -95,7 +95,7 @@ def _list_commands(program: str, summaries: dict[str, str]) -> None:
         def command() -> None: ...
 
         command.__doc__ = summary
-        app.command(command, name=name)
+        app.command(name=name)(command)
     about = f"One image in, a 3D object out. `{program} COMMAND --help` says more of a command."
     app.cli(prog=program, description=about, args=["--help"])
 

@@ -171,6 +171,8 @@ def _one_line(box: str) -> str:
     bare = itertools.dropwhile(lambda line: not line.strip(rules), inside)
     message = " ".join(itertools.takewhile(lambda line: line.strip(rules), bare))
     options = [line for line in inside if line.startswith("--") and line.strip(rules)]
+    # The end of the box's last sentence, "For full helptext, run ... --help", may be a line, too.
+    options = [line for line in options if line != "--help"]
     meant = [option.split()[0].rstrip(",") for option in options]
     if meant and message.startswith("Unrecognized"):
         message += f"; did you mean {', '.join(dict.fromkeys(meant))}?"

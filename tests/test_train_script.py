@@ -178,7 +178,7 @@ def test_the_networks_of_one_checkpoint_are_read_once(config, monkeypatch):
     save_model(folder, config, Weights(params=params, frozen=Frozen(vae=frozen.vae)))
     monkeypatch.setattr(start, "load_model", lambda path: read.append(path) or load_model(path))
     found = start_weights(dataclasses.replace(config, weights=folder), networks)
-    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    chex.assert_trees_all_equal(found.params, params)
     assert read == [folder]
 
 
@@ -232,7 +232,7 @@ FIGURES = {"vae": "vae_psnr", "lgm": "lgm_psnr", "unet": "diffusion_6"}
 @pytest.mark.parametrize("part", list(LEFT))
 def test_a_resumed_training_of_a_part_ends_the_same_bit_for_bit(parts, part):
     one, resumed = parts[part]
-    jax.tree.map(np.testing.assert_array_equal, one.weights, resumed.weights)
+    chex.assert_trees_all_equal(one.weights, resumed.weights)
     assert (resumed.log, resumed.evaluations) == (one.log, one.evaluations)
     assert [row["step"] for row in one.log] == [1, 2, 3, 4]
     assert [row["step"] for row in one.evaluations] == [2, 4]
@@ -256,11 +256,11 @@ def test_joint_training_goes_on_from_what_its_parts_have_left(config, parts):
     trained = Params(unet=unet.params.unet, lgm=lgm.params.lgm, clip=unet.params.clip)
     begun = start_weights(joint, networks)
     expected = Weights(params=trained, frozen=Frozen(vae=vae.frozen.vae))
-    jax.tree.map(np.testing.assert_array_equal, begun, expected)
+    chex.assert_trees_all_equal(begun, expected)
 
     train.train(joint)
     ended = load_model(joint.folder / "model").weights
-    jax.tree.map(np.testing.assert_array_equal, ended.frozen, expected.frozen)
+    chex.assert_trees_all_equal(ended.frozen, expected.frozen)
     # A few steps of 1e-3 and less away from there, and farther from fresh ones.
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ended.params, trained)
     assert 1e-5 < max(jax.tree.leaves(moved)) < 0.01
@@ -276,7 +276,7 @@ def test_every_process_makes_the_same_vae_of_what_was_trained(config, monkeypatc
     system = SimpleNamespace(config=config, networks=networks)
     first = train._scaled_vae(system, state)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    jax.tree.map(np.testing.assert_array_equal, train._scaled_vae(system, state), first)
+    chex.assert_trees_all_equal(train._scaled_vae(system, state), first)
 
 
 def test_weights_of_another_meaning_are_refused_though_their_shapes_agree(config):

@@ -111,9 +111,10 @@ def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
     if getattr(image, "is_animated", False) and image.format in ("PNG", "WEBP"):
         warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=2)
     try:
-        image = _to_rgba(ImageOps.exif_transpose(image))
+        image = ImageOps.exif_transpose(image)
     except _DECODER_ERRORS as error:
         raise InputError(f"{path} is damaged or cut short; save it anew: {error}") from error
+    image = to_rgba(image, str(path))
     # Pillow premultiplies alpha while it resizes.
     image.thumbnail((WORKING_SIZE, WORKING_SIZE), Image.Resampling.HAMMING)  # Does not ring.
     rgba = np.asarray(image, np.float32) / 255
@@ -148,10 +149,36 @@ def _check_size(name: str, width: int, height: int) -> None:
         raise InputError(f"{_too_large(name)} (it is {width} x {height})")
 
 
-def _to_rgba(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255.
-        grey = np.asarray(image).astype(np.float32) / 257  # 65535 / 255
-        image = Image.fromarray(np.round(grey).clip(0, 255).astype(np.uint8))
+def to_rgba(image: Image.Image, name: str) -> Image.Image:
+    """The picture with 8 bits a channel and with alpha; `name` says in messages which.
+
+    Of 16 bits, 65535 is full brightness, whatever is the brightest in the picture, and opaque; of
+    color, Pillow has kept the upper 8 bits, which are within one step. In decimal numbers, 1 is.
+
+    Raises:
+        InputError: Pillow cannot tell what its values mean.
+    """
+    try:
+        return _deep_gray(image) if image.mode[0] in "IF" else _with_alpha(image)
+    except _DECODER_ERRORS as error:
+        raise InputError(f"{name} is of a kind that is not read; save it anew: {error}") from error
+
+
+def _deep_gray(image: Image.Image) -> Image.Image:
+    """Gray of more than 8 bits: Pillow would cut it off at 255, and lose what is clear."""
+    values = np.asarray(image).astype(np.float32)
+    full = 1 if image.mode == "F" else 65535
+    gray = np.round(np.nan_to_num(values) / full * 255).clip(0, 255).astype(np.uint8)
+    clear = image.info.get("transparency")  # The one value that stands for nothing there.
+    there = np.ones_like(gray) if clear is None else values != clear
+    alpha = np.where(there, 255, 0).astype(np.uint8)
+    return Image.fromarray(np.dstack([gray, gray, gray, alpha]))
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 255:  # Of 16 bits, as its pixels were.
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     return image.convert("RGBA")
 
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from o3d_jax.errors import InputError
 from o3d_jax.types import Gaussians
@@ -42,33 +43,38 @@ def values_to_store(
             f"means of shape {gaussians.means.shape}: {path} holds one object, so give (n, 3)"
         )
     names = [field.name for field in dataclasses.fields(Values)]
-    values = {name: np.asarray(getattr(gaussians, name), np.float64) for name in names}
-    bad = _not_finite(Values(**values))
+    values = Values(**{name: np.asarray(getattr(gaussians, name), np.float64) for name in names})
+    bad = int(_not_finite(values).sum())
     if bad:
         raise ValueError(
             f"{bad} of {len(gaussians.means)} Gaussians are not finite; {path} is not written"
         )
-    if (values["scales"] < 0).any():
+    if (values.scales < 0).any():
         raise ValueError(
-            f"the least scale is {values['scales'].min():.3g}; give standard deviations, at least "
+            f"the least scale is {values.scales.min():.3g}; give standard deviations, at least "
             f"0; {path} is not written"
         )
-    kept = values["opacities"] >= min_opacity
-    return Values(**{name: value[kept] for name, value in values.items()})
+    return _some(values, values.opacities >= min_opacity)
 
 
-def gaussians_from(path: str | os.PathLike[str], values: Values) -> Gaussians:
+def gaussians_from(path: str | os.PathLike[str], values: Values, drop_bad: bool) -> Gaussians:
     """The Gaussians that a file holds, in float32.
 
+    Args:
+        drop_bad: whether those with values that float32 cannot hold are left out, with a warning
+            that says how many.
+
     Raises:
-        InputError: values that are not finite in float32.
+        InputError: there are such, and they are not to be left out, or they are all.
     """
     bad = _not_finite(values)
-    if bad:
-        raise InputError(
-            f"{path}: {bad} of {len(values.means)} Gaussians are not finite; export it anew "
-            "without them"
-        )
+    if bad.any():
+        there = f"{path}: {bad.sum()} of {len(bad)} Gaussians are not finite"
+        if not drop_bad or bad.all():
+            rest = "; export it anew" + ("" if bad.all() else ", or read it with drop_bad=True")
+            raise InputError(there + rest)
+        warnings.warn(f"{there}, and left out", stacklevel=3)
+        values = _some(values, ~bad)
     return Gaussians(
         means=jnp.asarray(values.means, jnp.float32),
         scales=jnp.asarray(values.scales, jnp.float32),
@@ -78,12 +84,17 @@ def gaussians_from(path: str | os.PathLike[str], values: Values) -> Gaussians:
     )
 
 
-def _not_finite(values: Values) -> int:
-    """How many Gaussians have a value that float32 cannot hold."""
+def _some(values: Values, kept: Bool[np.ndarray, " n"]) -> Values:
+    names = [field.name for field in dataclasses.fields(Values)]
+    return Values(**{name: getattr(values, name)[kept] for name in names})
+
+
+def _not_finite(values: Values) -> Bool[np.ndarray, " n"]:
+    """Which Gaussians have a value that float32 cannot hold."""
     rows = [values.means, values.scales, values.quats, values.opacities[:, None], values.colors]
     with np.errstate(over="ignore"):
         table = np.concatenate(rows, axis=-1).astype(np.float32)
-    return int((~np.isfinite(table).all(axis=-1)).sum())
+    return np.asarray(~np.isfinite(table).all(axis=-1))
 
 
 def file_content(path: str | os.PathLike[str]) -> bytes:

@@ -5,9 +5,7 @@ the zeroth spherical harmonic of the color, (rgb - 0.5) / C0.
 """
 
 import os
-import re
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +13,7 @@ from scipy.special import expit, logit
 
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
+from o3d_jax.files.ply_header import PlyElement, read_ply_header
 from o3d_jax.media.gaussians import (
     MIN_OPACITY,
     Values,
@@ -38,16 +37,7 @@ _QUATERNION = ("rot_0", "rot_1", "rot_2", "rot_3")
 FIELDS = (*_MEAN, "nx", "ny", "nz", *_COLOR, "opacity", *_SCALES, *_QUATERNION)
 """Properties, in order; normals are 0. rot is (w, x, y, z)."""
 
-_NEEDED = (*_MEAN, *_COLOR, "opacity", *_SCALES, *_QUATERNION)
-
-_TYPES = {
-    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
-    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
-    **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
-}
-"""Both sets of names that .ply files use."""
-
-_BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
+_NEEDED = (*_MEAN, *_COLOR, "opacity", *_SCALES[:2], *_QUATERNION)
 
 
 def write_ply(
@@ -77,13 +67,19 @@ def _header(count: int) -> bytes:
     return ("\n".join([*lines, "end_header"]) + "\n").encode("ascii")
 
 
-def read_ply(path: str | os.PathLike[str]) -> Gaussians:
+@np.errstate(over="ignore", invalid="ignore")  # What is not finite is dropped or refused.
+def read_ply(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
     """The Gaussians of a file in this layout, after activation.
 
     Properties may come in any order and be float or double, in either byte order; further ones
     and further elements are skipped. Of colors that change with the direction (f_rest_*), the
     part that does not is read, with a warning. Colors below 0 become 0, as 3D Gaussian
-    Splatting draws them.
+    Splatting draws them. Without scale_2, as 2D Gaussian Splatting writes them, Gaussians are flat:
+    their third scale is 0.
+
+    Args:
+        drop_bad: whether Gaussians with values that are not finite, which some programs write, are
+            left out, with a warning that says how many, and not refused.
 
     Raises:
         InputError: missing, not such a file, cut short, or with values that are not finite.
@@ -100,8 +96,9 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
             "(f_dc_*) is read",
             stacklevel=2,
         )
-    with np.errstate(over="ignore"):
-        scales = np.exp(columns(*_SCALES))
+    names = [name for name in _SCALES if name in (table.dtype.names or ())]
+    scales = np.exp(columns(*names))
+    scales = np.pad(scales, [(0, 0), (0, 3 - len(names))])
     values = Values(
         means=columns(*_MEAN),
         scales=scales,
@@ -109,74 +106,43 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
         opacities=expit(columns("opacity")[:, 0]),
         colors=(columns(*_COLOR) * SH_C0 + 0.5).clip(0),
     )
-    return gaussians_from(path, values)
-
-
-class _Element(NamedTuple):
-    """A table of the file."""
-
-    name: str
-    count: int
-    properties: list[tuple[str, str]]
-    """Name and numpy type; the type is "" for a list, whose length differs from row to row."""
+    return gaussians_from(path, values, drop_bad)
 
 
 def _read_vertices(path: str | os.PathLike[str]) -> np.ndarray:
     """The rows of the element vertex, with its properties as named fields."""
     content = file_content(path)
-    is_ply = content.startswith((b"ply\n", b"ply\r\n"))
-    end = re.search(rb"^end_header\r?\n", content, re.MULTILINE) if is_ply else None
-    if end is None:
-        raise InputError(f"{path} is not a .ply file; give one that holds 3D Gaussians")
-    elements = _parse_header(path, content[: end.start()].decode("ascii", errors="replace"))
+    header = read_ply_header(content, str(path))
+    if not header.byte_order:
+        raise InputError(f"{path} is a .ply in text; save it as a binary one")
+    elements = header.elements
     names = [element.name for element in elements]
     if names.count("vertex") != 1:
         raise InputError(f"{path} is not a .ply of Gaussians: it needs one element, vertex")
     before = elements[: names.index("vertex")]
     vertex = elements[len(before)]
     _check_is_of_gaussians(path, before, vertex)
-    start = end.end() + sum(element.count * _row(element).itemsize for element in before)
-    row = _row(vertex)
-    needed, found = start + vertex.count * row.itemsize, len(content)
+    skipped = sum(element.count * _row(element, "<").itemsize for element in before)
+    row = _row(vertex, header.byte_order)
+    needed, found = skipped + vertex.count * row.itemsize, len(content) - header.start
     last = vertex is elements[-1]
     if found < needed or (last and found > needed):
         raise InputError(
-            f"{path} has {found - end.end()} bytes of data, its header says "
-            f"{'' if last else 'at least '}{needed - end.end()}: it is damaged; copy it again"
+            f"{path} has {found} bytes of data, its header says "
+            f"{'' if last else 'at least '}{needed}: it is damaged; copy it again"
         )
-    return np.frombuffer(content, row, vertex.count, start)
-
-
-def _parse_header(path: str | os.PathLike[str], header: str) -> list[_Element]:
-    """The elements in order, their types with the file's byte order."""
-    order = ""
-    elements: list[_Element] = []
-    for line in header.split("\n")[1:]:
-        words = line.split()
-        match words:
-            case [] | ["comment" | "obj_info", *_]:
-                pass
-            case ["format", kind, "1.0"] if kind in _BYTE_ORDERS and not order:
-                order = _BYTE_ORDERS[kind]
-            case ["element", name, count] if order and re.fullmatch("[0-9]{1,15}", count):
-                elements.append(_Element(name=name, count=int(count), properties=[]))
-            case ["property", "list", _, _, name] if elements:
-                elements[-1].properties.append((name, ""))
-            case ["property", kind, name] if elements and kind in _TYPES:
-                elements[-1].properties.append((name, order + _TYPES[kind]))
-            case ["format", "ascii", *_]:
-                raise InputError(f"{path} is a .ply in text; save it as a binary one")
-            case _:
-                raise InputError(f"{path} is a damaged .ply: its header says {line.strip()!r}")
-    return elements
+    return np.frombuffer(content, row, vertex.count, header.start + skipped)
 
 
 def _check_is_of_gaussians(
-    path: str | os.PathLike[str], before: list[_Element], vertex: _Element
+    path: str | os.PathLike[str], before: list[PlyElement], vertex: PlyElement
 ) -> None:
-    names = [name for name, _ in vertex.properties]
-    numbers = {name for name, kind in vertex.properties if kind[1:] in ("f4", "f8")}
-    missing = [name for name in _NEEDED if name not in numbers]
+    names = [each.name for each in vertex.properties]
+    numbers = {
+        each.name for each in vertex.properties if each.kind[0] == "f" and not each.count_kind
+    }
+    needed = [*_NEEDED, *(name for name in _SCALES[2:] if name in names)]
+    missing = [name for name in needed if name not in numbers]
     if missing:
         raise InputError(
             f"{path} is not a .ply of Gaussians: its vertices have no {', '.join(missing)} of type "
@@ -185,13 +151,14 @@ def _check_is_of_gaussians(
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise InputError(f"{path} is a damaged .ply: it has the property {twice[0]} twice")
-    if any(not kind for element in (*before, vertex) for _, kind in element.properties):
+    if any(element.has_lists() for element in (*before, vertex)):
         raise InputError(f"{path} has lists before the end of its vertices; export it without them")
 
 
-def _row(element: _Element) -> np.dtype:
+def _row(element: PlyElement, byte_order: str) -> np.dtype:
     """One row, with no gaps. Names of other elements do not matter and may come twice."""
-    kinds = [kind for _, kind in element.properties]
+    kinds = [byte_order + each.kind for each in element.properties]
     if element.name != "vertex":
         return np.dtype([(f"{i}", kind) for i, kind in enumerate(kinds)])
-    return np.dtype(element.properties)
+    names = [each.name for each in element.properties]
+    return np.dtype(list(zip(names, kinds, strict=True)))

@@ -51,8 +51,13 @@ def write_splat(
         temporary.write_bytes(rows[order].tobytes())
 
 
-def read_splat(path: str | os.PathLike[str]) -> Gaussians:
+@np.errstate(over="ignore", invalid="ignore")  # What is not finite is dropped or refused.
+def read_splat(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
     """The Gaussians of a .splat file, in its order, with unit quaternions; none if it is empty.
+
+    Args:
+        drop_bad: whether Gaussians with values that are not finite are left out, with a warning
+            that says how many, and not refused.
 
     Raises:
         InputError: missing, not such a file, cut short, or with values that are not finite.
@@ -75,7 +80,7 @@ def read_splat(path: str | os.PathLike[str]) -> Gaussians:
         opacities=rows["rgba"][:, 3] / 255,
         colors=rows["rgba"][:, :3] / 255,
     )
-    return gaussians_from(path, values)
+    return gaussians_from(path, values, drop_bad)
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from o3d_jax.errors import InputError, exit_on_input_error
-from o3d_jax.files.images import WORKING_SIZE, find_images, load_image, save_png
+from o3d_jax.files.images import WORKING_SIZE, find_images, load_image, save_png, to_rgba
+from support.deep_png import deep_png
 
 BYTE = 1 / 255
 
@@ -70,6 +71,35 @@ def test_grey_palette_and_16_bit_files_load_as_the_same_rgba(tmp_path):
     for name, image in variants.items():
         image.save(tmp_path / name)
         np.testing.assert_allclose(load_image(tmp_path / name), expected, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pictures_of_16_bits_are_their_8_bit_twins(tmp_path, channels):
+    pixels = pattern(5, 7, channels)
+    (tmp_path / "deep.png").write_bytes(deep_png(pixels.astype(np.uint16) * 257))
+    (tmp_path / "twin.png").write_bytes(encoded(pixels.squeeze(), format="PNG"))
+    found, twin = load_image(tmp_path / "deep.png"), load_image(tmp_path / "twin.png")
+    np.testing.assert_array_equal(found, twin)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_value_that_is_not_there_is_clear_in_16_bits_too(tmp_path, channels):
+    pixels = pattern(5, 7, channels)
+    clear = pixels[2, 3].astype(np.uint16) * 257
+    (tmp_path / "a.png").write_bytes(deep_png(pixels.astype(np.uint16) * 257, clear))
+    alpha = load_image(tmp_path / "a.png")[..., 3]
+    np.testing.assert_array_equal(alpha == 0, (pixels == pixels[2, 3]).all(axis=-1))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+def test_deep_grey_of_every_mode_is_scaled_by_what_it_can_hold(mode):
+    grey = pattern(6, 4, 1)[..., 0]
+    # Pillow makes and keeps each of these modes; TIFF files come in all of them.
+    stored = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4", "F": "<f4"}[mode]
+    values = grey / 255 if mode == "F" else grey.astype(np.int64) * 257
+    image = Image.frombytes(mode, (4, 6), values.astype(stored).tobytes())
+    rgba = np.asarray(to_rgba(image, "it"))
+    np.testing.assert_array_equal(rgba, np.dstack([grey, grey, grey, np.full_like(grey, 255)]))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

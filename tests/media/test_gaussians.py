@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import struct
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -107,3 +108,33 @@ def test_bfloat16_is_written_as_the_numbers_it_holds(write, read, name, scene, t
     np.testing.assert_array_equal(back.means, coarse.means[:2].astype(jnp.float32))
     # A logarithm in float32 is off by at most 2^-25, and the result is rounded once more.
     np.testing.assert_allclose(back.scales, coarse.scales[:2].astype(jnp.float32), rtol=1e-7)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("write", "read", "name"), FORMATS)
+def test_bad_gaussians_of_other_programs_can_be_dropped_and_are_counted(
+    write, read, name, value, scene, tmp_path
+):
+    path = tmp_path / name
+    write(path, scene, min_opacity=0.0)
+    good = read(path)
+    content = path.read_bytes()
+    start = len(content) - 5 * (len(content.rpartition(b"end_header\n")[2]) // 5)
+    row = (len(content) - start) // 5
+    rows = [bytearray(content[start + i * row :][:row]) for i in range(5)]
+    for bad in (1, 3):
+        rows[bad][4:8] = struct.pack("<f", value)  # y
+    path.write_bytes(content[:start] + b"".join(rows))
+    with pytest.raises(InputError, match="2 of 5 Gaussians are not finite.* drop_bad=True") as said:
+        read(path)
+    assert str(path) in str(said.value)
+    with pytest.warns(UserWarning, match=f"{name}: 2 of 5 Gaussians are not finite, and left out"):
+        found = read(path, drop_bad=True)
+    for field in FIELDS:
+        expected = np.asarray(getattr(good, field))[[0, 2, 4]]
+        np.testing.assert_array_equal(getattr(found, field), expected)
+    for each in rows:
+        each[4:8] = struct.pack("<f", value)
+    path.write_bytes(content[:start] + b"".join(rows))
+    with pytest.raises(InputError, match="5 of 5 Gaussians are not finite; export it anew$"):
+        read(path, drop_bad=True)

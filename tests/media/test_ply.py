@@ -10,7 +10,8 @@ import pytest
 
 from o3d_jax.errors import InputError
 from o3d_jax.media.ply import read_ply, write_ply
-from o3d_jax.types import Gaussians
+from o3d_jax.splat import render
+from o3d_jax.types import Cameras, Gaussians
 
 HEADER = b"""ply
 format binary_little_endian 1.0
@@ -156,6 +157,28 @@ def test_what_others_write_is_read_whatever_the_order_types_and_further_parts(tm
     for name, content in files.items():
         (tmp_path / f"{name}.ply").write_bytes(content)
         assert_same(read_ply(tmp_path / f"{name}.ply"), scene)
+
+
+def test_without_a_third_scale_gaussians_are_flat_along_their_third_axis(tmp_path):
+    """As 2D Gaussian Splatting writes them, whose discs have their normal there."""
+    scene = random_gaussians(5)
+    flat = {name: kind for name, kind in SINGLE.items() if name != "scale_2"}
+    (tmp_path / "a.ply").write_bytes(ply(("vertex", vertices(scene, flat))))
+    found = read_ply(tmp_path / "a.ply")
+    assert_same(found, dataclasses.replace(scene, scales=scene.scales.at[:, 2].set(0)))
+    camera = Cameras(
+        camera_to_world=jnp.eye(4).at[2, 3].set(-4.0)[None],
+        intrinsics=jnp.array([[[1.2, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]]]),
+    )
+    thin = dataclasses.replace(found, scales=found.scales.at[:, 2].set(1e-6))
+    drawn, limit = (render(x, camera, (24, 40), jnp.ones(3)).rgb for x in (found, thin))
+    # A thousandth of a pixel.
+    np.testing.assert_allclose(drawn, limit, atol=1e-4)
+    assert np.ptp(drawn) > 0.3
+    bent = {**SINGLE, "scale_2": "<i2"}
+    (tmp_path / "b.ply").write_bytes(ply(("vertex", vertices(scene, bent))))
+    with pytest.raises(InputError, match="no scale_2 of type float"):
+        read_ply(tmp_path / "b.ply")
 
 
 def test_faces_after_the_vertices_are_skipped(tmp_path):

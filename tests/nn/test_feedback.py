@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from o3d_jax.nn.feedback import FeedbackEncoder, pixel_unshuffle
+from o3d_jax.nn.feedback import FeedbackEncoder
+from o3d_jax.nn.layers import pixel_unshuffle
 from o3d_jax.nn.rays import RayEmbedding
 from support.synthetic import synthetic_variables
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from o3d_jax.nn.layers import Conv3x3, Dense, PointwiseConv, TemporalConv
+from o3d_jax.nn.layers import (
+    Conv3x3,
+    Dense,
+    PointwiseConv,
+    TemporalConv,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
 from o3d_jax.nn.norms import GroupNorm, LayerNorm, sum_rows
 from support.quick import jit, normal
 from support.synthetic import synthetic_variables
@@ -179,6 +186,14 @@ def test_gradients_go_through_vmap_remat_and_shard_map(name):
     expected = {key: parts[0][key] + parts[1][key] for key in variables["params"]}
     expected["input"] = jnp.stack([part["input"] for part in parts])
     compare({"input": of_x, **of_variables["params"]}, expected, 2e-6)  # Order of sums.
+
+
+def test_blocks_of_pixels_become_channels_and_pixels_again():
+    x = normal(0, 2, 6, 9, 5)
+    blocks = pixel_unshuffle(x, 3)
+    assert blocks.shape == (2, 2, 3, 45)
+    np.testing.assert_array_equal(pixel_shuffle(blocks, 3), x)
+    np.testing.assert_array_equal(pixel_shuffle(x, 1), x)
 
 
 IMAGES = ((1, 1), (2, 2), (2, 3), (1, 5), (3, 3), (5, 4))

@@ -79,11 +79,14 @@ def test_memory_is_left_alone_with_another_c_library(monkeypatch, asked):
     assert asked == []
 
 
-def test_devices_are_made_of_cores_only_if_asked_for(monkeypatch):
+def test_devices_of_one_thread_each_are_made_of_cores_only_if_asked_for(monkeypatch):
     made = []
     config = SimpleNamespace(update=lambda *change: made.append(change))
     monkeypatch.setattr(host, "jax", SimpleNamespace(config=config))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_the_user=1")
     host.use_cpu_devices(0)
-    assert made == []
+    assert made == [] and os.environ["XLA_FLAGS"] == "--xla_of_the_user=1"
     host.use_cpu_devices(3)
     assert made == [("jax_num_cpu_devices", 3)]
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags == ["--xla_of_the_user=1", "--xla_cpu_multi_thread_eigen=false"]

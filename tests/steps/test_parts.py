@@ -10,13 +10,19 @@ import numpy as np
 import optax
 import pytest
 
-from o3d_jax.nn.networks import build_networks
+from o3d_jax.nn.vae import Vae
 from o3d_jax.parallel.layout import make_layout
 from o3d_jax.parallel.shards import place, place_batch
 from o3d_jax.splat.reference import render_reference
 from o3d_jax.steps.draws import draw, draw_coin
 from o3d_jax.steps.parts import KL_WEIGHT, scale_latents, split_parts
-from o3d_jax.steps.train import init_state, make_optimizer, train_step
+from o3d_jax.steps.train import (
+    init_state,
+    make_optimizer,
+    train_step,
+    train_step_gradient,
+    train_step_update,
+)
 from o3d_jax.types import Frozen, Params
 from support import handwritten
 from support.toy_networks import filled, random_batch
@@ -26,17 +32,14 @@ NETWORKS = {"vae": {"vae"}, "lgm": {"lgm"}, "unet": {"unet", "clip"}}
 """What trains in each part; the tiny configuration's image tower trains along."""
 
 
-@pytest.fixture(scope="module")
-def real(tiny):
-    """The tiny VAE, because `scale_latents` knows its layers, with no weight at zero."""
-    vae = build_networks(tiny.model).vae
-    shapes = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))
-    return vae, filled(shapes)
-
-
-def test_scaled_latents_have_the_deviation_that_svd_assumes_and_decode_to_the_same(real, batch):
-    vae, params = real
+@pytest.mark.parametrize("patch", [1, 2])
+def test_scaled_latents_have_the_deviation_that_svd_assumes_and_decode_to_the_same(
+    tiny, batch, patch
+):
+    """The real VAE, because `scale_latents` knows its layers, with no weight at zero."""
+    vae = Vae(config=replace(tiny.model.vae, patch=patch))
     images = batch.images[:2]
+    params = filled(jax.eval_shape(vae.init, jax.random.key(0), images))
 
     @jax.jit
     def run(params):
@@ -46,10 +49,15 @@ def test_scaled_latents_have_the_deviation_that_svd_assumes_and_decode_to_the_sa
     before, images_before = run(params)
     scaled = scale_latents(vae, params, images)
     after, images_after = run(scaled)
-    std = np.asarray(after.mean).std(axis=(0, 1, 2, 3))
+
+    def deviations(mean):
+        """Of each channel of the VAE; each has a channel for every place in a patch."""
+        return np.asarray(mean).reshape(-1, 4, patch**2).std(axis=(0, 2))
+
+    std = deviations(after.mean)
     np.testing.assert_allclose(std * 0.18215, 1, rtol=1e-5)  # float32 sums.
     # The posterior is scaled with its mean: log variances shift by the log of the gain squared.
-    gain = std / np.asarray(before.mean).std(axis=(0, 1, 2, 3))
+    gain = np.repeat(std / deviations(before.mean), patch**2)
     shift = np.asarray(after.logvar - before.logvar)
     np.testing.assert_allclose(shift, np.broadcast_to(2 * np.log(gain), shift.shape), atol=1e-4)
     # float32 rounding through a dozen layers.
@@ -130,27 +138,24 @@ def adam_of(state):
     return next(leaf for leaf in leaves if isinstance(leaf, optax.ScaleByAdamState))
 
 
-def one_step(toy, config, batch, layout):
+def one_step(toy, config, batch, layout, in_halves):
     """From the start; state and report."""
     optimizer = make_optimizer(config.optim, 10)
     params, frozen = split_parts(config.train.part, toy.params, toy.frozen)
     fresh = init_state(jax.tree.map(jnp.copy, params), optimizer)
-    return train_step(
-        place(fresh, layout.of_state(fresh)),
-        place(frozen, layout.of_frozen(frozen)),
-        place_batch(layout, batch),
-        jax.random.key(3),
-        use_feedback=draw_coin(config, 0),
-        networks=toy.networks,
-        config=config,
-        optimizer=optimizer,
-        layout=layout,
-    )
+    state = place(fresh, layout.of_state(fresh))
+    rest = place(frozen, layout.of_frozen(frozen)), place_batch(layout, batch), jax.random.key(3)
+    common = {"config": config, "layout": layout}
+    both = common | {"networks": toy.networks, "use_feedback": draw_coin(config, 0)}
+    if in_halves:
+        gradient, report = train_step_gradient(state, *rest, **both)
+        return train_step_update(state, gradient, report, **common, optimizer=optimizer), report
+    return train_step(state, *rest, **both, optimizer=optimizer)
 
 
 @pytest.mark.parametrize("part", list(NETWORKS))
 def test_a_step_of_a_part_follows_the_gradient_of_its_loss_by_hand(toy, batch8, part):
-    """On one device, and on eight that share out all arrays of 90 elements and more."""
+    """As one program on one device, and as two on eight, which share out larger arrays."""
     config = config_of(toy, part)
     params, frozen = split_parts(part, toy.params, toy.frozen)
     draws = draw(config, 8, jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0))
@@ -169,7 +174,7 @@ def test_a_step_of_a_part_follows_the_gradient_of_its_loss_by_hand(toy, batch8, 
 
     for devices in (1, 8):
         layout = make_layout(replace(config.train, smallest_shared=90), jax.devices()[:devices])
-        state, report = one_step(toy, config, batch8, layout)
+        state, report = one_step(toy, config, batch8, layout, in_halves=devices > 1)
         found = {name: x for name, x in vars(report.terms).items() if x is not None}
         expected = {"total": total} | terms
         assert found.keys() == expected.keys()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from o3d_jax.data.meshes.orbits import OrbitPlan
+from o3d_jax.data.meshes.orbits import OrbitPlan, RenderedModel
 from o3d_jax.data.meshes.readers.files import ModelFiles
 from o3d_jax.data.meshes.readers.references import check_references
 from o3d_jax.data.meshes.reading import SAFE_FILL, read_mesh, visible_radius
@@ -74,7 +74,7 @@ def task_of(path: Path, name: str, plan: OrbitPlan, samples: int, out: Path) -> 
 
 def render_with_blender(
     blender: Blender, path: Path, name: str, plan: OrbitPlan, max_bytes: int
-) -> list[RenderedOrbit]:
+) -> RenderedModel:
     """All orbits of a model, as `render_model` gives them; without maps.
 
     Raises:
@@ -82,7 +82,7 @@ def render_with_blender(
             fails.
     """
     check_references(ModelFiles(path, max_bytes))  # Blender would follow them to anywhere.
-    read_mesh(path, max_bytes, plan.up)
+    remarks = read_mesh(path, max_bytes, plan.up).remarks
     with tempfile.TemporaryDirectory() as scratch:
         task = Path(scratch) / "task.json"
         task.write_text(json.dumps(task_of(path, name, plan, blender.samples, Path(scratch))))
@@ -94,4 +94,5 @@ def render_with_blender(
         count = plan.orbits * plan.frames
         rgba = read_frames([Path(scratch) / f"{i:05d}.png" for i in range(count)])
     rgba = rgba.reshape(plan.orbits, plan.frames, *rgba.shape[1:])
-    return [RenderedOrbit(f"{name}/{i}", rgba[i], poses[i], plan.fov) for i in range(plan.orbits)]
+    orbits = [RenderedOrbit(f"{name}/{i}", rgba[i], poses[i], plan.fov) for i in range(plan.orbits)]
+    return RenderedModel(orbits, remarks)

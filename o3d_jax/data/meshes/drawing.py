@@ -68,9 +68,17 @@ def prepare_scene(mesh: Mesh) -> Scene:
     The mesh must lie around the origin.
     """
     surface = Surface(
-        *mesh[:5], np.ascontiguousarray(mesh.materials, MATERIAL), _pack(mesh.textures)
+        corners=mesh.corners.astype(np.float32),
+        normals=mesh.normals,
+        uvs=mesh.uvs,
+        colors=mesh.colors,
+        opacity_uvs=mesh.opacity_uvs,
+        glow_uvs=mesh.glow_uvs,
+        material=mesh.material,
+        materials=np.ascontiguousarray(mesh.materials, MATERIAL),
+        textures=_pack(mesh.textures),
     )
-    reach = 1.02 * float(np.linalg.norm(mesh.corners, axis=-1).max()) + 1e-6
+    reach = 1.02 * float(np.linalg.norm(surface.corners, axis=-1).max()) + 1e-6
     dome = make_dome(reach)
     for light in range(len(dome.axes)):
         cast(surface, dome, light)

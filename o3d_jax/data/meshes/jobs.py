@@ -7,7 +7,6 @@ import importlib
 import json
 import multiprocessing
 import signal
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from o3d_jax.data.meshes.blender import Blender, render_with_blender
-from o3d_jax.data.meshes.orbits import LOOK, OrbitPlan, render_model
+from o3d_jax.data.meshes.orbits import LOOK, OrbitPlan, RenderedModel, render_model
 from o3d_jax.data.meshes.reading import READERS
 from o3d_jax.data.orbits.folder import (
     MAPS,
     META,
-    RenderedOrbit,
     is_complete,
     read_index,
     write_orbit,
@@ -60,6 +58,8 @@ class Outcome(NamedTuple):
     """Processor seconds, reading included; not those of another program."""
     writing: float
     """Processor seconds."""
+    remark: str = ""
+    """What the model's owner should know though it went well; mostly empty."""
 
 
 class Models(NamedTuple):
@@ -71,25 +71,12 @@ class Models(NamedTuple):
     """Files that cannot be rendered for their names or places."""
 
 
-# What a broken model may raise on its way through the readers and the rasteriser, besides
-# InputError; one of 80,000 must not end the run. OSError is not among them: a full disk must.
-_BROKEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    StopIteration,
-    TypeError,
-    struct.error,
-    ValueError,
-)
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors that the next model would meet as well, so that they end the run."""
 
 
-class _OutOfTime(Exception):
-    """The time limit of a job has passed."""
+class _OutOfTime(BaseException):
+    """The time limit of a job has passed; no Exception, since readers of others swallow these."""
 
 
 def find_models(root: Path) -> Models:
@@ -162,25 +149,44 @@ def work(job: RenderJob) -> Outcome:
     start = time.process_time()
     try:
         with _limited(job.time_limit):
-            orbits = _draw(job)
+            model = _drawn(job)
             drawn = time.process_time()
-            for orbit in orbits:
+            for orbit in model.orbits:
                 write_orbit(job.out / orbit.name, orbit)
     except InputError as error:
         return Outcome(job.name, str(error), 0.0, 0.0)
     except _OutOfTime:
         fault = f"it took more than {job.time_limit:g} s; simplify it, or raise --time-limit"
         return Outcome(job.name, fault, 0.0, 0.0)
-    except _BROKEN as error:
-        return Outcome(job.name, f"{type(error).__name__}: {error}", 0.0, 0.0)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # It names no file, or one that is gone.
             error.filename = str(job.out)
         raise
-    return Outcome(job.name, "", drawn - start, time.process_time() - drawn)
+    seconds = (drawn - start, time.process_time() - drawn)
+    return Outcome(job.name, "", *seconds, remark="; ".join(model.remarks))
 
 
-def _draw(job: RenderJob) -> list[RenderedOrbit]:
+def _drawn(job: RenderJob) -> RenderedModel:
+    """Returns the orbits of a model; whatever goes wrong with it is an InputError.
+
+    One broken model of 80,000 must not end the run, and no list of what readers and renderers
+    raise is complete: some of it comes from packages that others have installed.
+
+    Raises:
+        InputError: the model cannot be read or drawn.
+        OSError: the disk is full, or may not be written to.
+    """
+    try:
+        return _draw(job)
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
+            raise
+        raise InputError(f"{type(error).__name__}: {error}") from error
+
+
+def _draw(job: RenderJob) -> RenderedModel:
     if job.blender is not None:
         return render_with_blender(job.blender, job.path, job.name, job.plan, job.max_bytes)
     return render_model(job.path, job.name, job.plan, job.max_bytes)

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from o3d_jax.data.orbits.folder import RenderedOrbit
 from o3d_jax.errors import InputError
 from o3d_jax.geometry.orbits import orbit_poses
 
-LOOK = 1
+LOOK = 2
 """Raised by whoever changes how a model comes out, so that sets of images don't mix.
 
 Then COMPILED_IN is raised as well, in picture.py and rasterize.py. The pixels that it stands for
@@ -87,8 +87,17 @@ class OrbitPlan:
         )
 
 
-def render_model(path: Path, name: str, plan: OrbitPlan, max_bytes: int) -> list[RenderedOrbit]:
-    """All orbits of a model, named `<name>/<number>`.
+class RenderedModel(NamedTuple):
+    """What is drawn of a model."""
+
+    orbits: list[RenderedOrbit]
+    """Named `<name>/<number>`."""
+    remarks: tuple[str, ...]
+    """What its owner should know, each part of a sentence."""
+
+
+def render_model(path: Path, name: str, plan: OrbitPlan, max_bytes: int) -> RenderedModel:
+    """All orbits of a model.
 
     Raises:
         InputError: the model cannot be read, or has no shape.
@@ -108,4 +117,4 @@ def render_model(path: Path, name: str, plan: OrbitPlan, max_bytes: int) -> list
         orbits.append(
             RenderedOrbit(f"{name}/{number}", drawn.rgba, poses, plan.fov, depth, position)
         )
-    return orbits
+    return RenderedModel(orbits, mesh.remarks)

@@ -24,7 +24,7 @@ from o3d_jax.data.meshes.scene import (
 )
 from o3d_jax.data.meshes.shading import Shaded, shade, spot
 
-COMPILED_IN = 1
+COMPILED_IN = 2
 """`orbits.LOOK`: with a new one here, numba takes note of changes in shading.py and scene.py."""
 
 

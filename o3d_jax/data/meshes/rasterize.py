@@ -23,7 +23,7 @@ from o3d_jax.data.meshes.scene import (
 )
 from o3d_jax.data.meshes.shading import BLEND, MASK, between, level_of, opacity, patch, spot
 
-COMPILED_IN = 1
+COMPILED_IN = 2
 """`orbits.LOOK`: with a new one here, numba takes note of changes in shading.py and scene.py."""
 
 NEAREST = 1e-3
@@ -83,13 +83,16 @@ def cut_out(s: Surface, canvas: Canvas, t: int, x: float, y: float) -> int:
     m = s.materials[s.material[t]]
     at = spot(canvas.planes, t, x, y)
     alpha = m.base[3] * between(s.colors, t, 3, at)
-    if m.texture < 0:
+    use, uvs = m.color, s.uvs
+    if m.opacity.texture >= 0:
+        use, uvs = m.opacity, s.opacity_uvs
+    if use.texture < 0:
         return 0xFFFF if alpha >= m.cutoff else 0
-    p = patch(s.uvs, t, at)
-    level = level_of(s.textures, m.texture, p)
-    here = opacity(s.textures, m.texture, level, p.u, p.v, m)
-    across = opacity(s.textures, m.texture, level, p.u + p.ux, p.v + p.vx, m)
-    down = opacity(s.textures, m.texture, level, p.u + p.uy, p.v + p.vy, m)
+    p = patch(uvs, t, at)
+    level = level_of(s.textures, use.texture, p)
+    here = opacity(s.textures, use, level, p.u, p.v)
+    across = opacity(s.textures, use, level, p.u + p.ux, p.v + p.vx)
+    down = opacity(s.textures, use, level, p.u + p.uy, p.v + p.vy)
     bits = 0
     for k in range(SAMPLES):
         dx, dy = SAMPLE_X[k] / GRID, SAMPLE_Y[k] / GRID

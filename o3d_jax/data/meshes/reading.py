@@ -8,7 +8,8 @@ import numpy as np
 from o3d_jax.data.meshes.mesh import Mesh, to_mesh
 from o3d_jax.data.meshes.readers.files import ModelFiles
 from o3d_jax.data.meshes.readers.gltf import read_gltf
-from o3d_jax.data.meshes.readers.plain import read_obj_mesh, read_ply_mesh
+from o3d_jax.data.meshes.readers.obj import read_obj_mesh
+from o3d_jax.data.meshes.readers.ply import read_ply_mesh
 from o3d_jax.errors import InputError
 
 READERS = {".glb": read_gltf, ".gltf": read_gltf, ".obj": read_obj_mesh, ".ply": read_ply_mesh}
@@ -32,11 +33,13 @@ def read_mesh(path: Path, max_bytes: int, up: Literal["y", "z"] = "y") -> Mesh:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path.suffix} is none of {', '.join(READERS)}")
-    model = reader(ModelFiles(path, max_bytes))
-    mesh = to_mesh(model, smooth=reader is not read_gltf)
+    with np.errstate(over="ignore", invalid="ignore"):  # What is not finite is left out.
+        model = reader(ModelFiles(path, max_bytes))
+        mesh = to_mesh(model, smooth=reader is not read_gltf)
     if up == "z":
-        turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)  # Times a row: (x, z, -y).
-        mesh = mesh._replace(corners=mesh.corners @ turn, normals=mesh.normals @ turn)
+        turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])  # Times a row: (x, z, -y).
+        normals = mesh.normals @ turn.astype(np.float32)
+        mesh = mesh._replace(corners=mesh.corners @ turn, normals=normals)
     return mesh
 
 
@@ -55,13 +58,13 @@ def fit(mesh: Mesh, side: float, ball: float) -> Mesh:
     Raises:
         InputError: the mesh has no extent, or one beyond all measure.
     """
-    points = mesh.corners.reshape(-1, 3).astype(np.float64)
-    low, high = points.min(axis=0), points.max(axis=0)
-    points = points - (low + high) / 2
-    longest = float((high - low).max())
-    farthest = float(np.linalg.norm(points, axis=-1).max())
+    points = mesh.corners.reshape(-1, 3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = points.min(axis=0), points.max(axis=0)
+        points = points - (low + high) / 2
+        longest = float((high - low).max())
+        farthest = float(np.linalg.norm(points, axis=-1).max())
     if not (np.isfinite(farthest) and longest > 1e-12):
         raise InputError(f"its longest side is {longest:g}; it has no shape to draw")
-    scale = min(side / longest, ball / farthest)
-    corners = (points * scale).reshape(mesh.corners.shape)
-    return mesh._replace(corners=corners.astype(np.float32))
+    points *= min(side / longest, ball / farthest)
+    return mesh._replace(corners=points.reshape(mesh.corners.shape))

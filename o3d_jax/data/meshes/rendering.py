@@ -28,7 +28,7 @@ from o3d_jax.data.meshes.jobs import (
 )
 from o3d_jax.data.meshes.orbits import OrbitPlan
 from o3d_jax.data.orbits.folder import IDS, META, read_index, read_rgba
-from o3d_jax.data.orbits.names import ids_of
+from o3d_jax.data.orbits.names import ids_of, read_ids
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
 from o3d_jax.files.images import save_png
@@ -118,11 +118,7 @@ def _check(order: RenderOrbits) -> None:
 def _wanted(order: RenderOrbits, models: Models) -> dict[str, Path]:
     if order.ids is None:
         return models.paths
-    try:
-        lines = order.ids.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
-        raise InputError(f"--ids {order.ids} is no text file: {error}") from error
-    wanted = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    wanted = read_ids(order.ids)
     chosen = [name for name in models.paths if wanted & ids_of(name)]
     if unknown := sorted(wanted.difference(*map(ids_of, chosen))):
         raise InputError(
@@ -142,7 +138,7 @@ def _check_settings(order: RenderOrbits, blender: Blender | None) -> None:
     try:
         there = json.loads(path.read_text())
         differ = [key for key in wanted if there[key] != wanted[key]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged; choose another folder than {order.out}") from error
     if differ:
         key = differ[0]
@@ -203,5 +199,6 @@ def _table(plan: OrbitPlan, there: int, outcomes: list[Outcome], seconds: float)
         ("drawing", f"{sum(o.drawing for o in done) / frames:.4f} processor seconds a frame"),
         ("writing", f"{sum(o.writing for o in done) / frames:.4f} processor seconds a frame"),
     ]
+    said = [(o.name, o.fault or o.remark) for o in (*failed, *done) if o.fault or o.remark]
     lines = [f"{label:<18}{value}\n" for label, value in rows]
-    return "".join(lines + [f"  {o.name}: {' '.join(o.fault.split())}\n" for o in failed])
+    return "".join(lines + [f"  {name}: {' '.join(words.split())}\n" for name, words in said])

@@ -45,6 +45,8 @@ class Surface(NamedTuple):
     normals: Float32[np.ndarray, "t 3 3"]
     uvs: Float32[np.ndarray, "t 3 2"]
     colors: Float32[np.ndarray, "t 3 4"]
+    opacity_uvs: Float32[np.ndarray, "t 3 2"]
+    glow_uvs: Float32[np.ndarray, "t 3 2"]
     material: Int32[np.ndarray, " t"]
     materials: Shaped[np.ndarray, " m"]
     textures: Textures

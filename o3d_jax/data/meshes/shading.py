@@ -89,17 +89,17 @@ def wrapped(i: int, size: int, wrap: int) -> int:
 
 @kernel
 @no_type_check
-def bilinear(x: Textures, texture: int, level: int, u: float, v: float, m: np.record) -> Texel:
+def bilinear(x: Textures, use: np.record, level: int, u: float, v: float) -> Texel:
     """A texture between the four texels around (u, v)."""
-    start = x.levels[texture, level, 0]
-    w, h = x.levels[texture, level, 1], x.levels[texture, level, 2]
+    start = x.levels[use.texture, level, 0]
+    w, h = x.levels[use.texture, level, 1], x.levels[use.texture, level, 2]
     across, down = u * w - 0.5, v * h - 0.5
     left, top = int(np.floor(across)), int(np.floor(down))
     fx, fy = np.float32(across - left), np.float32(down - top)
     one = np.float32(1)
-    first, second = wrapped(left, w, m.wrap_u), wrapped(left + 1, w, m.wrap_u)
-    above = start + wrapped(top, h, m.wrap_v) * w
-    below = start + wrapped(top + 1, h, m.wrap_v) * w
+    first, second = wrapped(left, w, use.wrap_u), wrapped(left + 1, w, use.wrap_u)
+    above = start + wrapped(top, h, use.wrap_v) * w
+    below = start + wrapped(top + 1, h, use.wrap_v) * w
     r, g, b, a = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for at, share in (
         (above + first, (one - fx) * (one - fy)),
@@ -117,20 +117,20 @@ def bilinear(x: Textures, texture: int, level: int, u: float, v: float, m: np.re
 
 @inlined
 @no_type_check
-def sample_texture(x: Textures, texture: int, m: np.record, p: Patch) -> Texel:
+def sample_texture(x: Textures, use: np.record, p: Patch) -> Texel:
     """A texture over a patch: between two levels, at up to MOST_TAPS places along the patch."""
     if not (abs(p.u) < 1e6 and abs(p.v) < 1e6):  # Nonsense in the file.
-        return bilinear(x, texture, 0, 0.0, 0.0, m)
-    w, h = x.levels[texture, 0, 1], x.levels[texture, 0, 2]
+        return bilinear(x, use, 0, 0.0, 0.0)
+    w, h = x.levels[use.texture, 0, 1], x.levels[use.texture, 0, 2]
     long, short = (p.ux * w) ** 2 + (p.vx * h) ** 2, (p.uy * w) ** 2 + (p.vy * h) ** 2
     du, dv = p.ux, p.vx
     if long < short:
         long, short, du, dv = short, long, p.uy, p.vy
     if not long > 1:
-        return bilinear(x, texture, 0, p.u, p.v, m)
+        return bilinear(x, use, 0, p.u, p.v)
     taps = int(min(np.ceil(np.sqrt(long / max(short, 1.0))), MOST_TAPS))
     last = x.levels.shape[1] - 1
-    while x.levels[texture, last, 1] == 0:
+    while x.levels[use.texture, last, 1] == 0:
         last -= 1
     level = min(max(0.5 * np.log2(long) - np.log2(taps), 0.0), float(last))
     low = int(level)
@@ -139,7 +139,7 @@ def sample_texture(x: Textures, texture: int, m: np.record, p: Patch) -> Texel:
         share = np.float32((level - low if k % 2 else low + 1 - level) / taps)
         if share > 0:
             along = (k // 2 + 0.5) / taps - 0.5
-            tap = bilinear(x, texture, low + k % 2, p.u + along * du, p.v + along * dv, m)
+            tap = bilinear(x, use, low + k % 2, p.u + along * du, p.v + along * dv)
             r, g, b, a = r + share * tap.r, g + share * tap.g, b + share * tap.b, a + share * tap.a
     return Texel(r, g, b, a)
 
@@ -192,18 +192,18 @@ def patch(uvs: Float32[np.ndarray, "t 3 2"], t: int, at: Spot) -> Patch:
 
 @kernel
 @no_type_check
-def opacity(x: Textures, texture: int, level: int, u: float, v: float, m: np.record) -> float:
+def opacity(x: Textures, use: np.record, level: int, u: float, v: float) -> float:
     """A texture's alpha between the four texels around (u, v)."""
     if not (abs(u) < 1e6 and abs(v) < 1e6):
         return 0.0
-    start = x.levels[texture, level, 0]
-    w, h = x.levels[texture, level, 1], x.levels[texture, level, 2]
+    start = x.levels[use.texture, level, 0]
+    w, h = x.levels[use.texture, level, 1], x.levels[use.texture, level, 2]
     across, down = u * w - 0.5, v * h - 0.5
     left, top = int(np.floor(across)), int(np.floor(down))
     fx, fy = across - left, down - top
-    first, second = wrapped(left, w, m.wrap_u), wrapped(left + 1, w, m.wrap_u)
-    above = start + wrapped(top, h, m.wrap_v) * w
-    below = start + wrapped(top + 1, h, m.wrap_v) * w
+    first, second = wrapped(left, w, use.wrap_u), wrapped(left + 1, w, use.wrap_u)
+    above = start + wrapped(top, h, use.wrap_v) * w
+    below = start + wrapped(top + 1, h, use.wrap_v) * w
     upper = (1 - fx) * x.texels[above + first, 3] + fx * x.texels[above + second, 3]
     lower = (1 - fx) * x.texels[below + first, 3] + fx * x.texels[below + second, 3]
     return ((1 - fy) * upper + fy * lower) / 255
@@ -274,20 +274,21 @@ def shade(s: Surface, dome: Dome, t: int, at: Spot, side: float) -> Shaded:
     g = m.base[1] * between(s.colors, t, 1, at)
     b = m.base[2] * between(s.colors, t, 2, at)
     a = m.base[3] * between(s.colors, t, 3, at) if m.mode == BLEND else 1.0
-    seen = patch(s.uvs, t, at)
-    if m.texture >= 0:
-        texel = sample_texture(s.textures, m.texture, m, seen)
+    if m.color.texture >= 0:
+        texel = sample_texture(s.textures, m.color, patch(s.uvs, t, at))
         share = 1 / max(texel.a, 1e-6)
         r, g, b = r * texel.r * share, g * texel.g * share, b * texel.b * share
-        if m.mode == BLEND:
+        if m.mode == BLEND and m.opacity.texture < 0:
             a *= texel.a
+    if m.mode == BLEND and m.opacity.texture >= 0:
+        a *= sample_texture(s.textures, m.opacity, patch(s.opacity_uvs, t, at)).a
     if m.lit:
         matt, brightness = 1 - GLOSS, lit(s, dome, t, at, side)
         r, g, b = (r * matt + GLOSS), (g * matt + GLOSS), (b * matt + GLOSS)
         r, g, b = r * brightness, g * brightness, b * brightness
     er, eg, eb = m.emission[0], m.emission[1], m.emission[2]
-    if m.emission_texture >= 0:
-        texel = sample_texture(s.textures, m.emission_texture, m, seen)
+    if m.glow.texture >= 0:
+        texel = sample_texture(s.textures, m.glow, patch(s.glow_uvs, t, at))
         er, eg, eb = er * texel.r, eg * texel.g, eb * texel.b
     return Shaded(
         min(max(r + er, 0.0), 1.0),
@@ -337,9 +338,12 @@ def cast(s: Surface, dome: Dome, k: int) -> None:
                     if m.mode == MASK:
                         spot_at = Spot(b1, b2, 0.0, 0.0, 0.0, 0.0, 1.0)
                         alpha = m.base[3] * between(s.colors, t, 3, spot_at)
-                        if m.texture >= 0:
+                        if m.opacity.texture >= 0:
+                            p = patch(s.opacity_uvs, t, spot_at)
+                            alpha *= bilinear(s.textures, m.opacity, 0, p.u, p.v).a
+                        elif m.color.texture >= 0:
                             p = patch(s.uvs, t, spot_at)
-                            alpha *= bilinear(s.textures, m.texture, 0, p.u, p.v, m).a
+                            alpha *= bilinear(s.textures, m.color, 0, p.u, p.v).a
                         if alpha < m.cutoff:
                             continue
                     heights[row, column] = z

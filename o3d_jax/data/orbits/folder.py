@@ -137,7 +137,7 @@ def read_unchecked_index(folder: Path) -> OrbitIndex:
         poses = np.array([place["transform_matrix"] for place in locations], np.float64)
         names = [place["frames"][0]["name"] for place in locations]
         name = str(meta.get("name", folder.name))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path} is not an orbit's: {type(error).__name__} {error}; it needs camera_angle_x "
             "and locations, each with a 4 x 4 transform_matrix and frames[0].name"
@@ -219,13 +219,14 @@ def check_poses(where: Path | str, poses: Float[np.ndarray, "frames 4 4"]) -> No
             raise InputError(f"{where}: the pose of frame {i} {fault}; render the orbit anew")
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def pose_fault(pose: Float[np.ndarray, "4 4"]) -> str | None:
     """What keeps a pose from being a camera's, or None."""
     if not np.isfinite(pose).all():
         return "has values that are not finite"
     rotation = pose[:3, :3]
     shear = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if max(shear, np.abs(pose[3] - [0, 0, 0, 1]).max()) > RIGID:
+    if not max(shear, np.abs(pose[3] - [0, 0, 0, 1]).max()) <= RIGID:  # Nor NaN, of huge values.
         return "is not rigid: it scales or shears"
     if np.linalg.det(rotation) < 0:
         return "is mirrored: its determinant is negative"
@@ -237,7 +238,7 @@ def _load_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; it belongs to every rendered orbit") from error
-    except ValueError as error:  # Not JSON, or not UTF-8.
+    except (ValueError, RecursionError) as error:  # Not JSON, not UTF-8, or nested without end.
         raise InputError(f"{path} is damaged: {error}") from error
 
 

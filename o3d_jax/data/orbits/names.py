@@ -17,19 +17,14 @@ def select(names: Sequence[str], ids: Path | None) -> list[str]:
 
     An id is the name of an orbit or of an object, or parts of the latter between "__", which
     `o3d data render` writes for "/": so the bare ids of Objaverse-LVIS find
-    `000-023__<id>/0`. Empty lines and those that start with # do not count; ids of nothing are
-    warned of.
+    `000-023__<id>/0`. Ids of nothing are warned of.
 
     Raises:
         InputError: the file cannot be read, or lists none of the orbits.
     """
     if ids is None:
         return list(names)
-    try:
-        lines = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{ids} is no readable list of ids, one a line: {error}") from error
-    wanted = {line for line in lines if line and not line.startswith("#")}
+    wanted = read_ids(ids)
     chosen = [name for name in names if wanted & ids_of(name)]
     if not chosen:
         raise InputError(
@@ -41,6 +36,20 @@ def select(names: Sequence[str], ids: Path | None) -> list[str]:
             stacklevel=2,
         )
     return chosen
+
+
+def read_ids(path: Path) -> set[str]:
+    """The ids in a file, one a line; empty lines and those that start with # do not count.
+
+    Raises:
+        InputError: the file cannot be read as text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Without the mark that Windows puts first.
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no readable list of ids, one a line: {error}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    return {line for line in lines if line and not line.startswith("#")}
 
 
 def ids_of(name: str) -> set[str]:

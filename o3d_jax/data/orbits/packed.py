@@ -57,6 +57,4 @@ def open_records(folder: Path) -> Any:
         builder = tfds.builder_from_directory(str(folder))
         return builder.as_data_source(split=SPLIT)  # pyright: ignore[reportCallIssue]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{folder} is no complete dataset of `o3d data build`: {error}"
-        ) from error
+        raise InputError(f"{folder} is no complete dataset of `o3d data build`: {error}") from error

@@ -24,6 +24,7 @@ from o3d_jax.weights.checkpoint import Weights
 from o3d_jax.weights.pytorch.fields import NETWORKS, NetworkName, field_faults
 from o3d_jax.weights.pytorch.lpips import lins_rule, lpips_shapes, trunk_rule
 from o3d_jax.weights.pytorch.names import manifest
+from o3d_jax.weights.pytorch.prefixes import without_prefix
 from o3d_jax.weights.pytorch.rules import (
     IMAGE_ENCODER,
     LGM,
@@ -37,6 +38,7 @@ from o3d_jax.weights.pytorch.rules import (
     fresh_parameters,
     network_shapes,
     plan_network,
+    prefix_fault,
     read_fields,
     read_file,
     read_released,
@@ -64,6 +66,8 @@ class FromSvd:
     """To train with the perceptual loss: torchvision's network, and LPIPS's weights of channels."""
     variant: Variant | None = None
     """Which of SVD's files, where it has both; fp32 if not given."""
+    strip_prefix: str | None = None
+    """What torch's wrappers put before all names of a file: module., _orig_mod., model., ema."""
     config: Path = CONFIGS / "ouroboros3d.py"
     """Says which architecture the weights must have; goes beside them."""
 
@@ -78,6 +82,8 @@ class FromLgm:
     """Checkpoint to write."""
     rotation: Rotation | None = None
     """How its rotations are normalized: per_gaussian where the file is called "fixrot"."""
+    strip_prefix: str | None = None
+    """What torch's wrappers put before all names of a file: module., _orig_mod., model., ema."""
     config: Path = CONFIGS / "ouroboros3d.py"
     """Says which architecture the weights must have; goes beside them."""
 
@@ -96,6 +102,8 @@ class FromRelease:
     """To train with the perceptual loss: torchvision's network, and LPIPS's weights of channels."""
     variant: Variant | None = None
     """Which of SVD's files, where it has both; fp32 if not given."""
+    strip_prefix: str | None = None
+    """What torch's wrappers put before all names of a file: module., _orig_mod., model., ema."""
     config: Path = CONFIGS / "released.py"
     """Says which architecture the weights must have; goes beside them."""
 
@@ -128,8 +136,20 @@ def read_order(order: FromSvd | FromLgm | FromRelease) -> Conversion:
 
     Raises:
         InputError: files that are missing or damaged; a rotation variant that is unknown, asked
-            for in vain, or not the config's.
+            for in vain, or not the config's; a prefix that no file has.
     """
+    conversion = _named_as_stored(order)
+    if order.strip_prefix is None:
+        return conversion
+    sources = without_prefix([job.source for job in conversion.jobs], order.strip_prefix)
+    jobs = [
+        dataclasses.replace(job, source=source)
+        for job, source in zip(conversion.jobs, sources, strict=True)
+    ]
+    return dataclasses.replace(conversion, jobs=jobs)
+
+
+def _named_as_stored(order: FromSvd | FromLgm | FromRelease) -> Conversion:
     config = read_config(order.config, [])
     if isinstance(order, FromRelease):
         jobs = [
@@ -244,6 +264,13 @@ def conversion_report(conversion: Conversion, tallies: list[Tally]) -> str:
 
 def check(conversion: Conversion) -> None:
     """Raises an InputError that names whatever keeps the files from being the config's networks."""
+    shapes = [_shapes(conversion.config, job.network) for job in conversion.jobs]
+    prefixed = [
+        prefix_fault(job.rule, job.source, shape)
+        for job, shape in zip(conversion.jobs, shapes, strict=True)
+    ]
+    if any(prefixed):
+        raise InputError(", and ".join(filter(None, prefixed)))
     wrong = [fault for job in conversion.jobs for fault in _faults(conversion.config, job)]
     if wrong:
         raise InputError(

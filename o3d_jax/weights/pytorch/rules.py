@@ -25,6 +25,7 @@ from o3d_jax.config import ModelConfig
 from o3d_jax.errors import InputError
 from o3d_jax.nn.networks import build_networks, init_networks
 from o3d_jax.weights.pytorch.names import flax_path, from_torch, manifest, torch_shape
+from o3d_jax.weights.pytorch.prefixes import shared_prefix
 from o3d_jax.weights.pytorch.safetensors import (
     FLOATS,
     Source,
@@ -174,17 +175,34 @@ def read_fields(path: Path) -> dict[str, Any]:
     return read_json(path.read_bytes(), path) if path.is_file() else {}
 
 
+def _wanted(rule: Rule, shapes: Any) -> dict[str, tuple[int, ...]]:
+    """The parameters that a file has to have, as it names them."""
+    return {
+        rule.theirs(name): shape
+        for name, shape in manifest(shapes).items()
+        if re.fullmatch(rule.filled, name) and not re.fullmatch(rule.fresh, name)
+    }
+
+
+def prefix_fault(rule: Rule, source: Source, shapes: Any) -> str:
+    """What is wrong if all names of a file share a prefix that they should not; else empty."""
+    names = [tensor.spec.name for tensor in source.tensors]
+    prefix = shared_prefix(names, _wanted(rule, shapes), OUTER)
+    return (
+        f'{source.where}: all {len(names)} names begin with "{prefix}", as wrappers of torch have '
+        f"it; give --strip-prefix {prefix}"
+        if prefix
+        else ""
+    )
+
+
 def faults(rule: Rule, source: Source, shapes: Any) -> str:
     """What keeps a file from being a network with this tree of parameters; empty if nothing.
 
     Names all tensors that are missing, superfluous, misshapen or of a type parameters don't have,
     as the file names them.
     """
-    wanted = {
-        rule.theirs(name): shape
-        for name, shape in manifest(shapes).items()
-        if re.fullmatch(rule.filled, name) and not re.fullmatch(rule.fresh, name)
-    }
+    wanted = _wanted(rule, shapes)
     found = {tensor.spec.name: tensor.spec for tensor in _kept(rule, source)}
     wrong = []
     if not any(n.startswith(OUTER) for n in found) and any(OUTER + n in wanted for n in found):

@@ -7,6 +7,7 @@ bytes of all tensors.
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -113,8 +114,11 @@ def _spec(name: str, found: Any) -> Spec:
 
 def _read(path: Path, spec: Spec) -> Shaped[np.ndarray, "..."]:
     # Opened anew for each tensor: the pages of a file that stays open would all stay mapped.
-    with safe_open(path, framework="numpy") as file:
-        return file.get_tensor(spec.name)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(spec.name)
+    except (SafetensorError, ValueError) as error:  # Of no values, but of an axis that is too long.
+        raise InputError(f"{path} is damaged: {spec.name}: {error}; download it again") from error
 
 
 def read_json(text: bytes, path: Path) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def read_shards(path: Path) -> Source:
     if not texts or not where:
         raise InputError(f"{path} is no index: it has no weight_map; download it again")
     files = sorted(set(where.values()))
-    lost = [n for n in files if Path(n).name != n or not (path.parent / n).is_file()]
+    lost = [n for n in files if Path(n).name != n or not os.path.isfile(path.parent / n)]
     if lost:
         raise InputError(f"{path} lists {', '.join(lost)}, not beside it; download the rest")
     shards = {name: read_safetensors(path.parent / name) for name in files}

@@ -26,25 +26,24 @@ def draw():
 
 def quad(corners, material=0, uvs=((0, 1), (1, 1), (1, 0), (0, 0)), alpha=None):
     """Two triangles; corners from the lower left on, counter-clockwise."""
-    from o3d_jax.data.meshes.mesh import MeshPart
+    from o3d_jax.data.meshes.mesh import MeshPart, PerCorner
 
-    colors = None if alpha is None else np.array([[1, 1, 1, alpha]] * 4, float)
-    corners = np.array(corners, float)
-    return MeshPart(
-        corners, np.array([[0, 1, 2], [0, 2, 3]]), material, None, np.array(uvs), colors
-    )
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    colors = None if alpha is None else PerCorner(np.array([[1, 1, 1, alpha]] * 4, float), faces)
+    uvs = PerCorner(np.array(uvs, float), faces)
+    return MeshPart(np.array(corners, float), faces, material, None, uvs, colors)
 
 
 def square(half, z=0.0, **options):
     return quad([[-half, -half, z], [half, -half, z], [half, half, z], [-half, half, z]], **options)
 
 
-def plain(color=(1.0, 1.0, 1.0), **options):
+def plain(base=(1.0, 1.0, 1.0), **options):
     """Not lit, so that the image has the very colour."""
     from o3d_jax.data.meshes.mesh import Material
 
     options = {"lit": False, "two_sided": True, **options}
-    return Material(base=(*color, options.pop("alpha", 1.0)), **options)
+    return Material(base=(*base, options.pop("alpha", 1.0)), **options)
 
 
 def project(points):
@@ -164,9 +163,9 @@ def test_what_is_in_front_agrees_with_rays_cast_one_by_one(draw):
 def test_textures_are_perspective_correct(draw):
     ramp = np.tile(np.arange(0, 256, dtype=np.uint8)[None, :, None], (4, 1, 4))
     ramp[..., 3] = 255
-    from o3d_jax.data.meshes.mesh import Wrap
+    from o3d_jax.data.meshes.mesh import TextureUse, Wrap
 
-    material = plain(texture=0, wrap_u=Wrap.CLAMP)
+    material = plain(color=TextureUse(0, Wrap.CLAMP))
     slanted = quad([[-0.5, -0.5, 0.5], [0.5, -0.5, -0.5], [0.5, 0.5, -0.5], [-0.5, 0.5, 0.5]])
     rgba, _, position = draw([slanted], [material], [ramp], size=128)
     whole = rgba[..., 3] == 255
@@ -180,13 +179,13 @@ def test_textures_are_perspective_correct(draw):
 
 
 def test_every_byte_of_a_texture_comes_back(draw):
-    from o3d_jax.data.meshes.mesh import Wrap
+    from o3d_jax.data.meshes.mesh import TextureUse, Wrap
 
     texels = np.zeros((16, 16, 4), np.uint8)
     texels[..., :3] = np.arange(256).reshape(16, 16, 1)
     texels[..., 3] = 255
     # A texel takes 14 x 14 pixels; the rows differ by 16 levels, of which 0.04 is less than one.
-    material = plain(texture=0, wrap_u=Wrap.CLAMP, wrap_v=Wrap.CLAMP)
+    material = plain(color=TextureUse(0, Wrap.CLAMP, Wrap.CLAMP))
     rgba, _, position = draw([square(0.6)], [material], [texels], size=256)
     column, row = (position[..., 0] / 1.2 + 0.5) * 16, (0.5 - position[..., 1] / 1.2) * 16
     middle = (np.abs(column % 1 - 0.5) < 0.2) & (np.abs(row % 1 - 0.5) < 0.04)
@@ -197,11 +196,12 @@ def test_every_byte_of_a_texture_comes_back(draw):
 
 
 def test_a_fine_pattern_fades_to_its_mean_light(draw):
+    from o3d_jax.data.meshes.mesh import TextureUse
     from o3d_jax.data.meshes.scene import LINEAR
 
     noise = 255 * np.random.default_rng(2).integers(0, 2, (256, 256)).astype(np.uint8)
     texels = np.dstack([noise, noise, noise, np.full_like(noise, 255)])
-    rgba, _, _ = draw([square(0.4)], [plain(texture=0)], [texels], size=32)
+    rgba, _, _ = draw([square(0.4)], [plain(color=TextureUse(0))], [texels], size=32)
     inner = LINEAR[rgba[9:23, 9:23, 0]]
     # A pixel sees 14 x 14 texels, a level of the texture has means of 16 x 16 or 8 x 8: of black
     # and white, these have a deviation of 0.03 or 0.06. A texel by itself has one of 0.5.
@@ -246,14 +246,14 @@ def test_transparent_layers_are_laid_over_what_is_behind_whatever_their_order(dr
 
 @pytest.mark.parametrize("upright", [False, True])
 def test_cut_outs_end_where_alpha_meets_the_cutoff(draw, upright):
-    from o3d_jax.data.meshes.mesh import AlphaMode, Wrap
+    from o3d_jax.data.meshes.mesh import AlphaMode, TextureUse, Wrap
 
     ramp = np.full((4, 256, 4), 255, np.uint8)
     ramp[..., 3] = np.arange(256)
     if upright:
         ramp = ramp.swapaxes(0, 1)
-    wraps = {"wrap_u": Wrap.CLAMP, "wrap_v": Wrap.CLAMP}
-    material = plain(texture=0, mode=AlphaMode.MASK, cutoff=0.7, **wraps)
+    use = TextureUse(0, Wrap.CLAMP, Wrap.CLAMP)
+    material = plain(color=use, mode=AlphaMode.MASK, cutoff=0.7)
     rgba, _, _ = draw([square(0.5)], [material], [ramp])
     left, right = project([[-0.5, 0, 0], [0.5, 0, 0]])[:, 0]
     edge = left + (right - left) * (0.7 * 255 + 0.5) / 256
@@ -300,7 +300,7 @@ def test_a_back_is_lit_as_the_front_of_the_turned_face():
 
 def test_white_is_bright_everywhere_and_blown_out_nowhere(draw):
     from o3d_jax.data.meshes.drawing import BRIGHTEST
-    from o3d_jax.data.meshes.mesh import Material, MeshPart
+    from o3d_jax.data.meshes.mesh import Material, MeshPart, PerCorner
     from o3d_jax.data.meshes.scene import DISPLAY
 
     phi, theta = np.meshgrid(np.linspace(0, 2 * np.pi, 65), np.linspace(0, np.pi, 33))
@@ -311,7 +311,7 @@ def test_white_is_bright_everywhere_and_blown_out_nowhere(draw):
     a, b, c, d = at[:-1, :-1], at[:-1, 1:], at[1:, 1:], at[1:, :-1]
     faces = np.concatenate([np.stack([a, b, c], -1), np.stack([a, c, d], -1)]).reshape(-1, 3)
     flat = points.reshape(-1, 3)
-    ball = MeshPart(flat, faces, 0, flat / 0.5)
+    ball = MeshPart(flat, faces, 0, PerCorner(flat / 0.5, faces))
     shades = []
     for elevation in (-80.0, 0.0, 80.0):
         rgba, _, _ = draw([ball], [Material(two_sided=True)], elevation=elevation)

@@ -1,6 +1,8 @@
 """Model files, and what is wrong with them."""
 
+import base64
 import json
+import struct
 import sys
 
 import numpy as np
@@ -175,14 +177,14 @@ def test_materials_say_colour_alpha_sides_and_light(read):
     np.testing.assert_allclose(blend["base"], [0.001, 0.5, 1, 0.25], rtol=1e-6)
     assert (blend["mode"], cut["mode"], glow["mode"]) == (2, 1, 0)
     assert cut["cutoff"] == np.float32(0.3) and cut["two_sided"] and not glow["two_sided"]
-    assert (cut["wrap_u"], cut["wrap_v"]) == (1, 2)
+    assert (cut["color"]["wrap_u"], cut["color"]["wrap_v"]) == (1, 2)
     np.testing.assert_allclose(glow["emission"], [0.1, 0.2, 0.3], rtol=1e-6)
     assert not flat["lit"] and blend["lit"]
     np.testing.assert_allclose(flat["base"], [0.2, 0.3, 0.4, 1], rtol=1e-6)
     np.testing.assert_allclose(default["base"], 1)
-    assert default["texture"] == -1
-    assert mesh.textures[cut["texture"]][0, 0, 3] == 128
-    assert mesh.textures[glow["texture"]][0, 0, 3] == 255  # Opaque: alpha means nothing.
+    assert default["color"]["texture"] == -1
+    assert mesh.textures[cut["color"]["texture"]][0, 0, 3] == 128
+    assert mesh.textures[glow["color"]["texture"]][0, 0, 3] == 255  # Opaque: alpha means nothing.
 
 
 def test_texture_transforms_move_the_coordinates_asked_for(read):
@@ -216,6 +218,32 @@ def test_gltf_reads_the_files_beside_it(read, tmp_path):
     made.tree["buffers"] = [{"uri": "data.bin", "byteLength": len(made.data)}]
     mesh = read(json.dumps(made.tree), "model.gltf")
     assert mesh.textures[0].tolist() == [[[77, 77, 77, 255]]]
+
+
+def test_data_uris_may_have_line_breaks_and_lack_their_padding(read):
+    made = cube()
+    expected = read(made).corners
+    made.data += b"\0" * ((1 - len(made.data)) % 3)  # So that there is padding.
+    encoded = base64.b64encode(made.data).decode()
+    broken = "\n".join(encoded[i : i + 76] for i in range(0, len(encoded), 76)) + "\n"
+    forms = [encoded, encoded.rstrip("="), broken, broken.replace("\n", "\r\n "), encoded + "=="]
+    forms += [base64.urlsafe_b64encode(made.data).decode(), encoded.replace("=", "%3D")]
+    for form in forms:
+        made.tree["buffers"] = [{"uri": "data:application/octet-stream;base64," + form}]
+        text = json.dumps(made.tree)
+        for content in (text, text.replace("\\n", "\n")):  # Also where JSON forbids the break.
+            np.testing.assert_array_equal(read(content, "model.gltf").corners, expected)
+
+
+def test_a_chunk_of_json_may_be_padded_with_zeros(read):
+    made = cube()
+    whole = made.glb()
+    length = struct.unpack_from("<I", whole, 12)[0]
+    text = whole[20 : 20 + length].rstrip()
+    padded = text + b"\0" * (4 + -len(text) % 4)
+    body = struct.pack("<II", len(padded), 0x4E4F534A) + padded + whole[20 + length :]
+    content = b"glTF" + struct.pack("<II", 2, 12 + len(body)) + body
+    np.testing.assert_array_equal(read(content).corners, read(whole).corners)
 
 
 def test_draco_is_asked_for_by_name(refusal, monkeypatch):
@@ -294,7 +322,7 @@ def test_obj_has_colours_textures_and_holes(read, tmp_path):
     (tmp_path / "scene.mtl").write_text("newmtl paper\nKd 0 0 0\nmap_Kd a.png\nmap_d a.png\n")
     mesh = read(OBJ, "model.obj")
     material = mesh.materials[mesh.material[0]]
-    np.testing.assert_array_equal(mesh.textures[material["texture"]], pixels)
+    np.testing.assert_array_equal(mesh.textures[material["color"]["texture"]], pixels)
     np.testing.assert_allclose(material["base"], 1)  # The map replaces Kd, as in Blender.
     assert material["mode"] == 1
     # OBJ counts v from the bottom, textures are stored from the top.

@@ -80,6 +80,17 @@ def test_a_broken_model_is_reported_and_the_others_are_rendered(run, tmp_path):
     assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 1000
 
 
+def test_what_is_drawn_but_not_as_its_owner_thinks_is_said_once_in_the_summary(run, models):
+    (models / "sub" / "empty.glb").unlink()
+    faces = "usemtl stone\nf 1 2 3\nusemtl wood\nf 1 3 2\nusemtl stone\nf 3 2 1\n"
+    (models / "blue.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n" + faces)
+    status, out, err = run()
+    assert status == 0 and "rendered          3\n" in out and "failed            0\n" in out
+    said = "  blue: materials 'stone', 'wood' are in none of its libraries; drawn white\n"
+    assert out.endswith(said) and out.count("blue") == 1 and "blue" not in err
+    assert "there before      3\n" in run()[1]
+
+
 def test_meta_json_is_the_releases(run, models, tmp_path):
     (models / "sub" / "empty.glb").unlink()
     assert run(plan={"radius": 1.7417, "fov": 39.598, "elevation": (10.0, 10.0)})[0] == 0
@@ -116,11 +127,12 @@ def test_a_model_may_fill_the_cube_or_the_view(models):
 
     cube_plan = OrbitPlan(**PLAN, fit="cube", radius=4.0, maps=True)
     reach = [
-        np.abs(o.position).max() for o in render_model(models / "red.glb", "a", cube_plan, 2**20)
+        np.abs(o.position).max()
+        for o in render_model(models / "red.glb", "a", cube_plan, 2**20).orbits
     ]
     assert max(reach) == pytest.approx(1, abs=1e-3)
     view = OrbitPlan(**{**PLAN, "size": 64}, radius=1.7417, fov=39.598)
-    for orbit in render_model(models / "red.glb", "a", view, 2**20):
+    for orbit in render_model(models / "red.glb", "a", view, 2**20).orbits:
         alpha = orbit.rgba[..., 3]
         border = [alpha[:, 0], alpha[:, -1], alpha[:, :, 0], alpha[:, :, -1]]
         assert not np.any(border)  # Nothing is cropped,
@@ -252,14 +264,59 @@ def test_a_model_that_takes_too_long_is_given_up(models, tmp_path, monkeypatch):
     assert "more than 0.1 s" in outcome.fault
 
 
-def test_a_surprise_in_one_model_is_reported_with_its_kind(models, tmp_path, monkeypatch):
+class OfNoKnownKind(Exception):
+    """What nobody has thought of."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ZeroDivisionError("in the reader"), "ZeroDivisionError: in the reader"),
+        (ModuleNotFoundError("No module named 'x'"), "ModuleNotFoundError: No module named 'x'"),
+        (OfNoKnownKind("at all"), "OfNoKnownKind: at all"),
+        (RecursionError("too deep"), "RecursionError: too deep"),
+        (OSError("image file is truncated"), "OSError: image file is truncated"),
+        (OSError(errno.ELOOP, "Too many links"), f"OSError: [Errno {errno.ELOOP}] Too many links"),
+    ],
+)
+def test_whatever_one_model_raises_is_its_failure_alone(run, monkeypatch, error, words):
+    from o3d_jax.data.meshes import jobs as render_jobs
+
+    draw = render_jobs._draw
+
+    def fail(job):
+        if job.name == "red":
+            raise error
+        return draw(job)
+
+    monkeypatch.setattr(render_jobs, "_draw", fail)
+    status, out, _ = run()
+    assert status == 1 and f"red: {words}\n" in out and "rendered          1\n" in out
+
+
+def test_a_full_disk_while_a_model_is_drawn_ends_the_run(run, monkeypatch):
     from o3d_jax.data.meshes import jobs as render_jobs
 
     def fail(job):
-        raise ZeroDivisionError("in the reader")
+        raise OSError(errno.ENOSPC, "No space left on device", "/scratch/task.json")  # Blender's.
 
     monkeypatch.setattr(render_jobs, "_draw", fail)
-    assert render_jobs.work(job(models, tmp_path)).fault == "ZeroDivisionError: in the reader"
+    status, _, err = run()
+    assert status == 2 and "No space left on device" in err
+
+
+def test_the_time_limit_passes_readers_that_swallow_what_they_can(models, tmp_path, monkeypatch):
+    from o3d_jax.data.meshes import jobs as render_jobs
+
+    def swallow(job):
+        for _ in range(5):
+            try:
+                time.sleep(1)
+            except Exception:
+                pass
+
+    monkeypatch.setattr(render_jobs, "_draw", swallow)
+    assert "more than 0.1 s" in render_jobs.work(job(models, tmp_path, time_limit=0.1)).fault
 
 
 def test_a_full_disk_ends_the_run_and_leaves_no_half_orbit(run, models, tmp_path, monkeypatch):

@@ -33,7 +33,9 @@ def model() -> Gltf:
 def test_a_look_stands_for_its_pixels(tmp_path):
     (tmp_path / "a.glb").write_bytes(model().glb())
     plan = OrbitPlan(size=40, orbits=1, frames=5)
-    found = np.concatenate(render_model(tmp_path / "a.glb", "a", plan, 2**20)[0].rgba, axis=1)
+    found = np.concatenate(
+        render_model(tmp_path / "a.glb", "a", plan, 2**20).orbits[0].rgba, axis=1
+    )
     Image.fromarray(found).save(tmp_path / PINNED.name)
     with Image.open(PINNED) as image:
         pinned = np.asarray(image)

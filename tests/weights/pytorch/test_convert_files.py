@@ -1,9 +1,11 @@
 """What files say of themselves, and what else is in them: fields, rotations, losses, LPIPS."""
 
+import dataclasses
 import json
 import re
 import shutil
 
+import chex
 import numpy as np
 import pytest
 
@@ -120,9 +122,40 @@ def test_a_bare_unet_is_called_so_and_only_what_it_lacks_is_named(model, tmp_pat
     wanted = rf"{path}: names without \"unet.\": a U-Net alone; give the file of the whole network"
     with pytest.raises(InputError, match=rf"{wanted}; 2 missing \(conv.bias, conv.weight\)$"):
         convert(FromLgm(path, tmp_path / "out", config=small))
-    fake.save(path, {f"module.{k}": v for k, v in fake.lgm(model).items()})  # Not to be confused.
-    with pytest.raises(InputError, match=r"safetensors: \d+ missing .* superfluous \(module\."):
-        convert(FromLgm(path, tmp_path / "out", config=small))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "ema.", "_orig_mod.", "_orig_mod.module."])
+def test_a_prefix_of_all_names_is_said_and_stripped_on_request(model, tmp_path, small, prefix):
+    plain = fake.lgm(model) | {"lpips_loss.lin0.model.1.weight": np.ones((1, 3), np.float32)}
+    path = tmp_path / "lgm_fixrot.safetensors"
+    fake.save(path, {prefix + name: array for name, array in plain.items()})
+    order = FromLgm(path, tmp_path / "out", config=small)
+    with pytest.raises(InputError) as refusal:
+        convert(order)
+    assert str(refusal.value) == (
+        f'{path}: all {len(plain)} names begin with "{prefix}", as wrappers of torch have it; '
+        f"give --strip-prefix {prefix}"
+    )
+    for asked in (prefix, prefix.rstrip(".")):
+        tool.check(tool.read_order(dataclasses.replace(order, strip_prefix=asked)))
+    fake.save(path, plain)
+    with pytest.raises(InputError, match=f"--strip-prefix {prefix}: in none of the files do all"):
+        convert(dataclasses.replace(order, strip_prefix=prefix))
+
+
+def test_files_with_a_prefix_give_what_those_without_give(files, model, tmp_path, small):
+    folder = shutil.copytree(files / "released", tmp_path / "released")
+    tensors = fake.load(folder, "recon_model")
+    convert(FromRelease(folder, tmp_path / "plain", config=small))
+    fake.save(folder / "recon_model.safetensors", {f"module.{k}": v for k, v in tensors.items()})
+    order = FromRelease(folder, tmp_path / "out", config=small, strip_prefix="module.")
+    assert f"lgm: {len(tensors)} tensors read, {len(tensors)} filled" in convert(order)
+    both = [load_model(tmp_path / name).weights for name in ("out", "plain")]
+    chex.assert_trees_all_equal(*both)
+    # A file that has it before some of its names is of another kind.
+    fake.change(folder, "recon_model", lambda t: t.update(extra=t["module.conv.bias"]))
+    with pytest.raises(InputError, match="in none of the files"):
+        convert(order)
 
 
 @pytest.mark.parametrize(

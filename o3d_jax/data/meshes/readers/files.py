@@ -3,16 +3,18 @@
 import base64
 import binascii
 import io
+import os
+import unicodedata
 import urllib.parse
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from o3d_jax.errors import InputError
-from o3d_jax.files.images import decode
+from o3d_jax.files.images import decode, to_rgba
+from o3d_jax.files.letters import text_of
 
 MAX_SIDE = 4096
 """Pixels; larger textures are shrunk to it."""
@@ -41,12 +43,15 @@ class ModelFiles(NamedTuple):
         Raises:
             InputError: missing, empty, above the limit, or somewhere else.
         """
-        if reference.startswith("data:"):
+        if reference[:5].lower() == "data:":
             return _data_uri(reference)
         return self.read_at(self.beside(urllib.parse.unquote(reference)))
 
     def beside(self, name: str) -> Path:
         """Where a file is that a model refers to by name.
+
+        If there is none of that name, one that differs in case alone is taken, or in how its
+        letters are encoded: names were written on other systems than they are read on.
 
         Raises:
             InputError: not in the model's folder or below.
@@ -55,9 +60,12 @@ class ModelFiles(NamedTuple):
         folder = self.path.parent.resolve()
         try:
             target = (folder / plain).resolve()
+            outside = Path(plain).is_absolute() or not target.is_relative_to(folder)
+            if not (outside or os.path.lexists(target)):
+                target = _alike(folder, plain).resolve()
+                outside = not target.is_relative_to(folder)
         except (ValueError, OSError, RuntimeError) as error:  # A null byte; a loop of links.
             raise InputError(f"it refers to {name[:80]!r}, which is no file name") from error
-        outside = Path(plain).is_absolute() or not target.is_relative_to(folder)
         if outside or ":" in plain.split("/")[0]:
             raise InputError(
                 f"it refers to {name[:200]!r}, outside its folder; copy that file beside the "
@@ -91,12 +99,31 @@ class ModelFiles(NamedTuple):
             raise InputError(f"{path.name[:80]} cannot be read: {error.strerror}") from error
 
 
+def _alike(folder: Path, plain: str) -> Path:
+    """The file below a folder whose name is most like one that is not there; else that one."""
+    found = folder
+    for part in PurePosixPath(plain).parts:
+        if part != ".." and not os.path.lexists(found / part):
+            names = sorted(os.listdir(found)) if found.is_dir() else []
+            part = next((name for name in names if _key(name) == _key(part)), part)
+        found = found / part
+    return found
+
+
+def _key(name: str) -> str:
+    """What names have in common that differ in case and encoding alone."""
+    return unicodedata.normalize("NFC", text_of(os.fsencode(name))).casefold()
+
+
 def _data_uri(uri: str) -> bytes:
-    head, comma, body = uri.partition(",")
+    """The bytes in a URI; its base64 may have line breaks in it and lack its padding."""
+    head, _, body = uri.partition(",")
+    if not head.lower().endswith(";base64"):
+        return urllib.parse.unquote_to_bytes(body)
+    letters = "".join(urllib.parse.unquote(body).split()).rstrip("=")
+    letters = letters.replace("-", "+").replace("_", "/") + "=" * (-len(letters) % 4)
     try:
-        if not comma or not head.endswith(";base64"):
-            return urllib.parse.unquote_to_bytes(body)
-        return base64.b64decode(body, validate=True)
+        return base64.b64decode(letters, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InputError(f"a data URI in it is not base64: {error}") from error
 
@@ -108,10 +135,7 @@ def decode_texture(data: bytes, name: str) -> UInt8[np.ndarray, "h w 4"]:
         InputError: damaged, of a format that is not read, or too large.
     """
     image = decode(io.BytesIO(data), f"texture {name}", TEXTURE_FORMATS)
-    if image.mode in ("I", "I;16", "F"):  # 16 bits of grey, which Pillow would cut off.
-        grey = np.asarray(image, np.float64)
-        image = Image.fromarray((grey / max(grey.max(), 1) * 255).astype(np.uint8))
-    rgba = image.convert("RGBA")
+    rgba = to_rgba(image, f"texture {name}")
     while max(rgba.size) > MAX_SIDE:
         rgba = rgba.reduce(2)
     return np.array(rgba)

@@ -13,15 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from o3d_jax.data.meshes.mesh import MeshPart, ModelContent
+from o3d_jax.data.meshes.mesh import MeshPart, ModelContent, PerCorner
 from o3d_jax.data.meshes.readers.files import ModelFiles
-from o3d_jax.data.meshes.readers.gltf_material import Coordinates, Looks, read_materials
+from o3d_jax.data.meshes.readers.gltf_material import (
+    Coordinates,
+    Looks,
+    MaterialCoordinates,
+    read_materials,
+)
 from o3d_jax.errors import InputError
 
 TYPES = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: "f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 
 TRIANGLES, STRIP, FAN = 4, 5, 6
+
+ATTRIBUTES = ("POSITION", "NORMAL", "TEXCOORD_", "COLOR_0", "JOINTS_", "WEIGHTS_")
+"""How the names of those that are looked at begin."""
 
 MAX_TRIANGLES = 20_000_000
 """A model above it would fill the memory; nodes that share meshes make such of a small file."""
@@ -30,6 +38,13 @@ DRACO = "KHR_draco_mesh_compression"
 
 UNDERSTOOD = {DRACO, "KHR_texture_transform", "KHR_mesh_quantization", "EXT_texture_webp"}
 """Extensions that change what one sees and are read here; materials' besides, see `_check`."""
+
+
+_FAULTS = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
+    struct.error,
+)
+"""What reading a tree raises that is not as the format says."""
 
 
 class Container(NamedTuple):
@@ -56,7 +71,7 @@ class Shape(NamedTuple):
     normals: Float[np.ndarray, "v 3"] | None
     faces: Int[np.ndarray, "f 3"]
     arrays: dict[str, Shaped[np.ndarray, "v _"]]
-    """All attributes, by their names in the format."""
+    """The attributes, by their names in the format."""
 
 
 def read_gltf(source: ModelFiles) -> ModelContent:
@@ -84,8 +99,7 @@ def read_gltf(source: ModelFiles) -> ModelContent:
             parts.append(part)
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
-        # What reading a tree raises that is not as the format says.
+    except _FAULTS as error:
         raise InputError(f"it is damaged: {type(error).__name__} {error}") from error
     return ModelContent(parts, looks.materials, looks.textures)
 
@@ -111,7 +125,8 @@ def read_container(source: ModelFiles) -> Container:
             binary = data[at + 8 : at + 8 + size]
     else:
         text = data
-    tree = json.loads(text)
+    # Some programs pad the chunk with zeros, not with spaces, and break lines within URIs.
+    tree = json.loads(text.rstrip(b"\0"), strict=False)
     if not str(tree["asset"]["version"]).startswith("2"):
         raise InputError(f"it is glTF {tree['asset']['version']}; export it anew as glTF 2.0")
     return Container(tree, binary)
@@ -154,12 +169,15 @@ def _accessor(document: Document, index: int) -> Shaped[np.ndarray, "n c"]:
         view = document.tree["bufferViews"][accessor["bufferView"]]
         data = _view(document, accessor["bufferView"])
         stride = view.get("byteStride") or kind.itemsize * width
+        if stride < kind.itemsize * width:
+            raise InputError(f"values of it overlap, {stride} bytes apart; export it anew")
         values = np.ndarray(
             (count, width), kind, data, accessor.get("byteOffset", 0), (stride, kind.itemsize)
         )
     else:
-        if count > 3 * MAX_TRIANGLES:
-            raise InputError(f"it has an accessor of {count} values; export it anew")
+        # Zeros are what a file need not have; but for each of them it has a vertex besides.
+        if count > sum(map(len, document.buffers)):
+            raise InputError(f"it has an accessor of {count} zeros; export it anew")
         values = np.zeros((count, width), kind)
     if sparse := accessor.get("sparse"):
         values = values.copy()
@@ -233,7 +251,7 @@ def _parts(document: Document, looks: Looks) -> Iterator[MeshPart]:
             if "skin" in node:
                 blends = _skin(document, document.tree["skins"][node["skin"]], shape, matrices)
             else:
-                blends = np.broadcast_to(to_world, (len(shape.positions), 4, 4))
+                blends = to_world[None]
             material = primitive.get("material", len(looks.materials) - 1)
             yield _placed(shape, blends, material, looks.coordinates[material])
 
@@ -253,18 +271,26 @@ def _shape(document: Document, primitive: Any, weights: Any) -> Shape:
 def _arrays(
     document: Document, primitive: Any
 ) -> tuple[dict[str, Shaped[np.ndarray, "n _"]], Int[np.ndarray, "f 3"]]:
-    """The attributes of a primitive by their names in the format, and its triangles."""
+    """The attributes of a primitive that are looked at, by their names in the format, and its
+    triangles.
+    """
     packed = primitive.get("extensions", {}).get(DRACO)
     if packed:
         arrays, corners = _unpacked(document, primitive, packed)
     else:
-        arrays = {k: _accessor(document, v) for k, v in primitive["attributes"].items()}
+        arrays = {
+            name: _accessor(document, number)
+            for name, number in primitive["attributes"].items()
+            if name.startswith(ATTRIBUTES)
+        }
         if "indices" in primitive:
             corners = _accessor(document, primitive["indices"])[:, 0].astype(np.int64)
         else:
             corners = np.arange(len(arrays["POSITION"]))
-    if len(corners) and corners.max() >= len(arrays["POSITION"]):
+    if len(corners) and not 0 <= corners.min() <= corners.max() < len(arrays["POSITION"]):
         raise InputError("a triangle of it has a corner that is not there; export it anew")
+    if len({len(values) for values in arrays.values()}) > 1:
+        raise InputError("its vertices do not have as many of each attribute; export it anew")
     mode = primitive.get("mode", TRIANGLES)
     if mode == TRIANGLES:
         return arrays, corners[: len(corners) // 3 * 3].reshape(-1, 3)
@@ -322,23 +348,39 @@ def _skin(
 
 
 def _placed(
-    shape: Shape, blends: Float[np.ndarray, "v 4 4"], material: int, coordinates: Coordinates
+    shape: Shape,
+    blends: Float[np.ndarray, "#v 4 4"],
+    material: int,
+    coordinates: MaterialCoordinates,
 ) -> MeshPart:
-    """A shape in the world."""
+    """A shape in the world; `blends` has a matrix for each vertex, or one for all."""
     linear = blends[:, :3, :3]
-    positions = np.einsum("vij,vj->vi", linear, shape.positions) + blends[:, :3, 3]
-    faces, normals, uvs, colors = shape.faces, shape.normals, None, None
+    positions = (linear @ shape.positions[..., None])[..., 0] + blends[:, :3, 3]
+    faces, normals, colors = shape.faces, shape.normals, None
     mirrored = np.linalg.det(linear[:1])[0] < 0 if len(linear) else False
     if normals is not None:
         # Cofactors: the inverse's transpose but for its scale, and there for flat scales too.
         cofactors = np.cross(linear[:, [1, 2, 0]], linear[:, [2, 0, 1]])
-        normals = np.einsum("vij,vj->vi", cofactors, normals) * (-1 if mirrored else 1)
+        normals = (cofactors @ normals[..., None])[..., 0] * (-1 if mirrored else 1)
     if mirrored:
         faces = faces[:, ::-1]
-    if (name := f"TEXCOORD_{coordinates.which}") in shape.arrays:
-        uvs = coordinates.apply(shape.arrays[name])
     if "COLOR_0" in shape.arrays:
         stored = _as_floats(shape.arrays["COLOR_0"]).astype(np.float64)
         colors = np.ones((len(stored), 4))
         colors[:, : stored.shape[1]] = stored
-    return MeshPart(positions, faces, material, normals, uvs, colors)
+    return MeshPart(
+        positions=positions,
+        faces=faces,
+        material=material,
+        normals=None if normals is None else PerCorner(normals, faces),
+        uvs=_uvs(shape, faces, coordinates.color),
+        colors=None if colors is None else PerCorner(colors, faces),
+        glow_uvs=_uvs(shape, faces, coordinates.glow) if coordinates.glow else None,
+    )
+
+
+def _uvs(shape: Shape, faces: Int[np.ndarray, "f 3"], coordinates: Coordinates) -> PerCorner | None:
+    name = f"TEXCOORD_{coordinates.which}"
+    if name not in shape.arrays:
+        return None
+    return PerCorner(coordinates.apply(shape.arrays[name]), faces)

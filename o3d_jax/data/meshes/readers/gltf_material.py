@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from o3d_jax.data.meshes.mesh import AlphaMode, Material, Texels, Wrap
+from o3d_jax.data.meshes.mesh import AlphaMode, Material, Texels, TextureUse, Wrap
 from o3d_jax.data.meshes.readers.files import ModelFiles, decode_texture
 from o3d_jax.errors import InputError
 
@@ -25,7 +25,7 @@ BufferView = Callable[[int], memoryview]
 
 
 class Coordinates(NamedTuple):
-    """Which of a mesh's texture coordinates a material uses, and how they are moved before."""
+    """Which of a mesh's texture coordinates a texture uses, and how they are moved before."""
 
     which: int = 0
     transform: tuple[tuple[float, float, float], ...] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
@@ -37,11 +37,19 @@ class Coordinates(NamedTuple):
         return np.asarray(uvs, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
+class MaterialCoordinates(NamedTuple):
+    """Those of each texture of a material."""
+
+    color: Coordinates = Coordinates()
+    glow: Coordinates | None = None
+    """None if they are the color's."""
+
+
 class Looks(NamedTuple):
     """All materials of a file; the last one is for parts that have none."""
 
     materials: list[Material]
-    coordinates: list[Coordinates]
+    coordinates: list[MaterialCoordinates]
     textures: list[Texels]
 
 
@@ -73,11 +81,12 @@ class _Library:
             self.textures.append(texels)
         return self.places[key]
 
-    def wraps(self, reference: Any) -> tuple[Wrap, Wrap]:
-        """What a texture shows outside [0, 1], across and down."""
+    def use(self, reference: Any, opaque: bool) -> TextureUse:
+        """A texture with its sampler."""
         texture = self.tree["textures"][reference["index"]]
         sampler = self.tree["samplers"][texture["sampler"]] if "sampler" in texture else {}
-        return WRAPS[sampler.get("wrapS", 10497)], WRAPS[sampler.get("wrapT", 10497)]
+        wraps = WRAPS[sampler.get("wrapS", 10497)], WRAPS[sampler.get("wrapT", 10497)]
+        return TextureUse(self.place(reference, opaque), *wraps)
 
 
 def read_materials(tree: Any, view: BufferView, source: ModelFiles, used: Collection[int]) -> Looks:
@@ -89,17 +98,17 @@ def read_materials(tree: Any, view: BufferView, source: ModelFiles, used: Collec
     library = _Library(tree, view, source)
     looks = Looks([], [], library.textures)
     for index, described in enumerate(tree.get("materials", [])):
-        material, coordinates = Material(), Coordinates()
+        material, coordinates = Material(), MaterialCoordinates()
         if index in used:
             material, coordinates = _material(described, library)
         looks.materials.append(material)
         looks.coordinates.append(coordinates)
     looks.materials.append(Material())
-    looks.coordinates.append(Coordinates())
+    looks.coordinates.append(MaterialCoordinates())
     return looks
 
 
-def _material(described: Any, library: _Library) -> tuple[Material, Coordinates]:
+def _material(described: Any, library: _Library) -> tuple[Material, MaterialCoordinates]:
     extensions = described.get("extensions", {})
     look = described.get("pbrMetallicRoughness", {})
     factor, base = look.get("baseColorFactor", (1, 1, 1, 1)), look.get("baseColorTexture")
@@ -110,25 +119,25 @@ def _material(described: Any, library: _Library) -> tuple[Material, Coordinates]
     emissive = described.get("emissiveTexture")
     strength = extensions.get(STRENGTH, {}).get("emissiveStrength", 1)
     r, g, b = (float(c * strength) for c in described.get("emissiveFactor", (0, 0, 0)))
-    first = base or emissive
-    wrap_u, wrap_v = library.wraps(first) if first else (Wrap.REPEAT, Wrap.REPEAT)
+    emissive = emissive if r + g + b else None
     material = Material(
         base=(float(factor[0]), float(factor[1]), float(factor[2]), float(factor[3])),
         emission=(r, g, b),
-        texture=library.place(base, mode == AlphaMode.OPAQUE) if base else -1,
-        emission_texture=library.place(emissive, True) if emissive and r + g + b else -1,
+        color=library.use(base, mode == AlphaMode.OPAQUE) if base else TextureUse(),
+        glow=library.use(emissive, True) if emissive else TextureUse(),
         mode=mode,
         cutoff=float(described.get("alphaCutoff", 0.5)),
         two_sided=bool(described.get("doubleSided", False)),
         lit=UNLIT not in extensions,
-        wrap_u=wrap_u,
-        wrap_v=wrap_v,
     )
-    return material, _coordinates(first) if first else Coordinates()
+    if not (base or emissive):
+        return material, MaterialCoordinates()
+    color, glow = _coordinates(base or emissive), _coordinates(emissive or base)
+    return material, MaterialCoordinates(color, glow if glow != color else None)
 
 
 def _coordinates(reference: Any) -> Coordinates:
-    """Of the base colour's texture; an emission texture is assumed to share them."""
+    """Where a texture is looked up."""
     moved = reference.get("extensions", {}).get(TRANSFORM, {})
     (left, top), (wide, high) = moved.get("offset", (0, 0)), moved.get("scale", (1, 1))
     turn = moved.get("rotation", 0)

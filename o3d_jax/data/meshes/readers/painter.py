@@ -1,0 +1,144 @@
+"""Makes the materials of OBJ models: finds their libraries and textures, says what is missing."""
+
+import os
+import urllib.parse
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from o3d_jax.data.meshes.mesh import AlphaMode, Material, Texels, TextureUse, Wrap
+from o3d_jax.data.meshes.readers.colors import linear_rgba
+from o3d_jax.data.meshes.readers.files import ModelFiles, decode_texture
+from o3d_jax.data.meshes.readers.mtl import Paint, TextureMap, read_mtl
+from o3d_jax.errors import InputError
+
+MOST_WORDS = 32
+"""Of a line that names libraries, whose names may have spaces: each way to part them is tried."""
+
+
+class Painted(NamedTuple):
+    """A material, and where its textures are looked up."""
+
+    material: int
+    """Number among the materials of a model."""
+    color: TextureMap | None = None
+    opacity: TextureMap | None = None
+    """None if it is where the color's is."""
+
+
+class Painter:
+    """Gives the materials of a model their numbers, and reads those textures that they need."""
+
+    def __init__(self, files: ModelFiles, libraries: list[str]) -> None:
+        """`libraries` is what follows each mtllib: names of one or more files.
+
+        Raises:
+            InputError: a library is missing, damaged or outside the model's folder.
+        """
+        self.materials: list[Material] = []
+        self.textures: list[Texels] = []
+        self._files = files
+        self._paints: dict[str, Paint] = {}
+        for path in dict.fromkeys(p for words in libraries for p in _library_paths(files, words)):
+            # The first library that has a material counts, as the format says.
+            self._paints = read_mtl(files.read_at(path)) | self._paints
+        self._places: dict[tuple[Path, str], int] = {}
+        self._unknown: list[str] = []
+        self._flat = False
+
+    def paint(self, name: str | None, has_uvs: bool) -> Painted:
+        """Makes the material of a name; white, if there is none.
+
+        Args:
+            has_uvs: whether what is painted has texture coordinates; if not, textures are left out.
+
+        Raises:
+            InputError: a texture is missing, damaged or outside the model's folder.
+        """
+        paint = self._paints.get(name) if name is not None else None
+        if name is not None and paint is None:
+            self._unknown.append(name)
+        paint = paint or Paint()
+        if not has_uvs and (paint.color_map or paint.opacity_map):
+            self._flat = True
+            paint = paint._replace(color_map=None, opacity_map=None)
+        opacity = 1.0 if paint.opacity is None else min(max(paint.opacity, 0.0), 1.0)
+        red, green, blue, _ = linear_rgba(np.array([paint.color]).clip(0, 1))[0].tolist()
+        material = Material(base=(red, green, blue, opacity), two_sided=True)
+        if opacity < 1:
+            material = material._replace(mode=AlphaMode.BLEND)
+        self.materials.append(self._textured(material, paint))
+        apart = paint.opacity_map if paint.opacity_map != paint.color_map else None
+        return Painted(len(self.materials) - 1, paint.color_map, apart)
+
+    def remarks(self) -> tuple[str, ...]:
+        """What the model's owner should know, each part of a sentence."""
+        found = []
+        if self._unknown:
+            names = ", ".join(repr(name[:80]) for name in self._unknown[:3])
+            more = f" and {len(self._unknown) - 3} more" if len(self._unknown) > 3 else ""
+            many = ("materials", "are") if len(self._unknown) > 1 else ("material", "is")
+            found.append(f"{many[0]} {names}{more} {many[1]} in none of its libraries; drawn white")
+        if self._flat:
+            found.append("it has textures and no coordinates for them; drawn in plain colors")
+        return tuple(found)
+
+    def _textured(self, material: Material, paint: Paint) -> Material:
+        """A material with the textures that a paint names."""
+        color, holes = paint.color_map, paint.opacity_map
+        if color:
+            # The map replaces the color, as in Blender; alpha counts where it is asked for.
+            use = self._use(color, "own alpha" if holes == color else "opaque")
+            base = (1.0, 1.0, 1.0, material.base[3])
+            material = material._replace(base=base, color=use)
+        if holes:
+            if holes != color:
+                own = color is not None and self._path(holes.file) == self._path(color.file)
+                use = self._use(holes, "own alpha" if own else "gray as alpha")
+                material = material._replace(opacity=use)
+            if material.mode == AlphaMode.OPAQUE:
+                material = material._replace(mode=AlphaMode.MASK)
+        return material
+
+    def _path(self, name: str) -> Path:
+        path = self._files.beside(name)
+        if "%" in name and not os.path.isfile(path):  # As in a URI.
+            path = self._files.beside(urllib.parse.unquote(name))
+        return path
+
+    def _use(self, texture: TextureMap, kind: str) -> TextureUse:
+        """A texture, decoded once for each kind of use."""
+        key = (self._path(texture.file), kind)
+        if key not in self._places:
+            texels = decode_texture(self._files.read_at(key[0]), texture.file[:80])
+            if kind == "gray as alpha":
+                texels = _gray_as_alpha(texels)
+            elif kind == "opaque":
+                texels[..., 3] = 255
+            self._places[key] = len(self.textures)
+            self.textures.append(texels)
+        wrap = Wrap.CLAMP if texture.clamp else Wrap.REPEAT
+        return TextureUse(self._places[key], wrap, wrap)
+
+
+def _gray_as_alpha(texels: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 4"]:
+    gray = np.asarray(Image.fromarray(texels).convert("L"))
+    return np.dstack([np.full((*gray.shape, 3), 255, np.uint8), gray])
+
+
+def _library_paths(files: ModelFiles, words: str) -> list[Path]:
+    """The files that a line names: the longest names that are there, from the left on."""
+    parts, found = words.strip('"').split(), []
+    if len(parts) > MOST_WORDS:
+        raise InputError(f"it names more than {MOST_WORDS} libraries in a line; export it anew")
+    while parts:
+        paths = [files.beside(" ".join(parts[:count])) for count in range(len(parts), 0, -1)]
+        skipped = next((i for i, path in enumerate(paths) if os.path.isfile(path)), None)
+        if skipped is None:
+            return [*found, paths[0]]  # Missing, as whoever reads it will find.
+        found.append(paths[skipped])
+        parts = parts[len(parts) - skipped :]
+    return found

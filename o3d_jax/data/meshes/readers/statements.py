@@ -1,0 +1,58 @@
+"""The text of Wavefront files, OBJ and MTL: one statement a line, of a keyword and words.
+
+Written as people's programs write them: in UTF-8 or Latin-1, with or without a byte-order mark,
+with line ends of any system, and with a backslash at the end of a line that goes on in the next.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+BLOCK = 2**21
+"""Bytes of a file that are taken apart at a time: words by themselves take ten times the room."""
+
+
+class Statement(NamedTuple):
+    """One line that says something."""
+
+    keyword: bytes
+    words: bytes
+    """All after the keyword, without white space around it."""
+
+
+def statements(data: bytes) -> Iterator[list[Statement]]:
+    """The statements of a file, in order, some thousands at a time; without comments."""
+    data = data.removeprefix(BYTE_ORDER_MARK).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start + BLOCK)
+        while end > 0 and data[end - 1 : end] == b"\\":
+            end = data.find(b"\n", end + 1)
+        end = len(data) if end < 0 else end
+        yield _block(data[start:end])
+        start = end + 1
+
+
+def _block(block: bytes) -> list[Statement]:
+    lines = block.split(b"\n")
+    if b"\\\n" in block:
+        lines = _joined(lines)
+    pairs = (line.split(None, 1) for line in lines)
+    return [
+        Statement(pair[0], pair[1].rstrip())
+        for pair in pairs
+        if len(pair) == 2 and not pair[0].startswith(b"#")
+    ]
+
+
+def _joined(lines: list[bytes]) -> list[bytes]:
+    """Lines with those that they go on in; a comment ends with its line, whatever it ends with."""
+    whole, pieces = [], []
+    for line in lines:
+        goes_on = line.endswith(b"\\") and (pieces or not line.lstrip().startswith(b"#"))
+        pieces.append(line[:-1] if goes_on else line)
+        if not goes_on:
+            whole.append(b" ".join(pieces))
+            pieces = []
+    return [*whole, b" ".join(pieces)]
