@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import chex
+import jax
 import numpy as np
 import pytest
 
