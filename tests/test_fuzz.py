@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 COUNT = 250
-READERS = ("gltf", "obj", "ply", "gaussians", "splat", "safetensors", "meta", "ids")
+READERS = ("gltf", "obj", "ply", "gaussians", "splat", "safetensors", "orbit", "ids")
 
 
 def fuzz(*options):

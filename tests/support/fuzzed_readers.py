@@ -28,7 +28,7 @@ class FuzzedReader(NamedTuple):
 
 def readers() -> list[FuzzedReader]:
     """All of them."""
-    from o3d_jax.data.orbits.folder import read_index
+    from o3d_jax.data.orbits.folder import read_orbit
     from o3d_jax.data.orbits.names import select
     from o3d_jax.media.ply import read_ply
     from o3d_jax.media.splat import read_splat
@@ -42,7 +42,7 @@ def readers() -> list[FuzzedReader]:
         FuzzedReader("gaussians", gaussian_plys(), lambda path: read_ply(path, drop_bad=True)),
         FuzzedReader("splat", splats(), read_splat),
         FuzzedReader("safetensors", safetensors_files(), lambda path: all_of(read_file(path))),
-        FuzzedReader("meta", metas(), lambda path: read_index(path.parent)),
+        FuzzedReader("orbit", orbits(), lambda path: read_orbit(path.parent)),
         FuzzedReader("ids", ids_files(), lambda path: select(names, path)),
     ]
 
@@ -261,20 +261,20 @@ def safetensors_files() -> list[dict[str, bytes]]:
     ]
 
 
-def metas() -> list[dict[str, bytes]]:
+def orbits() -> list[dict[str, bytes]]:
     pose = np.eye(4)
     pose[2, 3] = 1.5
     places = [
         {"transform_matrix": pose.tolist(), "frames": [{"name": f"render_{i:04d}.png"}]}
         for i in range(3)
     ]
+    frames = {f"render_{i:04d}.png": png(np.full((3, 4, 4), 60 * i)) for i in range(3)}
+    maps = io.BytesIO()
+    np.savez_compressed(maps, depth=np.ones((3, 3, 4), np.float32))
+    plain = {"camera_angle_x": 0.8, "locations": places}
     return [
-        {"meta.json": json.dumps({"camera_angle_x": 0.8, "locations": places}).encode()},
-        {
-            "meta.json": json.dumps(
-                {"name": "a/1", "camera_angle_x": 0.8, "locations": places}
-            ).encode()
-        },
+        {"meta.json": json.dumps(plain).encode(), **frames, "maps.npz": maps.getvalue()},
+        {"meta.json": json.dumps({"name": "a/1", **plain}).encode(), **frames},
     ]
 
 

@@ -12,6 +12,7 @@ select by. In the file, cameras have Blender's axes (y up, looking along -z); in
 import io
 import json
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -40,6 +41,13 @@ RIGID = 1e-3
 
 FLIP = np.array([1.0, -1.0, -1.0, 1.0])
 """Times the columns of a pose: Blender's camera axes to OpenCV's, and back."""
+
+
+_MAPS_FAULTS = (
+    *(OSError, ValueError, EOFError, LookupError, TypeError, SyntaxError, ArithmeticError),
+    *(RuntimeError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy and zipfile raise on files that are damaged, encrypted, or claim to be huge."""
 
 
 class RenderedOrbit(NamedTuple):
@@ -147,7 +155,9 @@ def read_unchecked_index(folder: Path) -> OrbitIndex:
     if poses.shape[1:] != (4, 4):
         raise InputError(f"{path}: transform_matrix is not 4 x 4 in all of at least one location")
     for each in names:
-        if not isinstance(each, str) or each in ("", "..") or Path(each).name != each:
+        if not isinstance(each, str) or each in ("", "..") or not each.isprintable():
+            raise InputError(f"{path}: frame name {each!r} is not that of a file in its folder")
+        if Path(each).name != each:
             raise InputError(f"{path}: frame name {each!r} is not that of a file in its folder")
     return OrbitIndex(
         name, poses * FLIP, float(np.rad2deg(angle)), tuple(folder / each for each in names)
@@ -271,7 +281,7 @@ def read_maps(path: Path, shape: tuple[int, ...]) -> SurfaceMaps:
     try:
         with np.load(path, allow_pickle=False) as maps:
             depth, position = (maps.get(name) for name in ("depth", "position"))
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _MAPS_FAULTS as error:
         raise InputError(f"{path} is damaged: {error}; render the orbit anew") from error
     for name, found, expected in (("depth", depth, shape), ("position", position, (*shape, 3))):
         if found is not None and (found.shape != expected or found.dtype != np.float32):

@@ -135,6 +135,12 @@ def scale(matrix):
         row[:3] = [1.01 * value for value in row[:3]]
 
 
+def huge(matrix):
+    """Of products that are infinite, and sums of these that are no numbers."""
+    for row, values in zip(matrix[:3], ((1, 1, 0), (1, -1, 0), (0, 0, 1)), strict=True):
+        row[:3] = [1e200 * value for value in values]
+
+
 def frame_name(name):
     return edit(lambda meta: meta["locations"][2]["frames"][0].update(name=name))
 
@@ -170,10 +176,15 @@ FAULTS = {
     "3 x 4": (pose(lambda m: m.pop()), "transform_matrix"),
     "degrees": (edit(lambda m: m.update(camera_angle_x=49.1)), "camera_angle_x 49.1"),
     "NaN": (pose(lambda m: m[1].__setitem__(3, float("nan"))), "frame 2 has values that are not f"),
+    "huge": (pose(huge), "frame 2 is not rigid"),
+    "nested": (lambda f: (f / "meta.json").write_text("[" * 10**5), "meta.json is damaged"),
+    "angle of 400 digits": (edit(lambda m: m.update(camera_angle_x=10**400)), "is not an orbit's"),
     "mirrored": (pose(mirror), "meta.json: the pose of frame 2 is mirrored"),
     "scaled": (pose(scale), "frame 2 is not rigid"),
     "projective": (pose(lambda m: m[3].__setitem__(0, 0.1)), "frame 2 is not rigid"),
     "absolute": (frame_name("/etc/passwd"), "'/etc/passwd' is not that of a file in"),
+    "of no letters": (frame_name("a\0.png"), "'a\\x00.png' is not that of a file in"),
+    "of half a letter": (frame_name("\ud800.png"), "'\\ud800.png' is not that of a file in"),
     "above": (frame_name("../x.png"), "'../x.png' is not that of a file in"),
     "missing": (lambda f: (f / "render_0002.png").unlink(), "render_0002.png is missing"),
     "cut short": (cut_by(200), "render_0002.png is damaged"),
