@@ -85,7 +85,7 @@ def test_a_step_is_weighed_by_what_its_program_takes_and_says(toy, planned, caps
     held = found["bytes"]
     assert (held["parameters"], held["average"]) == (whole, least)
     assert held["optimizer"] == 2 * least + 2 * 4  # And two counts of steps.
-    assert held["objects"] == 2 * 4 * (16 * 16 * 3 + 16 + 9) * 4  # Two of four views.
+    assert held["objects"] == 2 * 4 * (16 * 16 * (3 + 1) + 16 + 9) * 4  # Two of four views.
     assert held["padding"] == 8 + 1  # A key and a flag: the program takes nothing else.
     assert 0 < held["outputs"] < 2048 < 4 * least  # What it returns beside a state.
     moved = {c["kind"]: c["bytes"] for c in found["collectives"]}

@@ -233,7 +233,7 @@ def test_what_cannot_be_is_refused_in_one_line(run, models, tmp_path):
         ({"plan": {"elevation": (30.0, -5.0)}}, "--elevation"),
         ({"plan": {"fit": "cube"}}, "--fit view"),
         ({"workers": 0}, "--workers 0"),
-        ({"ids": tmp_path / "not there"}, "--ids"),
+        ({"ids": tmp_path / "not there"}, "list of ids"),
         ({"renderer": "blender", "plan": {"maps": True}}, "--maps"),
         ({"renderer": "blender", "blender": tmp_path / "python"}, "does not run"),
         ({"renderer": "blender", "blender": Path("/bin/false")}, "cannot import bpy"),
