@@ -108,12 +108,10 @@ class System:
 
     def trace_update(self, inputs: Inputs, gradient: jax.stages.Traced) -> jax.stages.Traced:
         """`train_step_update` of what a traced gradient's program returns."""
-        found, report = gradient.out_info
-        places = self.layout.shardings(found, stage=2)
+        found, _ = gradient.out_info
         return train_step_update.trace(
             inputs.state,
-            _at(found, places),
-            _at(report, jax.tree.map(lambda _: self.layout.whole, report)),
+            _at(found, self.layout.shardings(found, stage=2)),
             config=self.config,
             optimizer=self.optimizer,
             layout=self.layout,
@@ -184,7 +182,9 @@ class Halves:
     ) -> tuple[TrainState, StepReport]:
         """As `train_step`; the state is used up."""
         gradient, report = self.gradient(state, frozen, batch, key, stop=stop)
-        return self.update(state, gradient, report), report
+        if not report.is_finite:  # Waits for the gradient, on whose devices nothing could overlap.
+            return dataclasses.replace(state, step=state.step + 1), report
+        return self.update(state, gradient), report
 
     def memory_analysis(self) -> Any:
         """The gradient's, by far the larger."""

@@ -124,14 +124,17 @@ def train_step_gradient(
 def train_step_update(
     state: TrainState,
     gradient: Params,
-    report: StepReport,
     *,
     config: Config,
     optimizer: optax.GradientTransformation,
     layout: Layout | None = None,
 ) -> TrainState:
-    """The second half of `train_step`: the next state."""
-    return _next_state(state, gradient, report, config, optimizer, layout)
+    """The second half of `train_step`: the next state, of a gradient that is finite.
+
+    Whoever calls it looks at the report first. To choose here between old and new values, array by
+    array, would treble what XLA needs to compile this for CPUs.
+    """
+    return _placed(_update(state, gradient, config, optimizer, layout), layout)
 
 
 def _gradient(
@@ -180,10 +183,13 @@ def _next_state(
     is_finite = report.is_finite
     new_state = _update(state, gradient, config, optimizer, layout)
     new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
-    new_state = dataclasses.replace(new_state, step=state.step + 1)
+    return _placed(dataclasses.replace(new_state, step=state.step + 1), layout)
+
+
+def _placed(state: TrainState, layout: Layout | None) -> TrainState:
     if layout is None:
-        return new_state
-    return jax.lax.with_sharding_constraint(new_state, layout.of_state(new_state))
+        return state
+    return jax.lax.with_sharding_constraint(state, layout.of_state(state))
 
 
 def _update(
