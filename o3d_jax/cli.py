@@ -17,7 +17,7 @@ import tyro
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
-from o3d_jax.places import CONFIGS
+from o3d_jax.places import CONFIGS, user_cache
 
 Parsed = TypeVar("Parsed")
 
@@ -182,6 +182,5 @@ def _one_line(box: str) -> str:
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "o3d_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
