@@ -39,7 +39,7 @@ from o3d_jax.media.ply import write_ply
 from o3d_jax.media.sheets import grid
 from o3d_jax.media.splat import write_splat
 from o3d_jax.media.video import write_gif, write_mp4
-from o3d_jax.nn.networks import Networks, build_networks
+from o3d_jax.nn.networks import Networks, Ouroboros, build_networks
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
 from o3d_jax.types import Cameras, Gaussians, Maps
@@ -274,15 +274,17 @@ def _cameras(config: Config, elevation: float, azimuths: Float[np.ndarray, " v"]
 def _sample(sampler: Sampler, image: Float[np.ndarray, "h w 3"]) -> tuple[Estimate, list[Level]]:
     """Algorithm 2, a compiled step a level, so that one sees it move."""
     arguments, config, weights = sampler.arguments, sampler.config, sampler.weights
-    given = (sampler.networks, config, weights.params, weights.frozen)
+    model = Ouroboros(
+        networks=sampler.networks, config=config, params=weights.params, frozen=weights.frozen
+    )
     cameras = _cameras(config, arguments.elevation, _view_azimuths(config))
     key = jax.random.key(arguments.seed)
-    condition, state = sample_prepare(*given, jnp.asarray(image)[None], key)
+    condition, state = sample_prepare(model, jnp.asarray(image)[None], key)
     sigmas = noise_levels(config.sample)
     levels = []
     for i in tqdm(range(config.sample.levels), desc="noise levels", unit="level"):
         maps: Maps = state.maps
-        state, estimate = sample_step(*given, condition, cameras, state, sigmas[i], sigmas[i + 1])
+        state, estimate = sample_step(model, condition, cameras, state, sigmas[i], sigmas[i + 1])
         views, guide = np.asarray(estimate.views[0]), np.asarray(maps.rgb[0])
         levels.append(Level(sigma=float(sigmas[i]), views=views, guide=guide))
     return estimate, levels

@@ -7,7 +7,6 @@ know nothing of 3D. View 0 is the input itself and does not count, except in a c
 
 import argparse
 import dataclasses
-import functools
 import platform
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.files.images import save_png
 from o3d_jax.media.sheets import grid
 from o3d_jax.metrics import psnr, ssim
-from o3d_jax.nn.networks import Networks, build_networks
+from o3d_jax.nn.networks import Networks, Ouroboros, build_networks
 from o3d_jax.steps.sample import Estimate, generate
 from o3d_jax.types import Batch
 from o3d_jax.weights.checkpoint import BUNDLED, Model, load_model
@@ -70,10 +69,12 @@ def sample_all(
 ) -> tuple[Images, Images]:
     """Generated views and renders, several objects at a time."""
     views, renders = [], []
-    run = functools.partial(generate, networks, config, model.weights.params, model.weights.frozen)
+    params, frozen = model.weights.params, model.weights.frozen
+    bound = Ouroboros(networks=networks, config=config, params=params, frozen=frozen)
     for start in tqdm(range(0, batch.images.shape[0], CHUNK), desc="objects"):
         part = jax.tree.map(lambda a: jnp.asarray(a[start : start + CHUNK]), batch)  # noqa: B023
-        found: Estimate = run(part.images[:, 0], part.cameras, jax.random.key(start))
+        key = jax.random.key(start)
+        found: Estimate = generate(bound, part.images[:, 0], part.cameras, key)
         views.append(np.asarray(found.views))
         renders.append(np.asarray(found.reconstruction.rendering.rgb))
     return np.concatenate(views), np.concatenate(renders)

@@ -73,13 +73,13 @@ def gaussians():
     )
 
 
-def prepare(networks, config, params, frozen, image, key):
+def prepare(model, image, key):
     assert image.shape == (1, SIZE, SIZE, 3)
     x = jax.random.normal(key, (1, VIEWS, 8, 8, 4))
     return None, LoopState(x=x, maps=Maps.nothing(1, VIEWS, SIZE, SIZE))
 
 
-def step(networks, config, params, frozen, condition, cameras, state, sigma, sigma_next):
+def step(model, condition, cameras, state, sigma, sigma_next):
     rendering = compiled_render(gaussians(), cameras, (SIZE, SIZE), jnp.ones(3))
     made = Reconstruction(gaussians=gaussians(), rendering=rendering)
     maps = Maps(rgb=rendering.rgb, ccm=rendering.rgb)
