@@ -10,4 +10,4 @@ kernel = njit(cache=True, nogil=True, error_model="numpy")
 """Compiles a function, and keeps that on disk; threads run it side by side."""
 
 inlined = njit(cache=True, nogil=True, error_model="numpy", inline="always")
-"""The same, without the cost of a call, which is that of passing a dozen arrays."""
+"""Compiles a function into its callers: a call would cost as much as passing a dozen arrays."""
