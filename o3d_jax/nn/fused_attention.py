@@ -28,11 +28,11 @@ Divides the numbers of tokens that the kernel is given, or else 256 or 128 does.
 WIDEST_ON_GPU = 128
 """Features of a head that cuDNN takes on all GPUs since Ampere, in both directions."""
 
-Heads = Float[Array, "b n _ _"]
-Attention = Callable[[Heads, Heads, Heads], Heads]
+_Heads = Float[Array, "b n _ _"]
+_Kernel = Callable[[_Heads, _Heads, _Heads], _Heads]
 
 
-def fused_kernels(q: Heads, k: Heads, v: Heads) -> dict[str, Attention]:
+def fused_kernels(q: _Heads, k: _Heads, v: _Heads) -> dict[str, _Kernel]:
     """Returns the kernels that take these inputs, by the platform they run on: "cuda", "tpu".
 
     Which of them is compiled, `jax.lax.platform_dependent` decides when the platform is known,
@@ -42,7 +42,7 @@ def fused_kernels(q: Heads, k: Heads, v: Heads) -> dict[str, Attention]:
     if os.environ.get("O3D_ATTENTION") == "chunks" or not is_half or k.shape[2] < FEWEST_KEYS:
         return {}
 
-    kernels: dict[str, Attention] = {}
+    kernels: dict[str, _Kernel] = {}
     if q.shape[-1] % 8 == 0 and q.shape[-1] <= WIDEST_ON_GPU and _has_cudnn():
         kernels["cuda"] = _cudnn
     if (block := _tpu_block(q.shape[2], k.shape[2])) is not None:
@@ -55,7 +55,7 @@ def _has_cudnn() -> bool:
     return any(importlib.util.find_spec(f"jax_cuda{major}_plugin") for major in (12, 13))
 
 
-def _cudnn(q: Heads, k: Heads, v: Heads) -> Heads:
+def _cudnn(q: _Heads, k: _Heads, v: _Heads) -> _Heads:
     """Needs an Ampere GPU or newer. JAX puts heads after tokens."""
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"), 1, 2)
@@ -68,7 +68,7 @@ def _tpu_block(queries: int, keys: int) -> int | None:
     return None
 
 
-def _flash(block: int, q: Heads, k: Heads, v: Heads) -> Heads:
+def _flash(block: int, q: _Heads, k: _Heads, v: _Heads) -> _Heads:
     from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
     forward = {"block_b": 1, "block_q": block, "block_k_major": block, "block_k": block}
