@@ -241,7 +241,7 @@ def _remove_by_network(rgba: Rgba, model: Path | None) -> Foreground:
         home = os.environ.get("U2NET_HOME") or os.path.join(
             os.environ.get("XDG_DATA_HOME", "~"), ".u2net"
         )  # As rembg does.
-        model = Path(home).expanduser() / "u2net.onnx"
+        model = Path(os.path.expanduser(home)) / "u2net.onnx"
     steps = []
     if importlib.util.find_spec("rembg") is None:
         steps.append("pip install 'o3d-jax[rembg]'")
