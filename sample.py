@@ -35,6 +35,7 @@ from o3d_jax.files.images import check_is_file, find_images, save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
 from o3d_jax.media.foreground import read_foreground, recentre_on_white
+from o3d_jax.media.nothing import check_object
 from o3d_jax.media.ply import write_ply
 from o3d_jax.media.sheets import grid
 from o3d_jax.media.splat import write_splat
@@ -68,6 +69,8 @@ class Arguments:
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")
     ] = (BUNDLED / "rings.png",)
     """PNG, JPEG or WebP of one object, transparent or plain around it; or a folder of such."""
+    mask: Path | None = None
+    """Picture that is white where the object is and black elsewhere, or cut out by its alpha."""
     out: Path = Path("out")
     """Results go to OUT/NAME, NAME being the image's."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -147,8 +150,10 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
     folder = arguments.out / path.stem
     seconds = {"model": sampler.seconds}
     with _stage("input", seconds):
-        object_alone = read_foreground(path)
-        image = recentre_on_white(object_alone, config.model.image_size, arguments.border)
+        found = read_foreground(path, arguments.mask)
+        image = recentre_on_white(found.rgba, config.model.image_size, arguments.border)
+    if found.note is not None:
+        print(f"{path}: {found.note}")
     settings = _settings(sampler, path)
     if not arguments.overwrite and _is_there(folder, settings):
         return Outcome(path, "there already", folder)
@@ -189,8 +194,11 @@ def _check(arguments: Arguments, images: list[Path]) -> None:
                 f"{other} and {image} would both become {arguments.out / image.stem}; rename one, "
                 "or give them one by one, each with its own --out"
             )
-    if len(images) == 1:
-        check_is_file(images[0])  # Before a model is read for nothing.
+    if arguments.mask is not None and len(images) > 1:
+        raise InputError(f"--mask {arguments.mask} is of one image; give that image alone")
+    if len(images) == 1:  # Before a model is read for nothing.
+        for file in (images[0], *filter(None, [arguments.mask])):
+            check_is_file(file)
 
 
 @contextlib.contextmanager
@@ -223,9 +231,10 @@ def _with_arguments(config: Config, arguments: Arguments) -> Config:
 
 def _settings(sampler: Sampler, image: Path) -> dict[str, Any]:
     """All that a result depends on, as JSON has it."""
-    arguments = sampler.arguments
+    arguments, mask = sampler.arguments, sampler.arguments.mask
     settings = {
         "image_sha256": hashlib.sha256(image.read_bytes()).hexdigest(),
+        "mask_sha256": mask and hashlib.sha256(mask.read_bytes()).hexdigest(),
         "checkpoint_checksum": (arguments.checkpoint / "checksum").read_text(),
         "seed": arguments.seed,
         "border": arguments.border,
@@ -283,6 +292,8 @@ def _sample(sampler: Sampler, image: Float[np.ndarray, "h w 3"]) -> tuple[Estima
     for i in tqdm(range(config.sample.levels), desc="noise levels", unit="level"):
         maps: Maps = state.maps
         state, estimate = sample_step(*given, condition, cameras, state, sigmas[i], sigmas[i + 1])
+        when = f"at noise level {i + 1} of {config.sample.levels} (sigma {sigmas[i]:.3g})"
+        check_object(estimate.reconstruction.gaussians, when, named_parts(weights))
         views, guide = np.asarray(estimate.views[0]), np.asarray(maps.rgb[0])
         levels.append(Level(sigma=float(sigmas[i]), views=views, guide=guide))
     return estimate, levels

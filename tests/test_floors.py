@@ -8,7 +8,7 @@ import re
 import pytest
 
 FLOORS = [
-    {"config", "types", "errors", "places"},
+    {"config", "types", "errors", "places", "caches"},
     {"edm", "geometry", "splat", "parallel", "files", "cli"},
     {"nn", "media"},
     {"steps"},
