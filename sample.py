@@ -34,6 +34,7 @@ from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import check_is_file, find_images, save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
+from o3d_jax.geometry.upright import Up, upright
 from o3d_jax.media.foreground import read_foreground, recentre_on_white
 from o3d_jax.media.nothing import check_object
 from o3d_jax.media.ply import write_ply
@@ -87,6 +88,8 @@ class Arguments:
     """Degrees at which the image looks down on the object (release: always 0)."""
     orbit_size: int = 256
     """Pixels along a side of the turntable."""
+    up: Up = "y-down"
+    """Axes of gaussians.ply and .splat; y-down as viewers of Gaussians take them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +168,9 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
         with _stage("pictures", seconds):
             _write_pictures(scratch, config, estimate, levels)
             gaussians = jax.tree.map(lambda a: a[0], estimate.reconstruction.gaussians)
-            drawn = _as_drawn(config, gaussians)
-            write_ply(scratch / "gaussians.ply", drawn)
-            write_splat(scratch / "gaussians.splat", drawn)
+            standing = upright(_as_drawn(config, gaussians), arguments.elevation)
+            write_ply(scratch / "gaussians.ply", standing, up=arguments.up)
+            write_splat(scratch / "gaussians.splat", standing, up=arguments.up)
         with _stage("turntable", seconds):
             _write_turntable(scratch, gaussians, config, arguments)
         _write_manifest(scratch, path, arguments, settings, seconds)
@@ -240,6 +243,7 @@ def _settings(sampler: Sampler, image: Path) -> dict[str, Any]:
         "border": arguments.border,
         "elevation": arguments.elevation,
         "orbit_size": arguments.orbit_size,
+        "up": arguments.up,
         "config": to_dict(sampler.config),
     }
     return json.loads(json.dumps(settings))
