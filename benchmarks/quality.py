@@ -1,8 +1,8 @@
 """Quality on held-out synthetic objects: `python benchmarks/quality.py [--objects 64]`.
 
-Writes benchmarks/quality.md (the table) and benchmarks/quality.png (the first objects, to look
-at). Rows: the bundled model, the same with its feedback zeroed at sampling, and baselines that
-know nothing of 3D. View 0 is the input itself and does not count, except in a column of its own.
+Writes results/quality.md (the table) and results/quality.png (the first objects, to look at).
+Rows: the bundled model, the same with its feedback zeroed at sampling, and baselines that know
+nothing of 3D. View 0 is the input itself and does not count, except in a column of its own.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from o3d_jax.steps.sample import Estimate, generate
 from o3d_jax.types import Batch
 from o3d_jax.weights.checkpoint import BUNDLED, Model, load_model
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 CHUNK = 8
 """Objects sampled at once."""
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=BUNDLED / "nano")
     parser.add_argument("--objects", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=HERE / "quality.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "quality.md")
     arguments = parser.parse_args()
     if arguments.objects < 2:
         raise InputError(f"--objects {arguments.objects}: an interval needs at least 2")

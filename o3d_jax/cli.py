@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import tyro
 
+from o3d_jax.caches import cache_folder
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
 from o3d_jax.places import CONFIGS
@@ -183,7 +184,8 @@ def _one_line(box: str) -> str:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "o3d_jax" / "xla"))
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is None or "://" not in chosen:  # Of a bucket, only JAX knows.
+        folder = cache_folder("xla", Path(chosen) if chosen else None)
+        jax.config.update("jax_compilation_cache_dir", folder and str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,4 +1,7 @@
-"""Softmax attention in chunks of queries, which keeps no scores for the way back."""
+"""Softmax attention, by a fused kernel where there is one for the platform and the shape.
+
+Else in chunks of queries; either way no scores are kept for the way back.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from o3d_jax.nn.fused_attention import fused_kernels
 
 CPU_SCORES = 2**20
 """Scores (objects x heads x queries x keys) at a time on CPUs: 4 MB, so that they stay in cache.
@@ -48,13 +53,19 @@ def attend(
     """Returns softmax attention with `heads` heads over the feature axis.
 
     Scores are scaled by 1/sqrt(d/heads); they and their softmax are float32, whatever the inputs
-    are. It has first derivatives only, in reverse mode.
+    are. It has first derivatives only, in reverse mode. `fused_attention.py` says which inputs get
+    a kernel of their own on GPUs and TPUs.
     """
 
     def split(x):
         return jnp.swapaxes(x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads), 1, 2)
 
-    return jnp.swapaxes(_attend(split(q), split(k), split(v)), 1, 2).reshape(q.shape)
+    each = split(q), split(k), split(v)
+    if kernels := fused_kernels(*each):
+        out = jax.lax.platform_dependent(*each, **kernels, default=_attend)
+    else:
+        out = _attend(*each)
+    return jnp.swapaxes(out, 1, 2).reshape(q.shape)
 
 
 def queries_at_a_time(queries: int, most: int) -> int:

@@ -82,13 +82,9 @@ def trace_update(
     training: Training, inputs: Inputs, gradient: jax.stages.Traced
 ) -> jax.stages.Traced:
     """Returns the trace of `train_step_update` for what a traced gradient's program returns."""
-    layout, (found, report) = training.on_devices, gradient.out_info
-    return train_step_update.trace(
-        training,
-        inputs.state,
-        _at(found, layout.shardings(found, stage=2)),
-        _at(report, jax.tree.map(lambda _: layout.whole, report)),
-    )
+    found, _ = gradient.out_info
+    placed = _at(found, training.on_devices.shardings(found, stage=2))
+    return train_step_update.trace(training, inputs.state, placed)
 
 
 def trace_sampler(training: Training, inputs: Inputs, objects: int) -> jax.stages.Traced:
@@ -131,7 +127,9 @@ class Halves:
     ) -> tuple[TrainState, StepReport]:
         """Returns what `train_step` does; the state is used up."""
         gradient, report = self.gradient(state, frozen, given)
-        return self.update(state, gradient, report), report
+        if not report.is_finite:  # Waits for the gradient, on whose devices nothing could overlap.
+            return dataclasses.replace(state, step=state.step + 1), report
+        return self.update(state, gradient), report
 
     def memory_analysis(self) -> Any:
         """Returns what XLA says of the gradient's memory, by far the larger."""

@@ -134,11 +134,13 @@ def train_step_gradient(
 
 
 @functools.partial(jax.jit, static_argnames="training", donate_argnames="state")
-def train_step_update(
-    training: Training, state: TrainState, gradient: Params, report: StepReport
-) -> TrainState:
-    """Returns the next state: the second half of `train_step`."""
-    return _next_state(training, state, gradient, report)
+def train_step_update(training: Training, state: TrainState, gradient: Params) -> TrainState:
+    """Returns the next state for a gradient that is finite: the second half of `train_step`.
+
+    Whoever calls it looks at the report first. To choose here between old and new values, array by
+    array, would treble what XLA needs to compile this for CPUs.
+    """
+    return _placed(_update(training, state, gradient), training.layout)
 
 
 def _gradient(
@@ -177,10 +179,13 @@ def _next_state(
     is_finite = report.is_finite
     new_state = _update(training, state, gradient)
     new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
-    new_state = dataclasses.replace(new_state, step=state.step + 1)
-    if training.layout is None:
-        return new_state
-    return jax.lax.with_sharding_constraint(new_state, training.layout.of_state(new_state))
+    return _placed(dataclasses.replace(new_state, step=state.step + 1), training.layout)
+
+
+def _placed(state: TrainState, layout: Layout | None) -> TrainState:
+    if layout is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, layout.of_state(state))
 
 
 def _update(training: Training, state: TrainState, gradient: Params) -> TrainState:
