@@ -1,10 +1,9 @@
-"""Where configs/, train.py and sample.py are, and where a user's large files go.
+"""Where configs/, train.py and sample.py are.
 
 In a checkout they lie at the top, where one reads them; in a wheel inside of the package, since a
 wheel has no business to install anything beside it. `pyproject.toml` says how they get there.
 """
 
-import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
@@ -15,8 +14,3 @@ CONFIGS = _PACKAGE / "configs" if _IS_WHEEL else _PACKAGE.parent / "configs"
 
 SCRIPTS = _PACKAGE / "scripts" if _IS_WHEEL else _PACKAGE.parent
 """The folder of train.py and sample.py."""
-
-
-def user_cache() -> Path:
-    """The folder of what can be made or fetched again: in XDG_CACHE_HOME, or else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "o3d_jax"

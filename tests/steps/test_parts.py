@@ -20,6 +20,8 @@ from o3d_jax.splat.reference import render_reference
 from o3d_jax.steps.draws import draw, draw_coin
 from o3d_jax.steps.parts import KL_WEIGHT, scale_latents, split_parts
 from o3d_jax.steps.train import (
+    StepInputs,
+    Training,
     init_state,
     make_optimizer,
     train_step,
@@ -147,13 +149,13 @@ def one_step(toy, config, batch, layout, in_halves):
     params, frozen = split_parts(config.train.part, toy.params, toy.frozen)
     fresh = init_state(jax.tree.map(jnp.copy, params), optimizer)
     state = place(fresh, layout.of_state(fresh))
-    rest = place(frozen, layout.of_frozen(frozen)), place_batch(layout, batch), jax.random.key(3)
-    common = {"config": config, "layout": layout}
-    both = common | {"networks": toy.networks, "use_feedback": draw_coin(config, 0)}
+    frozen = place(frozen, layout.of_frozen(frozen))
+    given = StepInputs(batch=place_batch(layout, batch), key=jax.random.key(3))
+    training, coin = Training(config, toy.networks, optimizer, layout), draw_coin(config, 0)
     if in_halves:
-        gradient, report = train_step_gradient(state, *rest, **both)
-        return train_step_update(state, gradient, **common, optimizer=optimizer), report
-    return train_step(state, *rest, **both, optimizer=optimizer)
+        gradient, report = train_step_gradient(training, state, frozen, given, use_feedback=coin)
+        return train_step_update(training, state, gradient), report
+    return train_step(training, state, frozen, given, use_feedback=coin)
 
 
 @pytest.mark.parametrize("part", list(NETWORKS))
@@ -198,7 +200,8 @@ def test_a_step_in_halves_skips_what_is_not_finite(toy, batch8):
     gradient.return_value = toy.params, step_reports.report(finite=False)
     halves = Halves(gradient, update)
 
-    after, report = halves(state, toy.frozen, batch8, jax.random.key(3), stop=None)
+    given = StepInputs(batch=batch8, key=jax.random.key(3))
+    after, report = halves(state, toy.frozen, given)
 
     assert not report.is_finite and after.step == 1 and not update.called
     chex.assert_trees_all_equal(replace(after, step=state.step), state)
@@ -215,7 +218,8 @@ def test_silhouettes_are_asked_for_where_they_are_learned(toy, batch):
     config = config_of(toy, "lgm")
     optimizer = make_optimizer(config.optim, 10)
     state = init_state(Params(unet=None, lgm=toy.params.lgm), optimizer)
-    options = {"networks": toy.networks, "config": config, "optimizer": optimizer}
+    training = Training(config, toy.networks, optimizer)
     frozen = Frozen(vae=None, lpips=toy.frozen.lpips)
+    given = StepInputs(batch=batch, key=jax.random.key(0))
     with pytest.raises(ValueError, match="optim.alpha_weight 0.4 needs batches with alpha"):
-        train_step(state, frozen, batch, jax.random.key(0), use_feedback=False, **options)
+        train_step(training, state, frozen, given, use_feedback=False)

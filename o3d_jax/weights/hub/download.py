@@ -38,7 +38,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def bytes_to_come(file: RemoteFile, target: Path) -> int:
-    """How much of a file is not on disk yet."""
+    """Returns how much of a file is not on disk yet."""
     if target.is_file():
         return 0
     begun = target.with_name(f".{target.name}.part")

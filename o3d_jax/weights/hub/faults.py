@@ -35,7 +35,7 @@ def hub_faults(repository: Repository, revision: str) -> Iterator[None]:
         ) from error
     except errors.EntryNotFoundError as error:
         raise InputError(
-            f"{error_address(error)} is not there any more; run the command again, to see what "
+            f"{_address(error)} is not there any more; run the command again, to see what "
             f"{name} holds now, {FROM_DISK}"
         ) from error
     except errors.GatedRepoError as error:
@@ -60,7 +60,7 @@ def hub_faults(repository: Repository, revision: str) -> Iterator[None]:
 
 
 def _refuse_gated(repository: Repository, status: int, error: Exception) -> NoReturn:
-    """Nobody may read the files who has not accepted the license there."""
+    """Raises the InputError of files that are for those who have accepted a license."""
     login = "make a token at https://huggingface.co/settings/tokens and give it by `hf auth login`"
     if status == 401:
         remedy = f"accept its license at {repository.page}, then {login} or as HF_TOKEN"
@@ -73,6 +73,7 @@ def _refuse_gated(repository: Repository, status: int, error: Exception) -> NoRe
 
 
 def _refuse_token(repository: Repository, status: int, error: Exception) -> NoReturn:
+    """Raises the InputError of a token that is wrong, or of too few rights."""
     raise InputError(
         f"your token may not read {repository.name} (status {status}); make one that may at "
         "https://huggingface.co/settings/tokens, and give it by `hf auth login` or as HF_TOKEN"
@@ -80,9 +81,10 @@ def _refuse_token(repository: Repository, status: int, error: Exception) -> NoRe
 
 
 def _status(error: Exception) -> int:
+    """Returns the status that one of the hub's errors is of."""
     return getattr(error, "response").status_code  # noqa: B009
 
 
-def error_address(error: Exception) -> str:
-    """The address that was asked for, without what signs it."""
+def _address(error: Exception) -> str:
+    """Returns the address that was asked for, without what signs it."""
     return str(getattr(error, "response").url).partition("?")[0]  # noqa: B009

@@ -21,8 +21,7 @@ from typing import Any
 from o3d_jax.cli import config_in
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import check_ours, whole_folder, written_whole
-from o3d_jax.places import user_cache
-from o3d_jax.weights.fetched import fetched
+from o3d_jax.weights.fetched import fetched, kept
 from o3d_jax.weights.hub.download import alone, bytes_to_come, download
 from o3d_jax.weights.hub.faults import check_installed
 from o3d_jax.weights.hub.listing import Listing, RemoteFile, is_paper, list_files
@@ -55,7 +54,7 @@ class Fetch:
 
 
 def there_already(order: Order) -> str | None:
-    """A line about weights that were fetched before; None if there are none.
+    """Returns a line about weights that were fetched before, or None if there are none.
 
     Raises:
         InputError: they are of another revision than is asked for.
@@ -76,12 +75,12 @@ def there_already(order: Order) -> str | None:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """What a file of ours holds; nothing if it is not there."""
+    """Returns what a file of ours holds; nothing if it is not there."""
     return read_json(path.read_bytes(), path) if path.is_file() else {}
 
 
 def survey(order: Order) -> Fetch:
-    """Asks the hub what there is to fetch, and the disk whether there is room.
+    """Returns what there is to fetch, by the hub, if the disk has room for it.
 
     Raises:
         InputError: as `list_files`; huggingface_hub or torch is not installed; an attempt before
@@ -97,7 +96,7 @@ def survey(order: Order) -> Fetch:
 
 
 def description(fetch: Fetch) -> str:
-    """What is about to be fetched, from where, and what it may be used for."""
+    """Returns what is about to be fetched, from where, and what it may be used for."""
     lines = []
     for listing in fetch.listings:
         size = sum(file.size for file in listing.files)
@@ -110,7 +109,7 @@ def description(fetch: Fetch) -> str:
 
 
 def _check_torch(listings: Sequence[Listing]) -> None:
-    """Before gigabytes come that could not be read."""
+    """Raises an InputError before gigabytes come that could not be read."""
     pickled = [f.path for listing in listings for f in listing.files if f.path.endswith(".pth")]
     if pickled and importlib.util.find_spec("torch") is None:
         raise InputError(
@@ -119,7 +118,7 @@ def _check_torch(listings: Sequence[Listing]) -> None:
 
 
 def _check_commits(fetch: Fetch) -> None:
-    """Files of two commits must not come together, though `main` may move between attempts."""
+    """Raises an InputError if `main` has moved: files of two commits must not come together."""
     begun = _table(fetch.downloads / "commits.json")
     for listing in fetch.listings:
         name = listing.repository.name
@@ -132,23 +131,23 @@ def _check_commits(fetch: Fetch) -> None:
 
 
 def _check_room(fetch: Fetch) -> None:
-    """Downloads and checkpoint are on disk at once, when the conversion ends."""
+    """Raises an InputError unless downloads and checkpoint have room on the disk, both at once."""
     files = [(listing, file) for listing in fetch.listings for file in listing.files]
     come = sum(bytes_to_come(file, fetch.target(listing, file)) for listing, file in files)
-    kept = sum(file.size for _, file in files if file.has_weights) + _fresh_bytes(fetch.order)
-    place = user_cache()
+    made = sum(file.size for _, file in files if file.has_weights) + _fresh_bytes(fetch.order)
+    place = fetch.downloads
     existing = next(p for p in (place, *place.parents) if p.exists())
     free = shutil.disk_usage(existing).free
-    if free < come + kept:
+    if free < come + made:
         raise InputError(
-            f"{come / 1e9:.2f} GB are to come and the checkpoint takes {kept / 1e9:.2f} GB, and "
+            f"{come / 1e9:.2f} GB are to come and the checkpoint takes {made / 1e9:.2f} GB, and "
             f"{free / 1e9:.2f} GB are free in {place}; make room, or set XDG_CACHE_HOME to a "
             "folder on another disk"
         )
 
 
 def _fresh_bytes(order: Order) -> int:
-    """Size of the parameters that only the checkpoint will have."""
+    """Returns the size of the parameters that only the checkpoint will have."""
     if isinstance(order, FetchReleased):
         return 0
     shapes = network_shapes(config_in(order.config).model)
@@ -199,11 +198,12 @@ def from_disk(order: Order, source: Path) -> str:
 
 
 def _downloads(order: Order) -> Path:
-    return user_cache() / "downloads" / order.name
+    """Returns where files are until they are converted."""
+    return kept("downloads") / order.name
 
 
 def _record(listing: Listing) -> tuple[str, dict[str, Any]]:
-    """What the manifest says of a repository."""
+    """Returns a repository's name, and what the manifest says of it."""
     hashes = {file.path: file.sha256 or f"git blob {file.blob}" for file in listing.files}
     facts = {
         "page": listing.repository.page,
@@ -232,7 +232,7 @@ def _make(order: Order, folders: Folders, records: list[tuple[str, dict[str, Any
 
 
 def _copy_papers(folder: Path, out: Path) -> None:
-    """Licenses and model cards go where the weights go."""
+    """Puts licenses and model cards where the weights go."""
     out.mkdir(parents=True)
     for path in folder.iterdir():
         if path.is_file() and is_paper(path.name):
@@ -240,7 +240,7 @@ def _copy_papers(folder: Path, out: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Of processes that were killed while they converted; that none does now, the lock says."""
+    """Removes what killed processes left while they converted; the lock keeps others out."""
     for scratch in folder.parent.glob(f".{folder.name}-????????"):
         with contextlib.suppress(InputError):
             check_ours(scratch, (*FILES, ".model-*"))

@@ -49,7 +49,7 @@ class Listing:
 
 
 def list_files(wanted: Wanted) -> Listing:
-    """Asks the hub for the commit that a revision is, and the files in it that are wanted.
+    """Returns the commit that a revision is, and those of its files that are wanted, by the hub.
 
     Raises:
         InputError: the hub cannot be reached, the repository or revision is not there or not to be
@@ -76,7 +76,7 @@ def list_files(wanted: Wanted) -> Listing:
 
 @contextlib.contextmanager
 def _only_hubs() -> Iterator[None]:
-    """Networks that want a login first answer everything, with pages of their own."""
+    """Raises an InputError if a page comes instead, as from networks that want a login first."""
     from huggingface_hub import constants
 
     try:
@@ -91,11 +91,13 @@ def _only_hubs() -> Iterator[None]:
 
 
 def _file(sibling: Any) -> RemoteFile:
+    """Returns a file as we have it; raises a TypeError if its size is not told."""
     sha256 = sibling.lfs.sha256 if sibling.lfs else None
     return RemoteFile(sibling.rfilename, int(sibling.size), sha256, sibling.blob_id)
 
 
 def _chosen(wanted: Wanted, commit: str, there: dict[str, RemoteFile]) -> list[RemoteFile]:
+    """Returns the first that is there of each group; raises an InputError if none is."""
     found = [next((n for n in names if n in there), None) for names in wanted.choices]
     missing = [" or ".join(c) for c, n in zip(wanted.choices, found, strict=True) if n is None]
     if missing:
@@ -113,18 +115,18 @@ def _papers(there: dict[str, RemoteFile]) -> list[RemoteFile]:
 
 
 def is_paper(path: str) -> bool:
-    """Whether a file at the top of a repository is a license, or says what the weights are."""
+    """Returns whether a path is at the top, and of a license or of what the weights are."""
     return "/" not in path and any(fnmatch.fnmatchcase(path.lower(), p) for p in PAPERS)
 
 
 def _license(repository: Repository, card: Any) -> str:
-    """What the model card calls the license, and what we know of it."""
+    """Returns what we know of the license, and what the model card calls it."""
     named = getattr(card, "license_name", None) or getattr(card, "license", None)
     return f"{repository.license} (its card says: {named})" if named else repository.license
 
 
 def _check_known(listing: Listing) -> None:
-    """Main may move on; what a file is known by holds unless its user asks for another commit."""
+    """Raises an InputError if a file is another than is known, and nobody asked for its commit."""
     repository = listing.repository
     if listing.revision != repository.revision:
         return

@@ -9,17 +9,16 @@ import tyro
 
 from o3d_jax.places import CONFIGS
 from o3d_jax.weights.hub.repositories import (
-    LGM,
-    RELEASE,
-    SVD,
+    LGM_REPO,
+    RELEASE_REPO,
+    SVD_REPO,
     Repository,
-    Variant,
     Wanted,
     lgm_files,
     release_files,
     svd_files,
 )
-from o3d_jax.weights.pytorch.convert import FromRelease, FromSvd
+from o3d_jax.weights.pytorch.convert import FromRelease, FromSvd, Variant
 
 Folders = Mapping[Repository, Path]
 """Where the files of each repository are on disk."""
@@ -35,9 +34,9 @@ class FetchReleased:
     """Take the files from here, not from the hub: FOLDER/NAME_OF_REPOSITORY/..., or FOLDER/... ."""
     variant: Variant = "fp16"
     """Which of SVD's files; the release samples with fp16."""
-    revision: str = RELEASE.revision
+    revision: str = RELEASE_REPO.revision
     """Branch, tag or commit of the release's repository."""
-    svd_revision: str = SVD.revision
+    svd_revision: str = SVD_REPO.revision
     """Branch, tag or commit of SVD's."""
     config: Path = CONFIGS / "released.py"
     """Says which architecture the weights must have; goes beside them."""
@@ -45,15 +44,15 @@ class FetchReleased:
     name = "released"
 
     def wanted(self) -> tuple[Wanted, ...]:
-        """The files to fetch."""
+        """Returns the files to fetch."""
         svd = svd_files(self.svd_revision, self.variant, unet=False)
         return (release_files(self.revision), svd)
 
     def conversion(self, folders: Folders, out: Path) -> FromRelease:
-        """What `o3d weights convert` does with them."""
+        """Returns what `o3d weights convert` is to do with them."""
         variant = self.variant
         return FromRelease(
-            folders[RELEASE], out, svd=folders[SVD], variant=variant, config=self.config
+            folders[RELEASE_REPO], out, svd=folders[SVD_REPO], variant=variant, config=self.config
         )
 
 
@@ -65,9 +64,9 @@ class FetchSvdLgm:
     """Take the files from here, not from the hub: FOLDER/NAME_OF_REPOSITORY/..., or FOLDER/... ."""
     variant: Variant = "fp32"
     """Which of SVD's files."""
-    svd_revision: str = SVD.revision
+    svd_revision: str = SVD_REPO.revision
     """Branch, tag or commit of SVD's repository."""
-    lgm_revision: str = LGM.revision
+    lgm_revision: str = LGM_REPO.revision
     """Branch, tag or commit of LGM's."""
     lpips: tuple[Path, Path] | None = None
     """To train with the perceptual loss: torchvision's network, and LPIPS's weights of channels.
@@ -78,16 +77,16 @@ class FetchSvdLgm:
     name = "svd-lgm"
 
     def wanted(self) -> tuple[Wanted, ...]:
-        """The files to fetch."""
+        """Returns the files to fetch."""
         return (svd_files(self.svd_revision, self.variant, unet=True), lgm_files(self.lgm_revision))
 
     def conversion(self, folders: Folders, out: Path) -> FromSvd:
-        """What `o3d weights convert` does with them."""
-        (file,) = LGM.known
+        """Returns what `o3d weights convert` is to do with them."""
+        (file,) = LGM_REPO.known
         return FromSvd(
-            folders[SVD],
+            folders[SVD_REPO],
             out,
-            lgm=folders[LGM] / file,
+            lgm=folders[LGM_REPO] / file,
             lpips=self.lpips,
             variant=self.variant,
             config=self.config,

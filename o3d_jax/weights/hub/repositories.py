@@ -6,9 +6,8 @@ none does, main is resolved to a commit when the fetch begins, and written down 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-Variant = Literal["fp16", "fp32"]
+from o3d_jax.weights.pytorch.convert import Variant
 
 
 @dataclass(frozen=True)
@@ -25,30 +24,30 @@ class Repository:
 
     @property
     def folder(self) -> str:
-        """What a folder with its files is called: the name without its owner."""
+        """Returns what a folder with its files is called: the name without its owner."""
         return self.name.rpartition("/")[2]
 
     @property
     def page(self) -> str:
-        """Where a person reads about it, and accepts its license."""
+        """Returns where a person reads about it, and accepts its license."""
         return f"https://huggingface.co/{self.name}"
 
 
-RELEASE = Repository(
+RELEASE_REPO = Repository(
     name="huanngzh/Ouroboros3D-SVD-LGM",
     revision="main",  # No commit of it is on record in public code.
     license="as its page says; made from SVD and LGM, whose licenses bind it, too",
 )
 """The PyTorch release of Ouroboros3D: the multi-view U-Net, and LGM with a time embedding."""
 
-SVD = Repository(
+SVD_REPO = Repository(
     name="stabilityai/stable-video-diffusion-img2vid",
     revision="9cf024d5bfa8f56622af86c884f26a52f6676f2e",  # As pinned in much public code.
     license="Stability AI Community License; for commercial use see https://stability.ai/license",
 )
 """Stable Video Diffusion of 14 frames. Gated: its license has to be accepted first."""
 
-LGM = Repository(
+LGM_REPO = Repository(
     name="ashawkey/LGM",
     revision="main",  # The hash below pins the one file that is taken.
     license="MIT",
@@ -72,23 +71,23 @@ class Wanted:
 
 
 def release_files(revision: str) -> Wanted:
-    """Both networks; as safetensors if there are such, since those need no torch."""
+    """Returns the files of both networks; safetensors go first, since those need no torch."""
     stems = ("mv_model_unet", "recon_model")
     choices = tuple((f"{stem}.safetensors", f"{stem}.pth") for stem in stems)
-    return Wanted(RELEASE, revision, choices)
+    return Wanted(RELEASE_REPO, revision, choices)
 
 
 def svd_files(revision: str, variant: Variant, *, unet: bool) -> Wanted:
-    """VAE and image encoder, and on demand the U-Net, as diffusers lays them out."""
+    """Returns the files of VAE and image encoder, and on demand of the U-Net, for diffusers."""
     suffix = ".fp16.safetensors" if variant == "fp16" else ".safetensors"
     stems = {"vae": "diffusion_pytorch_model", "image_encoder": "model"}
     if unet:
         stems["unet"] = "diffusion_pytorch_model"
     files = [f"{folder}/{stem}{suffix}" for folder, stem in stems.items()]
     configs = [f"{folder}/config.json" for folder in stems]
-    return Wanted(SVD, revision, tuple((file,) for file in [*files, *configs]))
+    return Wanted(SVD_REPO, revision, tuple((file,) for file in [*files, *configs]))
 
 
 def lgm_files(revision: str) -> Wanted:
-    """LGM's "fixrot" weights."""
-    return Wanted(LGM, revision, tuple((file,) for file in LGM.known))
+    """Returns the file of LGM's "fixrot" weights."""
+    return Wanted(LGM_REPO, revision, tuple((file,) for file in LGM_REPO.known))

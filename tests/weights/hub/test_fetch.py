@@ -15,7 +15,7 @@ from o3d_jax.media.ply import read_ply
 from o3d_jax.steps import sample as steps
 from o3d_jax.weights import start
 from o3d_jax.weights.checkpoint import load_model
-from o3d_jax.weights.hub.repositories import LGM as KNOWN_LGM
+from o3d_jax.weights.hub.repositories import LGM_REPO
 from o3d_jax.weights.pytorch.convert import FromRelease, convert
 from support.hub_server import COMMITS, LGM, RELEASE, SVD, TOKEN, git_blob
 
@@ -135,7 +135,7 @@ def test_svd_and_lgm_come_whole_to_train_from(
     hub, allowed, published, small, cache, capsys, monkeypatch
 ):
     sha256 = hashlib.sha256(hub.repositories[LGM].files[LGM_FILE]).hexdigest()
-    monkeypatch.setitem(KNOWN_LGM.known, LGM_FILE, sha256)
+    monkeypatch.setitem(LGM_REPO.known, LGM_FILE, sha256)
 
     def convert(order):
         for network, stem in (("unet", "diffusion_pytorch_model"), ("image_encoder", "model")):
