@@ -35,7 +35,7 @@ from o3d_jax.files.images import check_is_file, find_images, save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
 from o3d_jax.geometry.upright import Up, upright
-from o3d_jax.media.foreground import read_foreground, recentre_on_white
+from o3d_jax.media.foreground import read_foreground, recenter_on_white
 from o3d_jax.media.nothing import check_object
 from o3d_jax.media.ply import write_ply
 from o3d_jax.media.sheets import grid
@@ -154,7 +154,7 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
     seconds = {"model": sampler.seconds}
     with _stage("input", seconds):
         found = read_foreground(path, arguments.mask)
-        image = recentre_on_white(found.rgba, config.model.image_size, arguments.border)
+        image = recenter_on_white(found.rgba, config.model.image_size, arguments.border)
     if found.note is not None:
         print(f"{path}: {found.note}")
     settings = _settings(sampler, path)
@@ -319,7 +319,7 @@ def _write_pictures(folder: Path, config: Config, estimate: Estimate, levels: li
 
 
 def _as_drawn(config: Config, gaussians: Gaussians) -> Gaussians:
-    """With rotations that viewers, which normalise quaternions, draw as we do."""
+    """With rotations that viewers, which normalize quaternions, draw as we do."""
     if config.model.lgm.rotation_norm == "per_gaussian":
         return gaussians
     quats = drawn_quaternions(np.asarray(gaussians.quats))

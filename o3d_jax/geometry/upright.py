@@ -1,7 +1,7 @@
 """Which way is up: from the world of the method to one that viewers and engines show upright.
 
 The method's world has camera 0 on +z, looking at the origin (`orbits.relative_poses`). Where that
-camera looks down by the elevation e, the object therefore leans towards it. In the upright world
+camera looks down by the elevation e, the object therefore leans toward it. In the upright world
 the orbit's axis is +y and the input camera is above +z, so that what the input shows faces +z and
 its right is +x. That camera is on (0, sin e, cos e) there, and on (0, 0, 1) in the method's world.
 So, with R(a) the turn about x by the angle a,
@@ -39,7 +39,7 @@ TURNS: dict[Up, float] = {"y-down": 180.0, "y-up": 0.0, "z-up": 90.0}
 def upright(gaussians: Gaussians, elevation_deg: float) -> Gaussians:
     """An object of the method's world, in the upright one: y up, and the input view in front.
 
-    `elevation_deg` is that of the input. Quaternions must be such as are drawn when normalised.
+    `elevation_deg` is that of the input. Quaternions must be such as are drawn when normalized.
     """
     return turned_about_x(gaussians, -elevation_deg)
 
@@ -56,7 +56,7 @@ def from_axes(gaussians: Gaussians, up: Up) -> Gaussians:
 
 @np.errstate(invalid="ignore")  # What is not finite stays so; whoever writes it refuses it.
 def turned_about_x(gaussians: Gaussians, degrees: float) -> Gaussians:
-    """The object turned by R(degrees), from y towards z; multiples of 180 are exact.
+    """The object turned by R(degrees), from y toward z; multiples of 180 are exact.
 
     A zero quaternion is the identity, as for `render`.
     """
@@ -79,6 +79,6 @@ def turned_about_x(gaussians: Gaussians, degrees: float) -> Gaussians:
 
 
 def turn_about_x(degrees: float) -> Float[np.ndarray, "3 3"]:
-    """R(degrees): turns y towards z. Multiples of 90 are exact, for sines are taken of degrees."""
+    """R(degrees): turns y toward z. Multiples of 90 are exact, for sines are taken of degrees."""
     cosine, sine = cosdg(degrees), sindg(degrees)
     return np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])

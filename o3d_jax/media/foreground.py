@@ -265,10 +265,10 @@ def _remove_by_network(rgba: Rgba, model: Path | None) -> Foreground:
     return Foreground(_with_alpha(rgba, alpha), "the background was removed by rembg")
 
 
-def recentre_on_white(
+def recenter_on_white(
     rgba: Rgba, size: int, border: float = 0.2
 ) -> Float[np.ndarray, "{size} {size} 3"]:
-    """The object on a white square, its bounding box centred, its longest side 1 - `border` of it.
+    """The object on a white square, its bounding box centered, its longest side 1 - `border` of it.
 
     The box is that of clear alpha; what is soft around it is shown. Release, Sec. "Preprocessing"
     (there: bilinear, and any alpha above 0 counts as object).
