@@ -363,6 +363,7 @@ def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
             rows.update(flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
         return rows
 
+    # A config of an older version may lack a field or have one more: both show as a difference.
     is_cosine = wanted["optim"]["schedule"] == "cosine"
     free = FREE_FIELDS if is_cosine else (*FREE_FIELDS, "train.steps")
     have, want = flat(saved), flat(wanted)
