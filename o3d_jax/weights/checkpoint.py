@@ -7,10 +7,8 @@ is one. What a training run resumes from is in `run/checkpoints.py`.
 import contextlib
 import dataclasses
 import difflib
-import errno
 import hashlib
 import json
-import os
 import shutil
 import types
 import typing
@@ -26,6 +24,7 @@ from jax.experimental import multihost_utils
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import check_ours, whole_folder
+from o3d_jax.files.full_disk import full_disk_named, threads_quiet_about_full_disk
 from o3d_jax.types import Frozen, Params, pytree
 
 Tree = TypeVar("Tree")
@@ -166,22 +165,11 @@ def model_folder(folder: Path, config: Config) -> Iterator[Path]:
     with whole_folder(folder, names) as scratch:
         (scratch / "config.json").write_text(json.dumps(to_dict(config), indent=1))
         arrays = scratch / "weights"
-        with full_disk_named(folder):
+        with full_disk_named(folder), threads_quiet_about_full_disk():
             yield arrays
         # Orbax notes there where it wrote, which is not where the folder will be.
         (arrays / "commit_success.txt").unlink(missing_ok=True)
         (scratch / "checksum").write_text(_checksum(arrays))
-
-
-@contextlib.contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Orbax has its own errors; of these, a full disk is the user's to mend: an OSError."""
-    try:
-        yield
-    except ValueError as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def _checksum(folder: Path) -> str:
