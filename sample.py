@@ -34,13 +34,14 @@ from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import check_is_file, find_images, save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
+from o3d_jax.geometry.upright import Up, upright
 from o3d_jax.media.foreground import read_foreground, recentre_on_white
 from o3d_jax.media.nothing import check_object
 from o3d_jax.media.ply import write_ply
 from o3d_jax.media.sheets import grid
 from o3d_jax.media.splat import write_splat
 from o3d_jax.media.video import write_gif, write_mp4
-from o3d_jax.nn.networks import Networks, build_networks
+from o3d_jax.nn.networks import Networks, Ouroboros, build_networks
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
 from o3d_jax.types import Cameras, Gaussians, Maps
@@ -87,6 +88,8 @@ class Arguments:
     """Degrees at which the image looks down on the object (release: always 0)."""
     orbit_size: int = 256
     """Pixels along a side of the turntable."""
+    up: Up = "y-down"
+    """Axes of gaussians.ply and .splat; y-down as viewers of Gaussians take them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +168,9 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
         with _stage("pictures", seconds):
             _write_pictures(scratch, config, estimate, levels)
             gaussians = jax.tree.map(lambda a: a[0], estimate.reconstruction.gaussians)
-            drawn = _as_drawn(config, gaussians)
-            write_ply(scratch / "gaussians.ply", drawn)
-            write_splat(scratch / "gaussians.splat", drawn)
+            standing = upright(_as_drawn(config, gaussians), arguments.elevation)
+            write_ply(scratch / "gaussians.ply", standing, up=arguments.up)
+            write_splat(scratch / "gaussians.splat", standing, up=arguments.up)
         with _stage("turntable", seconds):
             _write_turntable(scratch, gaussians, config, arguments)
         _write_manifest(scratch, path, arguments, settings, seconds)
@@ -240,6 +243,7 @@ def _settings(sampler: Sampler, image: Path) -> dict[str, Any]:
         "border": arguments.border,
         "elevation": arguments.elevation,
         "orbit_size": arguments.orbit_size,
+        "up": arguments.up,
         "config": to_dict(sampler.config),
     }
     return json.loads(json.dumps(settings))
@@ -283,15 +287,17 @@ def _cameras(config: Config, elevation: float, azimuths: Float[np.ndarray, " v"]
 def _sample(sampler: Sampler, image: Float[np.ndarray, "h w 3"]) -> tuple[Estimate, list[Level]]:
     """Algorithm 2, a compiled step a level, so that one sees it move."""
     arguments, config, weights = sampler.arguments, sampler.config, sampler.weights
-    given = (sampler.networks, config, weights.params, weights.frozen)
+    model = Ouroboros(
+        networks=sampler.networks, config=config, params=weights.params, frozen=weights.frozen
+    )
     cameras = _cameras(config, arguments.elevation, _view_azimuths(config))
     key = jax.random.key(arguments.seed)
-    condition, state = sample_prepare(*given, jnp.asarray(image)[None], key)
+    condition, state = sample_prepare(model, jnp.asarray(image)[None], key)
     sigmas = noise_levels(config.sample)
     levels = []
     for i in tqdm(range(config.sample.levels), desc="noise levels", unit="level"):
         maps: Maps = state.maps
-        state, estimate = sample_step(*given, condition, cameras, state, sigmas[i], sigmas[i + 1])
+        state, estimate = sample_step(model, condition, cameras, state, sigmas[i], sigmas[i + 1])
         when = f"at noise level {i + 1} of {config.sample.levels} (sigma {sigmas[i]:.3g})"
         check_object(estimate.reconstruction.gaussians, when, named_parts(weights))
         views, guide = np.asarray(estimate.views[0]), np.asarray(maps.rgb[0])

@@ -45,7 +45,7 @@ def _cache_folder(name: str, chosen: Path | None) -> Path | None:
 
 
 def is_usable(folder: Path) -> bool:
-    """Whether files can be written there; the folder is made if it is not there."""
+    """Returns whether files can be written there; makes the folder if it is not there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -61,7 +61,10 @@ def _users(name: str) -> Path | None:
 
 
 def _temporary(name: str) -> Path | None:
-    """The user's own: what is read from a cache is executed, so nobody else may write there."""
+    """Returns a folder of the user's own among temporary files, or None.
+
+    What is read from a cache is executed, so nobody else may write there.
+    """
     try:
         own = Path(tempfile.gettempdir()) / f"o3d_jax-{os.getuid()}"
         own.mkdir(mode=0o700, exist_ok=True)

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -73,13 +74,13 @@ def gaussians():
     )
 
 
-def prepare(networks, config, params, frozen, image, key):
+def prepare(model, image, key):
     assert image.shape == (1, SIZE, SIZE, 3)
     x = jax.random.normal(key, (1, VIEWS, 8, 8, 4))
     return None, LoopState(x=x, maps=Maps.nothing(1, VIEWS, SIZE, SIZE))
 
 
-def step(networks, config, params, frozen, condition, cameras, state, sigma, sigma_next):
+def step(model, condition, cameras, state, sigma, sigma_next):
     rendering = compiled_render(gaussians(), cameras, (SIZE, SIZE), jnp.ones(3))
     made = Reconstruction(gaussians=gaussians(), rendering=rendering)
     maps = Maps(rgb=rendering.rgb, ccm=rendering.rgb)
@@ -137,7 +138,7 @@ def test_the_pictures_show_the_object_from_the_input_s_side_first(script, pictur
     # A quarter on it is on +x itself, where red hides blue.
     assert colors_at(folder / "orbit.gif", script.ORBIT_FRAMES // 4) == ("red", "red")
     for stored in (read_ply(folder / "gaussians.ply"), read_splat(folder / "gaussians.splat")):
-        np.testing.assert_allclose(stored.means, gaussians().means[0])
+        np.testing.assert_allclose(stored.means, gaussians().means[0])  # They lie on the axis.
     square = np.asarray(Image.open(folder / "input.png"), np.float32)
     rows = np.flatnonzero((square < 250).any(axis=(1, 2)))
     assert abs(np.ptp(rows) + 1 - 0.75 * SIZE) <= 3  # 1 - border; blurred by enlargement.
@@ -197,6 +198,34 @@ def test_an_object_of_nothing_is_refused_at_its_level_and_leaves_no_folder(
     said = "2 of 2 Gaussians are not finite" if "means" in changed else "the object is transparent"
     assert said in error
     assert not list((tmp_path / "out").glob("**/*"))
+
+
+def test_files_of_gaussians_stand_upright_in_the_axes_asked_for(
+    script, monkeypatch, picture, tmp_path
+):
+    """In the method's world the vertical of an input from 30 degrees above is 30 degrees off y."""
+    vertical = jnp.array([0.0, math.cos(math.radians(30)), math.sin(math.radians(30))])
+    leaning = dataclasses.replace(gaussians(), means=jnp.stack([vertical, -vertical])[None] * 0.4)
+    real_step = script.sample_step
+
+    def lean(*given):
+        state, estimate = real_step(*given)
+        made = dataclasses.replace(estimate.reconstruction, gaussians=leaning)
+        return state, dataclasses.replace(estimate, reconstruction=made)
+
+    monkeypatch.setattr(script, "sample_step", lean)
+    for up, expected in (("y-down", [0, -0.4, 0]), ("z-up", [0, 0, 0.4])):
+        chosen = () if up == "y-down" else ("--up", up)
+        order = (picture, "--out", tmp_path / up, "--orbit-size", 48, "--elevation", 30)
+        run(script, *order, *chosen)
+        folder = tmp_path / up / "brick"
+        body = (folder / "gaussians.ply").read_bytes().split(b"end_header\n")[1]
+        np.testing.assert_allclose(np.frombuffer(body, "<f4")[:3], expected, atol=1e-6)
+        row = np.frombuffer((folder / "gaussians.splat").read_bytes(), "<f4", count=3)
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+        assert json.loads((folder / "manifest.json").read_text())["up"] == up
+    a, b = ((tmp_path / up / "brick" / "orbit.gif").read_bytes() for up in ("y-down", "z-up"))
+    assert a == b
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(script, picture, tmp_path):
@@ -365,6 +394,7 @@ def test_what_is_there_is_skipped_unless_it_is_to_be_made_once_more(
         (("--border", "0.3"), "another border"),
         (("--elevation", "0"), "another elevation"),
         (("--orbit-size", "49"), "another orbit_size"),
+        (("--up", "y-up"), "another up"),
         (("another picture",), "another image_sha256"),
         (("another model",), "another checkpoint_checksum"),
     ],

@@ -25,14 +25,14 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, without the cost of a call, which is that of passing a dozen arrays."""
+    """Compiles a function into its callers: a call would cost as much as passing a dozen arrays."""
     cache = _keeps(Path(inspect.getfile(function)).parent)
     return numba.njit(cache=cache, nogil=True, error_model="numpy", inline="always")(function)
 
 
 @functools.cache
 def _keeps(folder: Path) -> bool:
-    """Whether numba can keep what it compiles of files in a folder; without a place, it raises."""
+    """Returns whether numba can keep what it compiles of a folder's files; it raises if not."""
     chosen = _settings.CACHE_DIR
     if not chosen and is_usable(folder / "__pycache__"):
         return True

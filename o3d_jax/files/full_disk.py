@@ -20,7 +20,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Orbax has its own errors; of these, a full disk is the user's to mend: an OSError."""
+    """Turns orbax's error for a full disk, which is the user's to mend, into an OSError."""
     try:
         yield
     except ValueError as error:

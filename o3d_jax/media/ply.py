@@ -1,7 +1,8 @@
 """Gaussians as .ply, in the layout of 3D Gaussian Splatting that viewers read.
 
 Binary. Stored are values before activation: the logit of the opacity, the log of the scales, and
-the zeroth spherical harmonic of the color, (rgb - 0.5) / C0.
+the zeroth spherical harmonic of the color, (rgb - 0.5) / C0. In memory objects stand upright, y up
+(`o3d_jax.geometry.upright`); a comment in the header says which axes the file has instead.
 """
 
 import os
@@ -13,7 +14,8 @@ from scipy.special import expit, logit
 
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
-from o3d_jax.files.ply_header import PlyElement, read_ply_header
+from o3d_jax.files.ply_header import PlyElement, PlyHeader, read_ply_header
+from o3d_jax.geometry.upright import TURNS, Up, from_axes, to_axes
 from o3d_jax.media.gaussians import (
     MIN_OPACITY,
     Values,
@@ -37,20 +39,26 @@ _QUATERNION = ("rot_0", "rot_1", "rot_2", "rot_3")
 FIELDS = (*_MEAN, "nx", "ny", "nz", *_COLOR, "opacity", *_SCALES, *_QUATERNION)
 """Properties, in order; normals are 0. rot is (w, x, y, z)."""
 
+_UP_COMMENT = "o3d_jax up"  # And the axes behind it.
+
 _NEEDED = (*_MEAN, *_COLOR, "opacity", *_SCALES[:2], *_QUATERNION)
 
 
 def write_ply(
-    path: str | os.PathLike[str], gaussians: Gaussians, min_opacity: float = MIN_OPACITY
+    path: str | os.PathLike[str],
+    gaussians: Gaussians,
+    min_opacity: float = MIN_OPACITY,
+    up: Up = "y-down",
 ) -> None:
-    """Writes one object, whole or not at all; drops Gaussians of less than `min_opacity`.
+    """Writes one upright object, whole or not at all, in the axes `up`.
 
-    Little endian, all properties float32, in the order of `FIELDS`.
+    Drops Gaussians of less than `min_opacity`. Little endian, all properties float32, in the order
+    of `FIELDS`.
 
     Raises:
         ValueError: more than one object, scales below 0, or values that are not finite.
     """
-    values = values_to_store(gaussians, path, min_opacity)
+    values = values_to_store(to_axes(gaussians, up), path, min_opacity)
     columns = [
         *(values.means, np.zeros_like(values.means), (values.colors - 0.5) / SH_C0),
         logit(values.opacities.clip(_LEAST_OPACITY, 1 - _LEAST_OPACITY))[:, None],
@@ -58,18 +66,21 @@ def write_ply(
     ]
     table = np.concatenate(columns, axis=-1).astype("<f4")
     with written_whole(path) as temporary:
-        temporary.write_bytes(_header(len(table)) + table.tobytes())
+        temporary.write_bytes(_header(len(table), up) + table.tobytes())
 
 
-def _header(count: int) -> bytes:
+def _header(count: int, up: Up) -> bytes:
     properties = [f"property float {name}" for name in FIELDS]
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {count}", *properties]
+    lines = ["ply", "format binary_little_endian 1.0", f"comment {_UP_COMMENT} {up}"]
+    lines += [f"element vertex {count}", *properties]
     return ("\n".join([*lines, "end_header"]) + "\n").encode("ascii")
 
 
 @np.errstate(over="ignore", invalid="ignore")  # What is not finite is dropped or refused.
-def read_ply(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
-    """The Gaussians of a file in this layout, after activation.
+def read_ply(
+    path: str | os.PathLike[str], drop_bad: bool = False, up: Up | None = None
+) -> Gaussians:
+    """The Gaussians of a file in this layout, after activation, upright with y up.
 
     Properties may come in any order and be float or double, in either byte order; further ones
     and further elements are skipped. Of colors that change with the direction (f_rest_*), the
@@ -80,11 +91,14 @@ def read_ply(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
     Args:
         drop_bad: whether Gaussians with values that are not finite, which some programs write, are
             left out, with a warning that says how many, and not refused.
+        up: the file's axes; None takes those in its header, or else y-down, as others write them.
 
     Raises:
         InputError: missing, not such a file, cut short, or with values that are not finite.
     """
-    table = _read_vertices(path)
+    content = file_content(path)
+    header = read_ply_header(content, str(path))
+    table = _read_vertices(path, content, header)
 
     def columns(*names: str) -> Float[np.ndarray, "n k"]:
         return np.stack([table[name].astype(np.float64) for name in names], axis=-1)
@@ -106,13 +120,17 @@ def read_ply(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
         opacities=expit(columns("opacity")[:, 0]),
         colors=(columns(*_COLOR) * SH_C0 + 0.5).clip(0),
     )
-    return gaussians_from(path, values, drop_bad)
+    return from_axes(gaussians_from(path, values, drop_bad), up or _axes_of(header))
 
 
-def _read_vertices(path: str | os.PathLike[str]) -> np.ndarray:
+def _axes_of(header: PlyHeader) -> Up:
+    """The axes that a header names, or those that viewers expect."""
+    named: list[Up] = [up for up in TURNS if f"{_UP_COMMENT} {up}" in header.comments]
+    return named[0] if named else "y-down"
+
+
+def _read_vertices(path: str | os.PathLike[str], content: bytes, header: PlyHeader) -> np.ndarray:
     """The rows of the element vertex, with its properties as named fields."""
-    content = file_content(path)
-    header = read_ply_header(content, str(path))
     if not header.byte_order:
         raise InputError(f"{path} is a .ply in text; save it as a binary one")
     elements = header.elements

@@ -2,7 +2,9 @@
 
 No header; for each Gaussian 32 bytes, little endian: mean and scales as float32, then color and
 opacity as bytes, value * 255, then the unit quaternion (w, x, y, z) as bytes, q * 128 + 128.
-Those that cover most come first, so that a viewer has something to show while it loads.
+Those that cover most come first, so that a viewer has something to show while it loads. In memory
+objects stand upright, y up (`o3d_jax.geometry.upright`); a file has other axes and does not say
+which.
 """
 
 import os
@@ -11,6 +13,7 @@ import numpy as np
 
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
+from o3d_jax.geometry.upright import Up, from_axes, to_axes
 from o3d_jax.media.gaussians import (
     MIN_OPACITY,
     Values,
@@ -27,19 +30,23 @@ ROW = np.dtype(
 
 
 def write_splat(
-    path: str | os.PathLike[str], gaussians: Gaussians, min_opacity: float = MIN_OPACITY
+    path: str | os.PathLike[str],
+    gaussians: Gaussians,
+    min_opacity: float = MIN_OPACITY,
+    up: Up = "y-down",
 ) -> None:
-    """Writes one object, whole or not at all; drops Gaussians of less than `min_opacity`.
+    """Writes one upright object, whole or not at all, in the axes `up`.
 
-    Sorts by volume times opacity, equal ones by index. Bytes are rounded as the viewer's own
-    converter does it (its script for Python cuts off, which is up to 1/255 darker). So colors and
-    opacities, of which only [0, 1] can be stored, are within 1/510, and rotations within 0.9
-    degrees; a zero quaternion is the identity, as for `render`.
+    Drops Gaussians of less than `min_opacity`, and sorts by volume times opacity, equal ones by
+    index. Bytes are rounded as the viewer's own converter does it (its script for Python cuts off,
+    which is up to 1/255 darker). So colors and opacities, of which only [0, 1] can be stored, are
+    within 1/510, and rotations within 0.9 degrees; a zero quaternion is the identity, as for
+    `render`.
 
     Raises:
         ValueError: more than one object, scales below 0, or values that are not finite.
     """
-    values = values_to_store(gaussians, path, min_opacity)
+    values = values_to_store(to_axes(gaussians, up), path, min_opacity)
     importance = values.scales.prod(axis=-1) * values.opacities
     order = np.argsort(-importance, kind="stable")
     rows = np.empty(len(order), ROW)
@@ -52,12 +59,17 @@ def write_splat(
 
 
 @np.errstate(over="ignore", invalid="ignore")  # What is not finite is dropped or refused.
-def read_splat(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussians:
+def read_splat(
+    path: str | os.PathLike[str], drop_bad: bool = False, up: Up = "y-down"
+) -> Gaussians:
     """The Gaussians of a .splat file, in its order, with unit quaternions; none if it is empty.
+
+    They are upright, y up.
 
     Args:
         drop_bad: whether Gaussians with values that are not finite are left out, with a warning
             that says how many, and not refused.
+        up: the file's axes.
 
     Raises:
         InputError: missing, not such a file, cut short, or with values that are not finite.
@@ -80,7 +92,7 @@ def read_splat(path: str | os.PathLike[str], drop_bad: bool = False) -> Gaussian
         opacities=rows["rgba"][:, 3] / 255,
         colors=rows["rgba"][:, :3] / 255,
     )
-    return gaussians_from(path, values, drop_bad)
+    return from_axes(gaussians_from(path, values, drop_bad), up)
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from o3d_jax.types import Cameras, Gaussians
 
 HEADER = b"""ply
 format binary_little_endian 1.0
+comment o3d_jax up y-up
 element vertex 2
 property float x
 property float y
@@ -67,7 +68,7 @@ def assert_same(a, b):
 
 
 def test_two_gaussians_give_these_bytes(tmp_path):
-    write_ply(tmp_path / "a.ply", two_gaussians())
+    write_ply(tmp_path / "a.ply", two_gaussians(), up="y-up")
     # By hand: (3/4 - 1/2) / C0 = sqrt(pi) / 2, logit(3/4) = log 3; opacity 1 is stored as
     # 1 - 1e-6, whose logit is log(1e6 - 1), and scale 0 as 1e-8. Quaternions stay as they are.
     c = math.sqrt(math.pi) / 2
@@ -78,8 +79,9 @@ def test_two_gaussians_give_these_bytes(tmp_path):
 
 
 def test_a_scene_of_other_numbers_keeps_its_digest(tmp_path):
-    write_ply(tmp_path / "a.ply", random_gaussians(50))
-    digest = hashlib.sha256((tmp_path / "a.ply").read_bytes()).hexdigest()
+    write_ply(tmp_path / "a.ply", random_gaussians(50), up="y-up")
+    content = (tmp_path / "a.ply").read_bytes().replace(b"comment o3d_jax up y-up\n", b"")
+    digest = hashlib.sha256(content).hexdigest()
     assert digest == "bb53e9268222045199a806f8bbfc78dccadab6871bfb4efb872ce5684a047581"
 
 
@@ -156,7 +158,7 @@ def test_what_others_write_is_read_whatever_the_order_types_and_further_parts(tm
     assert len({*files.values()}) == len(files)
     for name, content in files.items():
         (tmp_path / f"{name}.ply").write_bytes(content)
-        assert_same(read_ply(tmp_path / f"{name}.ply"), scene)
+        assert_same(read_ply(tmp_path / f"{name}.ply", up="y-up"), scene)
 
 
 def test_without_a_third_scale_gaussians_are_flat_along_their_third_axis(tmp_path):
@@ -164,7 +166,7 @@ def test_without_a_third_scale_gaussians_are_flat_along_their_third_axis(tmp_pat
     scene = random_gaussians(5)
     flat = {name: kind for name, kind in SINGLE.items() if name != "scale_2"}
     (tmp_path / "a.ply").write_bytes(ply(("vertex", vertices(scene, flat))))
-    found = read_ply(tmp_path / "a.ply")
+    found = read_ply(tmp_path / "a.ply", up="y-up")
     assert_same(found, dataclasses.replace(scene, scales=scene.scales.at[:, 2].set(0)))
     camera = Cameras(
         camera_to_world=jnp.eye(4).at[2, 3].set(-4.0)[None],
@@ -178,7 +180,7 @@ def test_without_a_third_scale_gaussians_are_flat_along_their_third_axis(tmp_pat
     bent = {**SINGLE, "scale_2": "<i2"}
     (tmp_path / "b.ply").write_bytes(ply(("vertex", vertices(scene, bent))))
     with pytest.raises(InputError, match="no scale_2 of type float"):
-        read_ply(tmp_path / "b.ply")
+        read_ply(tmp_path / "b.ply", up="y-up")
 
 
 def test_faces_after_the_vertices_are_skipped(tmp_path):
@@ -187,7 +189,7 @@ def test_faces_after_the_vertices_are_skipped(tmp_path):
     faces = b"element face 1\nproperty list uchar int vertex_indices\nend_header\n"
     content = content.replace(b"end_header\n", faces) + struct.pack("<B3i", 3, 0, 1, 2)
     (tmp_path / "a.ply").write_bytes(content)
-    assert_same(read_ply(tmp_path / "a.ply"), scene)
+    assert_same(read_ply(tmp_path / "a.ply", up="y-up"), scene)
 
 
 def test_colors_that_change_with_the_direction_are_read_without_that_part(tmp_path):
@@ -197,12 +199,12 @@ def test_colors_that_change_with_the_direction_are_read_without_that_part(tmp_pa
     table["f_rest_0"] = 0
     (tmp_path / "a.ply").write_bytes(ply(("vertex", table)))
     with pytest.warns(UserWarning, match=r"a.ply has colors that change with the direction"):
-        assert_same(read_ply(tmp_path / "a.ply"), scene)
+        assert_same(read_ply(tmp_path / "a.ply", up="y-up"), scene)
     table["f_rest_1"] = 0  # Degree 0, stored with room for more.
     (tmp_path / "b.ply").write_bytes(ply(("vertex", table)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert_same(read_ply(tmp_path / "b.ply"), scene)
+        assert_same(read_ply(tmp_path / "b.ply", up="y-up"), scene)
 
 
 def test_extreme_values_before_activation_are_read_as_their_limits(tmp_path):
@@ -212,7 +214,7 @@ def test_extreme_values_before_activation_are_read_as_their_limits(tmp_path):
     (tmp_path / "a.ply").write_bytes(ply(("vertex", table)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scene = read_ply(tmp_path / "a.ply")
+        scene = read_ply(tmp_path / "a.ply", up="y-up")
     np.testing.assert_array_equal(scene.opacities, [0, 1])
     np.testing.assert_array_equal(scene.scales[:, 0], [0, 0])
     np.testing.assert_array_equal(scene.colors[:, 0], [0, 0])  # 3D Gaussian Splatting's rule.

@@ -34,7 +34,7 @@ def random_gaussians(n, seed=0):
 
 
 def test_three_gaussians_give_these_bytes(tmp_path):
-    write_splat(tmp_path / "a.splat", three_gaussians())
+    write_splat(tmp_path / "a.splat", three_gaussians(), up="y-up")
     content = (tmp_path / "a.splat").read_bytes()
     # By hand. The heaviest first, then equals by index. Bytes: value * 255 to the nearest, halves
     # to even (127.5 -> 128), within 0 .. 255; q / |q| * 128 + 128, so 0.6 -> 204.8 -> 205,
@@ -46,7 +46,7 @@ def test_three_gaussians_give_these_bytes(tmp_path):
 
 
 def test_a_scene_of_other_numbers_keeps_its_digest(tmp_path):
-    write_splat(tmp_path / "a.splat", random_gaussians(50))
+    write_splat(tmp_path / "a.splat", random_gaussians(50), up="y-up")
     digest = hashlib.sha256((tmp_path / "a.splat").read_bytes()).hexdigest()
     assert digest == "9d1556f15b511d18b35e850b367d79d98989770f78ebd74d3bd6b20abe1944db"
 
@@ -84,12 +84,14 @@ def test_reading_a_file_and_writing_it_again_changes_no_byte_but_of_rotations(tm
 
 def test_a_zero_quaternion_is_the_identity(tmp_path):
     scene = dataclasses.replace(three_gaussians(), quats=jnp.zeros((3, 4)))
-    write_splat(tmp_path / "a.splat", scene)
+    write_splat(tmp_path / "a.splat", scene, up="y-up")
     content = (tmp_path / "a.splat").read_bytes()
     assert content[28:32] == bytes([255, 128, 128, 128])
-    np.testing.assert_array_equal(read_splat(tmp_path / "a.splat").quats, np.eye(4)[[0, 0, 0]])
+    np.testing.assert_array_equal(
+        read_splat(tmp_path / "a.splat", up="y-up").quats, np.eye(4)[[0, 0, 0]]
+    )
     (tmp_path / "b.splat").write_bytes(content[:28] + bytes([128] * 4))
-    np.testing.assert_array_equal(read_splat(tmp_path / "b.splat").quats, [[1, 0, 0, 0]])
+    np.testing.assert_array_equal(read_splat(tmp_path / "b.splat", up="y-up").quats, [[1, 0, 0, 0]])
 
 
 def row(*floats):
