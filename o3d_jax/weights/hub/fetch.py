@@ -35,7 +35,7 @@ FILES = ("manifest.json", "licenses/*", "model/*")
 """All that is in a folder of fetched weights."""
 
 FRESH_BYTES = 4
-"""Of each parameter that no file has: they are drawn in float32."""
+"""Size of a parameter that no file has: such are drawn in float32."""
 
 Order = FetchReleased | FetchSvdLgm
 

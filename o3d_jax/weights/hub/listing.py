@@ -25,7 +25,7 @@ class RemoteFile:
     """In its repository."""
     size: int
     sha256: str | None
-    """Of large files; None for those that git itself keeps."""
+    """The hash of a large file; None for one that git itself keeps."""
     blob: str
     """Git's name for what is in a file that it keeps itself: a SHA-1 of size and content."""
 

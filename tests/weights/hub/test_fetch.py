@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -45,8 +46,8 @@ def test_what_is_sampled_by_name_are_the_weights_that_were_fetched(
     fetch(capsys, "released", "--config", small)
     given = {}
 
-    def prepare(networks, config, params, frozen, image, key):
-        given.update(config=config, params=params, frozen=frozen)
+    def prepare(model, image, key):
+        given.update(config=model.config, params=model.params, frozen=model.frozen)
         raise InputError("seen")  # tests/steps covers the rest, and the test below all of it.
 
     monkeypatch.setattr(steps, "sample_prepare", prepare)
@@ -164,7 +165,7 @@ def test_a_training_starts_from_weights_by_their_name(toy, cache, monkeypatch, t
     (cache / "weights" / "svd-lgm" / "model").mkdir(parents=True)
     named = dataclasses.replace(toy.config, weights=Path("svd-lgm"), run_dir=tmp_path)
     with pytest.raises(InputError, match="seen"):
-        start.start_weights(named, toy.networks)
+        start.start_weights(named, toy.networks, jax.random.key(0))
     assert read == [cache / "weights" / "svd-lgm" / "model"]
 
 
