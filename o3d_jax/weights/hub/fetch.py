@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from o3d_jax.cli import config_in
+from o3d_jax.cli import read_config
+from o3d_jax.config import ModelConfig
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import check_ours, whole_folder, written_whole
 from o3d_jax.weights.fetched import fetched, kept
@@ -83,15 +84,18 @@ def survey(order: Order) -> Fetch:
     """Returns what there is to fetch, by the hub, if the disk has room for it.
 
     Raises:
-        InputError: as `list_files`; huggingface_hub or torch is not installed; an attempt before
-            has files of another commit; there is not enough room.
+        InputError: as `list_files`; huggingface_hub or torch is not installed; the config or a
+            file that goes along is not there; an attempt before has files of another commit; there
+            is not enough room.
     """
     check_installed()
+    made_for = read_config(order.config, []).model
+    _check_lpips(order)
     listings = tuple(list_files(wanted) for wanted in order.wanted())
     fetch = Fetch(order, listings, _downloads(order))
     _check_torch(listings)
     _check_commits(fetch)
-    _check_room(fetch)
+    _check_room(fetch, made_for)
     return fetch
 
 
@@ -117,6 +121,14 @@ def _check_torch(listings: Sequence[Listing]) -> None:
         )
 
 
+def _check_lpips(order: Order) -> None:
+    """Raises an InputError if a file that no hub has is not on disk."""
+    files = order.lpips if isinstance(order, FetchSvdLgm) else None
+    for path in files or ():
+        if not path.is_file():
+            raise InputError(f"no file {path}; give LPIPS's two files, or leave --lpips out")
+
+
 def _check_commits(fetch: Fetch) -> None:
     """Raises an InputError if `main` has moved: files of two commits must not come together."""
     begun = _table(fetch.downloads / "commits.json")
@@ -130,11 +142,13 @@ def _check_commits(fetch: Fetch) -> None:
             )
 
 
-def _check_room(fetch: Fetch) -> None:
+def _check_room(fetch: Fetch, made_for: ModelConfig) -> None:
     """Raises an InputError unless downloads and checkpoint have room on the disk, both at once."""
     files = [(listing, file) for listing in fetch.listings for file in listing.files]
     come = sum(bytes_to_come(file, fetch.target(listing, file)) for listing, file in files)
-    made = sum(file.size for _, file in files if file.has_weights) + _fresh_bytes(fetch.order)
+    made = sum(file.size for _, file in files if file.has_weights)
+    if isinstance(fetch.order, FetchSvdLgm):
+        made += _fresh_bytes(made_for)
     place = fetch.downloads
     existing = next(p for p in (place, *place.parents) if p.exists())
     free = shutil.disk_usage(existing).free
@@ -146,11 +160,9 @@ def _check_room(fetch: Fetch) -> None:
         )
 
 
-def _fresh_bytes(order: Order) -> int:
-    """Returns the size of the parameters that only the checkpoint will have."""
-    if isinstance(order, FetchReleased):
-        return 0
-    shapes = network_shapes(config_in(order.config).model)
+def _fresh_bytes(model: ModelConfig) -> int:
+    """Returns the size of the parameters that neither SVD nor LGM has, but the checkpoint will."""
+    shapes = network_shapes(model)
     fresh = [
         shape
         for network, rule in ((shapes.unet, SVD_UNET), (shapes.lgm, LGM))
