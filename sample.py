@@ -36,10 +36,11 @@ from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
 from o3d_jax.geometry.upright import Up, upright
 from o3d_jax.media.foreground import read_foreground, recentre_on_white
-from o3d_jax.media.ply import write_ply
+from o3d_jax.media.ply import read_ply, write_ply
 from o3d_jax.media.sheets import grid
 from o3d_jax.media.splat import write_splat
 from o3d_jax.media.video import write_gif, write_mp4
+from o3d_jax.meshing.extra import check_mesh_packages
 from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
@@ -51,7 +52,7 @@ ORBIT_FRAMES = 48
 """Of the turntable; at 20 frames per second it turns once in 2.4 s."""
 
 PICTURES = ("input.png", "views.png", "renders.png", "loop.png", "orbit.gif", "orbit.mp4")
-FILES = (*PICTURES, "gaussians.ply", "gaussians.splat", "manifest.json")
+FILES = (*PICTURES, "gaussians.ply", "gaussians.splat", "mesh.glb", "manifest.json")
 """All that a result may hold."""
 
 LOOP_TILE = 128
@@ -87,6 +88,8 @@ class Arguments:
     """Pixels along a side of the turntable."""
     up: Up = "y-down"
     """Axes of gaussians.ply and .splat; y-down as viewers of Gaussians take them."""
+    mesh: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write mesh.glb as well, as `o3d mesh` does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +157,8 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
         image = recentre_on_white(object_alone, config.model.image_size, arguments.border)
     settings = _settings(sampler, path)
     if not arguments.overwrite and _is_there(folder, settings):
+        if arguments.mesh and not (folder / "mesh.glb").is_file():
+            _write_mesh(folder)
         return Outcome(path, "there already", folder)
 
     with whole_folder(folder, FILES) as scratch:
@@ -168,6 +173,9 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
             write_splat(scratch / "gaussians.splat", standing, up=arguments.up)
         with _stage("turntable", seconds):
             _write_turntable(scratch, gaussians, config, arguments)
+        if arguments.mesh:
+            with _stage("mesh", seconds):
+                _write_mesh(scratch)
         _write_manifest(scratch, path, arguments, settings, seconds)
     return Outcome(path, "made", folder)
 
@@ -192,6 +200,8 @@ def _check(arguments: Arguments, images: list[Path]) -> None:
                 f"{other} and {image} would both become {arguments.out / image.stem}; rename one, "
                 "or give them one by one, each with its own --out"
             )
+    if arguments.mesh:
+        check_mesh_packages()
     if len(images) == 1:
         check_is_file(images[0])  # Before a model is read for nothing.
 
@@ -324,6 +334,14 @@ def _write_turntable(
     write_gif(folder / "orbit.gif", frames)
     if not write_mp4(folder / "orbit.mp4", frames):
         print("no orbit.mp4: there is no ffmpeg with a codec; orbit.gif shows the same")
+
+
+def _write_mesh(folder: Path) -> None:
+    """Of what is in the folder, so that it is the same one later."""
+    from o3d_jax.meshing.colored import mesh_of_gaussians  # numba takes long to import.
+    from o3d_jax.meshing.glb import write_glb
+
+    write_glb(folder / "mesh.glb", mesh_of_gaussians(read_ply(folder / "gaussians.ply")))
 
 
 def _write_manifest(
