@@ -36,12 +36,13 @@ from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
 from o3d_jax.geometry.upright import Up, upright
 from o3d_jax.media.foreground import read_foreground, recentre_on_white
+from o3d_jax.media.nothing import check_object
 from o3d_jax.media.ply import read_ply, write_ply
 from o3d_jax.media.sheets import grid
 from o3d_jax.media.splat import write_splat
 from o3d_jax.media.video import write_gif, write_mp4
 from o3d_jax.meshing.extra import check_mesh_packages
-from o3d_jax.nn.networks import Networks, build_networks
+from o3d_jax.nn.networks import Networks, Ouroboros, build_networks
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
 from o3d_jax.types import Cameras, Gaussians, Maps
@@ -70,6 +71,8 @@ class Arguments:
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")
     ] = (BUNDLED / "rings.png",)
     """PNG, JPEG or WebP of one object, transparent or plain around it; or a folder of such."""
+    mask: Path | None = None
+    """Picture that is white where the object is and black elsewhere, or cut out by its alpha."""
     out: Path = Path("out")
     """Results go to OUT/NAME, NAME being the image's."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -153,8 +156,10 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
     folder = arguments.out / path.stem
     seconds = {"model": sampler.seconds}
     with _stage("input", seconds):
-        object_alone = read_foreground(path)
-        image = recentre_on_white(object_alone, config.model.image_size, arguments.border)
+        found = read_foreground(path, arguments.mask)
+        image = recentre_on_white(found.rgba, config.model.image_size, arguments.border)
+    if found.note is not None:
+        print(f"{path}: {found.note}")
     settings = _settings(sampler, path)
     if not arguments.overwrite and _is_there(folder, settings):
         if arguments.mesh and not (folder / "mesh.glb").is_file():
@@ -202,8 +207,11 @@ def _check(arguments: Arguments, images: list[Path]) -> None:
             )
     if arguments.mesh:
         check_mesh_packages()
-    if len(images) == 1:
-        check_is_file(images[0])  # Before a model is read for nothing.
+    if arguments.mask is not None and len(images) > 1:
+        raise InputError(f"--mask {arguments.mask} is of one image; give that image alone")
+    if len(images) == 1:  # Before a model is read for nothing.
+        for file in (images[0], *filter(None, [arguments.mask])):
+            check_is_file(file)
 
 
 @contextlib.contextmanager
@@ -236,9 +244,10 @@ def _with_arguments(config: Config, arguments: Arguments) -> Config:
 
 def _settings(sampler: Sampler, image: Path) -> dict[str, Any]:
     """All that a result depends on, as JSON has it."""
-    arguments = sampler.arguments
+    arguments, mask = sampler.arguments, sampler.arguments.mask
     settings = {
         "image_sha256": hashlib.sha256(image.read_bytes()).hexdigest(),
+        "mask_sha256": mask and hashlib.sha256(mask.read_bytes()).hexdigest(),
         "checkpoint_checksum": (arguments.checkpoint / "checksum").read_text(),
         "seed": arguments.seed,
         "border": arguments.border,
@@ -288,15 +297,19 @@ def _cameras(config: Config, elevation: float, azimuths: Float[np.ndarray, " v"]
 def _sample(sampler: Sampler, image: Float[np.ndarray, "h w 3"]) -> tuple[Estimate, list[Level]]:
     """Algorithm 2, a compiled step a level, so that one sees it move."""
     arguments, config, weights = sampler.arguments, sampler.config, sampler.weights
-    given = (sampler.networks, config, weights.params, weights.frozen)
+    model = Ouroboros(
+        networks=sampler.networks, config=config, params=weights.params, frozen=weights.frozen
+    )
     cameras = _cameras(config, arguments.elevation, _view_azimuths(config))
     key = jax.random.key(arguments.seed)
-    condition, state = sample_prepare(*given, jnp.asarray(image)[None], key)
+    condition, state = sample_prepare(model, jnp.asarray(image)[None], key)
     sigmas = noise_levels(config.sample)
     levels = []
     for i in tqdm(range(config.sample.levels), desc="noise levels", unit="level"):
         maps: Maps = state.maps
-        state, estimate = sample_step(*given, condition, cameras, state, sigmas[i], sigmas[i + 1])
+        state, estimate = sample_step(model, condition, cameras, state, sigmas[i], sigmas[i + 1])
+        when = f"at noise level {i + 1} of {config.sample.levels} (sigma {sigmas[i]:.3g})"
+        check_object(estimate.reconstruction.gaussians, when, named_parts(weights))
         views, guide = np.asarray(estimate.views[0]), np.asarray(maps.rgb[0])
         levels.append(Level(sigma=float(sigmas[i]), views=views, guide=guide))
     return estimate, levels

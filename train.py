@@ -13,8 +13,9 @@ import functools
 import math
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -29,7 +30,7 @@ from o3d_jax.data.loader import heldout_batch, training_batches
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.parallel.host import keep_freed_memory, use_cpu_devices
-from o3d_jax.parallel.layout import Layout, make_layout, own_rows
+from o3d_jax.parallel.layout import make_layout, own_rows
 from o3d_jax.parallel.processes import (
     ProcessInfo,
     check_same_config,
@@ -40,32 +41,68 @@ from o3d_jax.parallel.processes import (
 from o3d_jax.parallel.shards import gather, place, place_batch, place_flag
 from o3d_jax.run.banner import banner, program_memory
 from o3d_jax.run.checkpoints import RunCheckpoints
+from o3d_jax.run.flops import traced_step_flops
 from o3d_jax.run.interruption import Interruption
 from o3d_jax.run.log import RunLog
 from o3d_jax.run.pictures import evaluation_sheet, figures_row
-from o3d_jax.run.programs import Programs, System, compile_programs
-from o3d_jax.steps.draws import draw_coin
+from o3d_jax.run.programs import (
+    Evaluator,
+    Halves,
+    Inputs,
+    compile_evaluator,
+    step_shapes,
+    trace_update,
+)
+from o3d_jax.run.schedule import StopVote, is_last, must_evaluate, must_sample, must_save
+from o3d_jax.steps.draws import coin_sides, draw_coin
 from o3d_jax.steps.parts import scale_latents
-from o3d_jax.steps.train import StepReport, init_state, make_optimizer
+from o3d_jax.steps.train import (
+    StepInputs,
+    Training,
+    init_state,
+    make_optimizer,
+    train_step,
+    train_step_gradient,
+)
 from o3d_jax.types import Frozen, Params, TrainState
 from o3d_jax.weights.checkpoint import Weights, save_model
 from o3d_jax.weights.start import start_weights
 
 SCALED_BY = 64
-"""Training objects from which the deviation of a new VAE's latents is measured."""
+"""How many training objects the deviation of a new VAE's latents is measured on."""
+
+Step = jax.stages.Compiled | Halves
+"""A compiled `train_step`, called with state, frozen networks and `StepInputs`."""
 
 
 class Run(NamedTuple):
     """What a run consists of."""
 
+    training: Training
     state: TrainState
     """Fresh, or the newest checkpoint's."""
     frozen: Frozen
+    key: Key[Array, ""]
+    """The key of all steps, on every device."""
     batches: grain.DatasetIterator
     """Behind the last batch of `state`."""
     checkpoints: RunCheckpoints
-    system: System
     processes: tuple[ProcessInfo, ...]
+
+
+class Programs(NamedTuple):
+    """What a run has compiled before its first step."""
+
+    steps: dict[bool, Step]
+    """By the coin: without feedback, with it."""
+    step_flops: int
+    """Model FLOPs of a step on all devices, the mean over the coin."""
+    evaluator: Evaluator
+
+    @property
+    def largest_step(self) -> Step:
+        """The step that needs more memory: with feedback, if that can come up."""
+        return self.steps[True] if True in self.steps else self.steps[False]
 
 
 def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
@@ -81,14 +118,14 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
                 # Process 0 goes last: without it JAX aborts the others.
                 interruption.linger = 2.0 * (jax.process_index() == 0)
             run = _set_up(config)
-        first = int(run.state.step)
-        with RunLog(config.folder, config, first) as log:
+
+        with RunLog(config.folder, config, int(run.state.step)) as log:
             interruption.farewell = log.cut_short
             with interruption.unattended(None):  # As long as there is nothing to lose.
                 programs = _compile(run, log, settings)
             with contextlib.closing(run.checkpoints):  # Writes to the end, whatever ends the loop.
-                state = _loop(config, run, programs, log, interruption)
-            if int(state.step) >= config.train.steps:
+                state = _loop(run, programs, log, interruption)
+            if is_last(config.train, int(state.step)):
                 with interruption.unattended(None):  # The last state is saved.
                     _finish(run, state, log)
     if interruption.status:
@@ -103,46 +140,58 @@ def _set_up(config: Config) -> Run:
             "\n".join(f"process {p.index}: {p.host}, {p.devices} devices" for p in processes)
         )
     check_same_config(config)
+
+    # Each process loads those rows of a batch that lie on its own devices.
     layout = make_layout(config.train)
     rows = own_rows(layout, config.train.batch_size)
     batches = iter(training_batches(config, rows=rows))
+
+    # The seed is split here and nowhere else. Fresh weights are made on the host: they may fit
+    # nowhere else as long as they are whole.
     networks = build_networks(config.model, lpips=config.optim.lpips_loss)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    system = System(config, networks, optimizer, layout)
+    training = Training(config, networks, optimizer, layout)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        weights = start_weights(config, networks)
+        weights_key, steps_key = jax.random.split(jax.random.key(config.seed))
+        weights = start_weights(config, networks, weights_key)
     frozen = place(weights.frozen, layout.of_frozen(weights.frozen))
-    folder = config.folder / "checkpoints"
-    checkpoints = RunCheckpoints(folder, config, weights.frozen)
-    restored = checkpoints.restore(system.inputs().state)
+    key = place(steps_key, layout.whole)
+
+    # An earlier part of this run goes on as if it had never stopped, data and all.
+    checkpoints = RunCheckpoints(config.folder / "checkpoints", config, weights.frozen)
+    restored = checkpoints.restore(step_shapes(training).state)
     if restored is None:
-        state = _fresh_state(weights, system)
+        state = _fresh_state(weights, training)
     else:
         state, position = restored
         batches.set_state(position)
-    return Run(state, frozen, batches, checkpoints, system, processes)
+    return Run(training, state, frozen, key, batches, checkpoints, processes)
 
 
-def _fresh_state(weights: Weights, system: System) -> TrainState:
-    """The state before the first step, made where it is to lie: it may fit nowhere else."""
-    layout = system.layout
+def _fresh_state(weights: Weights, training: Training) -> TrainState:
+    """Returns the state before the first step, made where it is to lie: it may fit nowhere else."""
+    layout = training.on_devices
     params = place(weights.params, layout.shardings(weights.params, stage=3))
-    init = functools.partial(init_state, optimizer=system.optimizer)
+    init = functools.partial(init_state, optimizer=training.optimizer)
     places = layout.of_state(jax.eval_shape(init, params))
     return jax.jit(init, out_shardings=places)(params)
 
 
 def _compile(run: Run, log: RunLog, settings: tuple[Setting, ...]) -> Programs:
-    """All programs, before the first step; says what runs where."""
-    system, config = run.system, run.system.config
+    """Compiles all programs, before the first step, and says what runs where."""
+    training, config = run.training, run.training.config
     heldout = heldout_batch(config, config.train.eval_objects)
-    log.say(f"{config.name}: compiling for {system.layout.devices} devices ...")
-    programs = compile_programs(system, heldout)
+    layout = training.on_devices
+    log.say(f"{config.name}: compiling for {layout.devices} devices ...")
+
+    inputs = step_shapes(training)
+    steps, step_flops = _compile_steps(training, inputs)
+    programs = Programs(steps, step_flops, compile_evaluator(training, inputs, heldout))
+
     text = banner(
         config,
-        system.layout.mesh,
-        run.state.params,
-        run.frozen,
+        layout.mesh,
+        Weights(params=run.state.params, frozen=run.frozen),
         processes=run.processes,
         memory=program_memory(programs.largest_step),
         settings=settings,
@@ -153,86 +202,117 @@ def _compile(run: Run, log: RunLog, settings: tuple[Setting, ...]) -> Programs:
     return programs
 
 
-def _loop(
-    config: Config, run: Run, programs: Programs, log: RunLog, interruption: Interruption
-) -> TrainState:
-    """Training steps to the last, or to a signal; the state after them is saved."""
-    state, layout, key = run.state, run.system.layout, _run_key(config, run.system.layout)
-    first, steps = int(state.step), config.train.steps
-    before: StepReport | None = None
+def _compile_steps(training: Training, inputs: Inputs) -> tuple[dict[bool, Step], int]:
+    """Compiles Algorithm 1 for each side of its coin that can come up; returns its FLOPs, too."""
+    sides = coin_sides(training.config)
+    given = (training, inputs.state, inputs.frozen, inputs.given)
+    if training.on_devices.mesh.devices.flat[0].platform != "cpu":
+        traced = {side: train_step.trace(*given, use_feedback=side) for side in sides}
+        steps: dict[bool, Step] = {s: each.lower().compile() for s, each in traced.items()}
+        return steps, traced_step_flops(training, traced)
+
+    # XLA compiles the halves of a step for CPUs in less time and memory than the whole. The
+    # optimizer's half is the same for both sides.
+    traced = {side: train_step_gradient.trace(*given, use_feedback=side) for side in sides}
+    gradients = {side: each.lower().compile() for side, each in traced.items()}
+    update = trace_update(training, inputs, traced[sides[0]]).lower().compile()
+    steps = {side: Halves(gradient, update) for side, gradient in gradients.items()}
+    return steps, traced_step_flops(training, traced)
+
+
+def _loop(run: Run, programs: Programs, log: RunLog, interruption: Interruption) -> TrainState:
+    """Takes training steps to the last, or to a signal; the state after them is saved."""
+    state, config, layout = run.state, run.training.config, run.training.on_devices
+    vote = StopVote(interruption)
     log.start(programs.step_flops)
-    for step in tqdm(
-        range(first, steps), initial=first, total=steps, disable=jax.process_index() > 0
-    ):
+    for step in _steps_to_go(int(state.step), config.train.steps):
         log.begin_step(step)
-        asked = time.perf_counter()
-        loaded = next(run.batches)
-        waited = time.perf_counter() - asked
-        batch, stop = place_batch(layout, loaded.batch), place_flag(layout, interruption.requested)
-        step_program = programs.steps[draw_coin(config, step)]
-        state, report = step_program(state, run.frozen, batch, key, stop=stop)
-        log.record(step + 1, report, loaded.objects, waited)
-        position, last = run.batches.get_state(), step + 1 == steps
-        stops, before = _stops(interruption, before), report
-        if last or ((step + 1) % config.train.eval_every == 0 and not stops):
-            with log.paused():  # Of several processes none can finish a save by itself.
-                alone = jax.process_count() == 1
-                save = run.checkpoints.save if alone else run.checkpoints.save_now
-                save(state, position)
-            with log.paused(), interruption.unattended(run.checkpoints.wait):
-                _evaluate(config, run, programs, log, state)
-        if last or stops or (step + 1) % config.train.save_every == 0:
+        loaded, waited = _timed(next, run.batches)
+        batch, stop = place_batch(layout, loaded.batch), place_flag(layout, vote.own)
+        given = StepInputs(batch=batch, key=run.key, stop=stop)
+
+        # Algorithm 1, compiled above for this side of its coin. The call returns before the devices
+        # are done: what follows runs beside them, until it asks for a number.
+        compiled_step = programs.steps[draw_coin(config, step)]
+        state, report = compiled_step(state, run.frozen, given)
+        taken, position = step + 1, run.batches.get_state()
+        log.record(taken, report, loaded.objects, waited)
+
+        stops = vote.stops(report)
+        if must_evaluate(config.train, taken, stops):
+            _evaluate(run, programs.evaluator, log, state, position, interruption)
+        if must_save(config.train, taken, stops):
             with log.paused():
                 run.checkpoints.save(state, position)
-        if stops and not last:
+        if stops and not is_last(config.train, taken):
             log.stopped(interruption.name or "a signal to another process")
             break
     return state
 
 
-def _evaluate(config: Config, run: Run, programs: Programs, log: RunLog, state: TrainState) -> None:
-    """Figures and a picture of held-out objects; every so often, of what is sampled, too."""
-    step, every = int(state.step), config.train.sample_every
-    sample = every == 0 or step % every == 0 or step == config.train.steps
-    found = programs.evaluate(state, run.frozen, sample)
-    log.evaluation(step, figures_row(programs.heldout, found))
-    log.image(step, evaluation_sheet(programs.heldout, found))
+def _steps_to_go(first: int, steps: int) -> Iterable[int]:
+    """Returns the numbers of the steps not taken yet, with a bar that shows them."""
+    hidden = jax.process_index() > 0
+    return tqdm(range(first, steps), initial=first, total=steps, disable=hidden)
 
 
-def _run_key(config: Config, layout: Layout) -> Key[Array, ""]:
-    """The key of all steps, on every device."""
-    _, key = jax.random.split(jax.random.key(config.seed))  # The first is start_weights'.
-    return place(key, layout.whole)
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """Returns what a function returns, and the seconds that it took."""
+    asked = time.perf_counter()
+    found = function(*arguments)
+    return found, time.perf_counter() - asked
 
 
-def _stops(interruption: Interruption, before: StepReport | None) -> bool:
-    """Whether this step was the last. Of several processes all know, from the step before it."""
-    if jax.process_count() == 1:
-        return interruption.requested
-    return before is not None and bool(before.is_last)
+def _evaluate(
+    run: Run,
+    evaluator: Evaluator,
+    log: RunLog,
+    state: TrainState,
+    position: dict[str, Any],
+    interruption: Interruption,
+) -> None:
+    """Saves the state, then writes figures and a picture of held-out objects.
+
+    Saved first, for a signal may come while it runs. Then a process alone only waits until all is
+    on disk; several cannot finish a save by themselves, so they wait for it before.
+    """
+    with log.paused():
+        save = run.checkpoints.save if jax.process_count() == 1 else run.checkpoints.save_now
+        save(state, position)
+
+    step, heldout = int(state.step), evaluator.heldout
+    with log.paused(), interruption.unattended(run.checkpoints.wait):
+        sample = must_sample(run.training.config.train, step)
+        found = evaluator.evaluate(state, run.frozen, sample)
+        log.evaluation(step, figures_row(heldout, found))
+        log.image(step, evaluation_sheet(heldout, found))
 
 
 def _finish(run: Run, state: TrainState, log: RunLog) -> None:
     """Writes the model, or what a part of it became."""
-    config = run.system.config
+    config = run.training.config
     folder = config.folder / "model"
     weights = Weights(params=state.ema, frozen=run.frozen)
     if config.train.part == "vae":
-        weights = _scaled_vae(run.system, state)
+        weights = _scaled_vae(run.training, state)
     save_model(folder, config, weights)
+
     if config.train.part == "joint":
         log.say(f"done: o3d sample IMAGE --checkpoint {folder}")
     else:
         log.say(f"done: {folder}, from which later parts of the training start")
 
 
-def _scaled_vae(system: System, state: TrainState) -> Weights:
-    """The VAE, frozen from now on, with latents of the deviation that SVD's scaling assumes."""
-    batches = training_batches(system.config)
-    count = math.ceil(SCALED_BY / system.config.train.batch_size)
+def _scaled_vae(training: Training, state: TrainState) -> Weights:
+    """Returns the VAE, frozen from now on, with latents as SVD's scaling factor assumes them.
+
+    Their standard deviation is measured on a few training objects.
+    """
+    batches = training_batches(training.config)
+    count = math.ceil(SCALED_BY / training.config.train.batch_size)
     images = np.concatenate([next(batches).batch.images for _ in range(count)])
     vae = jax.tree.map(jnp.asarray, gather(state.ema.vae))
-    scaled = scale_latents(system.networks.vae, vae, jnp.asarray(images))
+    scaled = scale_latents(training.networks.vae, vae, jnp.asarray(images))
     return Weights(params=Params(unet=None, lgm=None), frozen=Frozen(vae=scaled))
 
 

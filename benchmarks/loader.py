@@ -38,7 +38,7 @@ from o3d_jax.geometry.orbits import orbit_poses  # noqa: E402
 OBJECTS, SIZE, GRAIN = 12, 512, 3
 BATCH = 4
 STEP_SECONDS = 2.0
-"""Of nano's joint training step at batch 4, on the machine of loader.md."""
+"""Of nano's joint training step at batch 4, on the machine of results/loader.md."""
 
 
 def draw_orbits(root: Path) -> None:

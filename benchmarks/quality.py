@@ -1,13 +1,12 @@
 """Quality on held-out synthetic objects: `python benchmarks/quality.py [--objects 64]`.
 
-Writes benchmarks/quality.md (the table) and benchmarks/quality.png (the first objects, to look
-at). Rows: the bundled model, the same with its feedback zeroed at sampling, and baselines that
-know nothing of 3D. View 0 is the input itself and does not count, except in a column of its own.
+Writes results/quality.md (the table) and results/quality.png (the first objects, to look at).
+Rows: the bundled model, the same with its feedback zeroed at sampling, and baselines that know
+nothing of 3D. View 0 is the input itself and does not count, except in a column of its own.
 """
 
 import argparse
 import dataclasses
-import functools
 import platform
 import time
 from pathlib import Path
@@ -25,12 +24,12 @@ from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.files.images import save_png
 from o3d_jax.media.sheets import grid
 from o3d_jax.metrics import psnr, ssim
-from o3d_jax.nn.networks import Networks, build_networks
+from o3d_jax.nn.networks import Networks, Ouroboros, build_networks
 from o3d_jax.steps.sample import Estimate, generate
 from o3d_jax.types import Batch
 from o3d_jax.weights.checkpoint import BUNDLED, Model, load_model
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 CHUNK = 8
 """Objects sampled at once."""
 
@@ -70,10 +69,12 @@ def sample_all(
 ) -> tuple[Images, Images]:
     """Generated views and renders, several objects at a time."""
     views, renders = [], []
-    run = functools.partial(generate, networks, config, model.weights.params, model.weights.frozen)
+    params, frozen = model.weights.params, model.weights.frozen
+    bound = Ouroboros(networks=networks, config=config, params=params, frozen=frozen)
     for start in tqdm(range(0, batch.images.shape[0], CHUNK), desc="objects"):
         part = jax.tree.map(lambda a: jnp.asarray(a[start : start + CHUNK]), batch)  # noqa: B023
-        found: Estimate = run(part.images[:, 0], part.cameras, jax.random.key(start))
+        key = jax.random.key(start)
+        found: Estimate = generate(bound, part.images[:, 0], part.cameras, key)
         views.append(np.asarray(found.views))
         renders.append(np.asarray(found.reconstruction.rendering.rgb))
     return np.concatenate(views), np.concatenate(renders)
@@ -114,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=BUNDLED / "nano")
     parser.add_argument("--objects", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=HERE / "quality.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "quality.md")
     arguments = parser.parse_args()
     if arguments.objects < 2:
         raise InputError(f"--objects {arguments.objects}: an interval needs at least 2")

@@ -1,7 +1,7 @@
 """What drawing models costs: `python benchmarks/render_orbits.py MODELS [--sizes 128 512]`.
 
 Draws some frames of every model below a folder with depth and position, and prints a row for
-each size: processor seconds of one thread, without writing files. See render_orbits.md.
+each size: processor seconds of one thread, without writing files. See results/render_orbits.md.
 """
 
 import time

@@ -7,7 +7,7 @@ other work on the machine counts little; on a GPU by the clock on the wall until
 
 `--against gsplat` needs `pip install torch gsplat`; gsplat_cpu.py tells how it runs on a CPU. On a
 GPU, gsplat compiles its CUDA kernels when first used (with nvcc, some minutes). `--write` keeps the
-table in splat.md, or splat_gpu.md.
+table in results/splat.md, or results/splat_gpu.md.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from tqdm import tqdm
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.splat import Backend
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 SIZES = ("4096x128x8", "65536x512x1", "65536x512x8")
 
 TORCH_PIXELS = 2**18
@@ -161,7 +161,7 @@ def main() -> None:
     machine = machine_of(options)
     text = report(results, machine, " ".join(["python benchmarks/splat.py", *sys.argv[1:]]))
     if arguments.write is not None:
-        default = HERE / ("splat_gpu.md" if machine.on_gpu else "splat.md")
+        default = RESULTS / ("splat_gpu.md" if machine.on_gpu else "splat.md")
         (default if arguments.write == Path() else arguments.write).write_text(text)
     tqdm.write(text)
 

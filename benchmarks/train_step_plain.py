@@ -15,11 +15,11 @@ import optax
 from o3d_jax import edm
 from o3d_jax.config import Config
 from o3d_jax.geometry.orbits import orbit
-from o3d_jax.nn.networks import Networks, build_networks, init_networks
+from o3d_jax.nn.networks import build_networks, init_networks
 from o3d_jax.steps.draws import draw
 from o3d_jax.steps.losses import diffusion_loss, mean_square, noised
 from o3d_jax.steps.reconstruct import decode_views, feedback_maps, reconstruct
-from o3d_jax.steps.train import init_state, make_optimizer, train_step
+from o3d_jax.steps.train import StepInputs, Training, init_state, make_optimizer, train_step
 from o3d_jax.types import Batch, Frozen, Maps, TrainState
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -76,33 +76,28 @@ def workload(name: str) -> Workload:
     return Workload(dataclasses.replace(nano, name=MIDDLE, model=model), 1)
 
 
-@functools.partial(jax.jit, static_argnames=("networks", "config", "optimizer"))
+@functools.partial(jax.jit, static_argnames="training")
 def plain_step(
-    state: TrainState,
-    frozen: Frozen,
-    batch: Batch,
-    key: jax.Array,
-    *,
-    networks: Networks,
-    config: Config,
-    optimizer: optax.GradientTransformation,
+    training: Training, state: TrainState, frozen: Frozen, given: StepInputs
 ) -> tuple[TrainState, jax.Array]:
     """Both passes through F in every step, with the gradient of both; nothing is donated.
 
     The diffusion loss is the mean of that of both estimates, LGM runs on the estimates and on the
     views one after the other. All else is Algorithm 1: feedback carries no gradient, nor does VAE.
     """
-    draws = draw(config, batch.images.shape[0], jax.random.fold_in(key, state.step))
+    config, batch = training.config, given.batch
+    draws = draw(config, batch.images.shape[0], jax.random.fold_in(given.key, state.step))
     c_noise = edm.scalings(draws.sigma).c_noise
 
     def loss(params):
-        x, estimate = noised(networks, config, params, frozen, batch, draws)
+        model = training.model(params, frozen)
+        x, estimate = noised(model, batch, draws)
         first = estimate(Maps.nothing(*batch.images.shape[:4]))
-        decoded = decode_views(networks, frozen.vae, first)
+        decoded = decode_views(model, first)
         cameras = batch.cameras
-        noisy = reconstruct(networks, params.lgm, decoded, cameras, c_noise)
-        clean = reconstruct(networks, params.lgm, batch.images, cameras, jnp.zeros_like(c_noise))
-        maps = jax.lax.stop_gradient(feedback_maps(networks, noisy.rendering, cameras))
+        noisy = reconstruct(model, decoded, cameras, c_noise)
+        clean = reconstruct(model, batch.images, cameras, jnp.zeros_like(c_noise))
+        maps = jax.lax.stop_gradient(feedback_maps(model, noisy.rendering, cameras))
         second = estimate(maps)
         diffusion = sum(diffusion_loss(each, x, draws.sigma) for each in (first, second)) / 2
         rgb = [mean_square(r.rendering.rgb, batch.images) for r in (noisy, clean)]
@@ -110,7 +105,7 @@ def plain_step(
 
     value, gradient = jax.value_and_grad(loss)(state.params)
     before: Any = state.params
-    updates, opt_state = optimizer.update(gradient, state.opt_state, before)
+    updates, opt_state = training.optimizer.update(gradient, state.opt_state, before)
     params: Any = optax.apply_updates(before, updates)
     decay = config.optim.ema_decay
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
@@ -143,11 +138,11 @@ class Program:
         )
         self.name = name
         self.state = init_state(params, optimizer)
-        self.rest = (frozen, random_batch(config, work.objects), jax.random.key(1))
+        batch = random_batch(config, work.objects)
+        self.rest = (frozen, StepInputs(batch=batch, key=jax.random.key(1)))
+        training = Training(config, networks, optimizer)
         started = time.process_time()
-        self.compiled = step.lower(
-            self.state, *self.rest, networks=networks, config=config, optimizer=optimizer, **static
-        ).compile()
+        self.compiled = step.lower(training, self.state, *self.rest, **static).compile()
         self.compile_s = time.process_time() - started
 
     def run(self) -> float:

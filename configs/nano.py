@@ -7,7 +7,8 @@ Hardware: 2 CPU cores. Each network trains alone first, then all together:
     python train.py configs/nano.py --train.part unet
     python train.py configs/nano.py
 
-By default on synthetic objects; `benchmarks/quality.md` says what the bundled weights have seen.
+By default on synthetic objects; `benchmarks/results/quality.md` says what the bundled weights have
+seen.
 """
 
 from pathlib import Path

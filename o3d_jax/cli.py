@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import tyro
 
+from o3d_jax.caches import cache_folder
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
 from o3d_jax.places import CONFIGS
@@ -26,7 +27,7 @@ class Setting(NamedTuple):
     """A field of the config, and who chose its value."""
 
     field: str
-    """As on the command line, `optim.learning-rate`."""
+    """Its name on the command line, `optim.learning-rate`."""
     value: str
     source: str
     """"default", the config file's path, or "command line"."""
@@ -37,11 +38,11 @@ class ExplainedConfig(NamedTuple):
 
     config: Config
     settings: tuple[Setting, ...]
-    """Fields that are not as `Config` has them by default."""
+    """The fields that differ from `Config`'s defaults."""
 
 
 def read_config(path: Path, overrides: list[str]) -> Config:
-    """The `config` of a Python file, with fields replaced by `--optim.learning-rate 3e-5`.
+    """Returns the `config` of a Python file, with fields replaced by `--optim.learning-rate 3e-5`.
 
     `path` may also be the name of a bundled config, `nano`.
 
@@ -55,7 +56,9 @@ def read_config(path: Path, overrides: list[str]) -> Config:
 def explained_config(
     path: Path, overrides: list[str], program: str = "python train.py"
 ) -> ExplainedConfig:
-    """The same, with where each value came from; `program` is how `--help` calls the command.
+    """Returns what `read_config` does, and where each value came from.
+
+    `program` is how `--help` calls the command.
 
     Raises:
         InputError: as `read_config`.
@@ -68,7 +71,7 @@ def explained_config(
 
 
 def provenance(config: Config, in_file: Config, path: Path) -> tuple[Setting, ...]:
-    """Fields with another value than the default, or than the file, and who chose it.
+    """Returns the fields with another value than the default or the file has, and who chose it.
 
     `in_file` is what the file at `path` has, `config` what the command line made of it.
     """
@@ -84,7 +87,7 @@ def provenance(config: Config, in_file: Config, path: Path) -> tuple[Setting, ..
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All option names with their values."""
+    """Yields all options' names with their values."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         name = prefix + field.name.replace("_", "-")
@@ -95,7 +98,7 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def bundled_or_own(path: Path) -> Path:
-    """The config file of this path, or else the bundled one of this name (`nano`).
+    """Returns the config file of this path, or else the bundled one of this name (`nano`).
 
     Raises:
         InputError: there is neither; names the bundled ones, and the nearest if one is near.
@@ -113,7 +116,7 @@ def bundled_or_own(path: Path) -> Path:
 
 
 def config_in(path: Path) -> Config:
-    """The `config` that a Python file defines.
+    """Returns the `config` that a Python file defines.
 
     Raises:
         InputError: there is none in it, or a mistake.
@@ -128,18 +131,18 @@ def config_in(path: Path) -> Config:
 
 
 def _check_writable(folder: Path) -> None:
-    """Better refused now than after hours of training."""
+    """Raises an InputError if a run cannot write there: better now than after hours of training."""
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"cannot write to {existing}; choose another --run-dir or --name")
 
 
 _FAULTS = (ValueError, TypeError, SyntaxError, NameError, ImportError, AttributeError)
-"""What a config file with a mistake in it raises."""
+"""What a config file raises that has a mistake in it."""
 
 
 def _with_nearest(message: str) -> str:
-    """Python's complaint, and the field that its unknown one is nearest to."""
+    """Returns Python's complaint, and the field that is nearest to the unknown one."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
     if unknown is None:
         return message
@@ -149,7 +152,7 @@ def _with_nearest(message: str) -> str:
 
 
 def parse(kind: type[Parsed], arguments: list[str], **options: Any) -> Parsed:
-    """tyro's parsing, with what is wrong said in one line.
+    """Returns the arguments as tyro reads them; what is wrong is said in one line.
 
     Raises:
         InputError: an unknown option, or a value of another type.
@@ -165,7 +168,7 @@ def parse(kind: type[Parsed], arguments: list[str], **options: Any) -> Parsed:
 
 
 def _one_line(box: str) -> str:
-    """The message inside the frame that tyro draws, and the options that it thinks were meant."""
+    """Returns the message inside of the frame that tyro draws, and the options it suggests."""
     rules = "-\u2500\u2570\u256f"  # Hyphens where there is no UTF-8.
     inside = [line.strip(" \u2502") for line in box.splitlines()[1:]]
     bare = itertools.dropwhile(lambda line: not line.strip(rules), inside)
@@ -181,7 +184,8 @@ def _one_line(box: str) -> str:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "o3d_jax" / "xla"))
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is None or "://" not in chosen:  # Of a bucket, only JAX knows.
+        folder = cache_folder("xla", Path(chosen) if chosen else None)
+        jax.config.update("jax_compilation_cache_dir", folder and str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

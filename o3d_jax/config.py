@@ -2,6 +2,9 @@
 
 The defaults are the paper's; fields without a comment are sizes of the original networks.
 A contradiction is an error when the config is made, not an hour later.
+
+This file is longer than others here may be. It is the one page that says all that can be set, which
+people read and `--help` prints; split by network, no part could be checked against another.
 """
 
 import dataclasses
@@ -11,13 +14,13 @@ from typing import Any, Literal
 
 
 def require(holds: bool, message: str) -> None:
-    """Raises a ValueError with the message (the field, its value, the remedy) unless it holds."""
+    """Raises a ValueError with the message (field, value, remedy) unless something holds."""
     if not holds:
         raise ValueError(message)
 
 
 def _at_least(low: int, where: str, config: Any, *names: str) -> None:
-    """Each of these fields, or each of its values, is a number of at least `low`."""
+    """Requires that each of these fields, or each of its values, is at least `low`."""
     for name in names:
         value = getattr(config, name)
         for each in value if isinstance(value, tuple) else (value,):
@@ -165,7 +168,7 @@ class LgmConfig:
     time_features: int = 128
     """Sinusoid features of c_noise; the embedding is four times as wide."""
     rotation_norm: Literal["per_gaussian", "over_gaussians"] = "per_gaussian"
-    """Over what quaternions are normalised: each by itself, as in LGM's "fixrot" weights, or, as in
+    """Over what quaternions are normalized: each by itself, as in LGM's "fixrot" weights, or, as in
     its first weights and the release, each component over all Gaussians of an object. The latter
     are drawn as they are, so nearly unrotated."""
     culling: Literal["exact", "inria"] = "exact"
@@ -182,6 +185,8 @@ class LgmConfig:
         _at_least(1, "model.lgm", self, "input_size", "num_views", "down_channels", "up_channels")
         _at_least(1, "model.lgm", self, "layers_per_block", "num_heads", "time_features")
         _groups_divide("model.lgm", self.norm_num_groups, self.down_channels, self.up_channels)
+
+        # Attention is a choice for each block, and splits its channels among the heads.
         for side in ("down", "up"):
             channels, attention = (getattr(self, f"{side}_{x}") for x in ("channels", "attention"))
             require(
@@ -198,6 +203,7 @@ class LgmConfig:
             len(self.up_channels) <= len(self.down_channels),
             f"model.lgm.up_channels {self.up_channels} are more than down_channels",
         )
+
         halvings = len(self.down_channels) - 1
         require(
             self.input_size % 2**halvings == 0,
@@ -321,6 +327,8 @@ class DataConfig:
             "data.mirror needs data.orbit_frames every_second: a mirrored orbit runs backwards, "
             "and only evenly spaced views of a whole circle have the same azimuths both ways",
         )
+
+        # Whoever names folders means them to be used, and the other way round.
         require(
             bool(self.rendered) == (self.source != "synthetic"),
             f"data.source {self.source!r} does not go with data.rendered {self.rendered}; give "
@@ -572,6 +580,8 @@ class Config:
             f"name {self.name!r} must be the name of a folder in run_dir",
         )
         require(0 <= self.seed < 2**32, f"seed {self.seed} is not in 0 .. 2^32 - 1")
+
+        # Frames of an orbit and views of a model: the two meet here for the first time.
         require(
             self.data.frames_per_orbit >= 2 * self.model.num_views,
             f"data.frames_per_orbit {self.data.frames_per_orbit} is less than twice "
@@ -583,11 +593,13 @@ class Config:
             f"model.num_views {self.model.num_views}: a mirrored orbit runs backwards, and only a "
             "whole circle has the same azimuths both ways",
         )
+
         require(
             self.optim.schedule != "cosine" or self.optim.warmup_steps < self.train.steps,
             f"optim.warmup_steps {self.optim.warmup_steps} leaves nothing of train.steps "
             f"{self.train.steps} for the cosine schedule; lower it",
         )
+
         require(
             self.train.batch_size % max(self.train.fsdp, 1) == 0,
             f"train.batch_size {self.train.batch_size} is not a multiple of train.fsdp "
@@ -598,6 +610,7 @@ class Config:
             f"train.batch_size {self.train.batch_size} is not a multiple of train.accumulate "
             f"{self.train.accumulate}",
         )
+
         require(
             self.profile is None or (self.profile[0] >= 0 and self.profile[1] >= 1),
             f"profile {self.profile} must be a first step from 0 on and at least 1 step",
@@ -605,7 +618,7 @@ class Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain JSON values."""
+    """Returns the config as plain JSON values."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):

@@ -24,7 +24,7 @@ class Scalings:
 
 
 def scalings(sigma: Float[Array, "*b"]) -> Scalings:
-    """Eqs. 7-10. c_out is negative: SVD predicts v, not the residual."""
+    """Returns Eqs. 7-10. c_out is negative: SVD predicts v, not the residual."""
     norm = jnp.sqrt(sigma**2 + 1)
     return Scalings(
         c_in=1 / norm, c_out=-sigma / norm, c_skip=1 / norm**2, c_noise=0.25 * jnp.log(sigma)
@@ -32,16 +32,16 @@ def scalings(sigma: Float[Array, "*b"]) -> Scalings:
 
 
 def loss_weight(sigma: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Eq. 11, lambda = (1 + sigma^2) / sigma^2 = c_out^-2."""
+    """Returns Eq. 11, lambda = (1 + sigma^2) / sigma^2 = c_out^-2."""
     return (1 + sigma**2) / sigma**2
 
 
 def sigma_schedule(
     levels: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0
 ) -> Float[Array, " {levels}+1"]:
-    """The noise levels of a sampling run, decreasing, the last one 0.
+    """Returns the noise levels of a sampling run, from high to low, and a closing 0.
 
-    Eq. 5 of Karras et al. (2022), with SVD's bounds. One level is sigma_max alone.
+    They are Eq. 5 of Karras et al. (2022), with SVD's bounds. One level is sigma_max alone.
     """
     ramp = jnp.linspace(0.0, 1.0, levels, dtype=jnp.float32)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -50,9 +50,9 @@ def sigma_schedule(
 
 
 def initial_deviation(sigma_max: float) -> float:
-    """What pure noise is scaled by: the deviation of data of unit variance in noise of sigma_max.
+    """Returns what pure noise is scaled by: the deviation of unit-variance data in sigma_max.
 
-    As SVD's scheduler does. A.1 has sigma_max, which differs by 1e-6 at 700.
+    SVD's scheduler does so. A.1 has sigma_max, which differs by 1e-6 at 700.
     """
     return math.sqrt(sigma_max**2 + 1)
 
@@ -60,12 +60,12 @@ def initial_deviation(sigma_max: float) -> float:
 def draw_sigma(
     key: Key[Array, ""], shape: tuple[int, ...], mean: float, std: float
 ) -> Float[Array, "..."]:
-    """Draws sigma with log sigma ~ N(mean, std^2) (App. A.1: 1.0 and 1.6)."""
+    """Returns draws of sigma, log sigma being of N(mean, std^2) (App. A.1: 1.0 and 1.6)."""
     return sigma_quantile(jax.random.uniform(key, shape, jnp.float32), mean, std)
 
 
 def sigma_quantile(uniform: Float[Array, "*s"], mean: float, std: float) -> Float[Array, "*s"]:
-    """The sigma that a share `uniform` of draws is below; finite also at 0 and 1 (SVD's recipe)."""
+    """Returns the sigma that a share `uniform` of draws is below; finite also at 0 and 1 (SVD)."""
     inside = uniform * (1 - 2e-7) + 1e-7
     normal = math.sqrt(2) * jax.lax.erf_inv(2 * inside - 1)
     return jnp.exp(mean + std * normal)

@@ -18,9 +18,9 @@ class InputError(ValueError):
 def exit_on_input_error() -> Iterator[None]:
     """Turns an InputError, a path that may not be used, or a full disk into one line and status 2.
 
-    For entry points, as `with exit_on_input_error():` or as a decorator `@exit_on_input_error()`.
-    Where nobody reads what is printed any more, as behind `| head`, it ends without a word.
-    Every other exception passes: it is ours to mend, and needs its traceback.
+    It is for entry points, as `with exit_on_input_error():` or as a decorator
+    `@exit_on_input_error()`. Where nobody reads what is printed any more, as behind `| head`, it
+    ends without a word. Every other exception passes: it is ours to mend, and needs its traceback.
     """
     with _exit_when_nobody_reads():
         try:
@@ -54,7 +54,7 @@ def _exit_when_nobody_reads() -> Iterator[None]:
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output is a pipe that its reader has closed."""
+    """Returns whether standard output is a pipe that its reader has closed."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in output.poll(0))

@@ -22,7 +22,7 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(a: Float[Array, "*b h w c"], b: Float[Array, "*b h w c"]) -> Float[Array, "*b"]:
-    """Peak signal-to-noise ratio of images in [0, 1], in dB; infinite for equal images."""
+    """Returns the peak signal-to-noise ratio of images in [0, 1], in dB; infinite if equal."""
     return -10 * jnp.log10(jnp.mean((a - b) ** 2, axis=(-3, -2, -1)))
 
 
@@ -33,9 +33,9 @@ def ssim(
     window_sigma: float = WINDOW_SIGMA,
     border: Literal["inside", "reflected"] = "inside",
 ) -> Float[Array, "*b"]:
-    """Structural similarity of images in [0, 1]; at most 1, which equal images reach.
+    """Returns the structural similarity of images in [0, 1]; at most 1, which equal images reach.
 
-    Wang et al. (2004), Eq. 13 with the Gaussian window, averaged over channels and over those
+    It is Eq. 13 of Wang et al. (2004) with the Gaussian window, averaged over channels and over the
     windows that lie inside the image. That is scikit-image's `structural_similarity` with
     gaussian_weights=True, use_sample_covariance=False, data_range=1. With the border "reflected",
     there is a window around each pixel, and the image goes on beyond its edges as in a mirror:
@@ -50,6 +50,8 @@ def ssim(
     if border == "reflected":
         sides = [(0, 0)] * (a.ndim - 3) + [(window // 2, window // 2)] * 2 + [(0, 0)]
         a, b = (jnp.pad(x, sides, "reflect") for x in (a, b))
+
+    # Both variances are needed as a sum only.
     blur = functools.partial(_blur, window=window, sigma=window_sigma)
     mean_a, mean_b = blur(a), blur(b)
     variances = blur(a**2) - mean_a**2 + blur(b**2) - mean_b**2
@@ -67,7 +69,7 @@ def lpips(
     network: Literal["vgg", "alex"] = "vgg",
     size: int | None = None,
 ) -> Float[Array, "*b"]:
-    """LPIPS of images in [0, 1]: 0 for equal ones, and larger the less alike they look.
+    """Returns LPIPS of images in [0, 1]: 0 for equal ones, and larger the less alike they look.
 
     `params` are as `weights/pytorch/lpips.py` reads them. With a `size`, images are first resized
     to as many pixels both ways (linear, antialiased where they shrink), since the distance depends
@@ -85,7 +87,7 @@ def lpips(
 def _blur(
     image: Float[Array, "*b h w c"], window: int, sigma: float
 ) -> Float[Array, "*b h-{window}+1 w-{window}+1 c"]:
-    """Gaussian window over rows, then columns, as two banded matrices: fast on every backend."""
+    """Returns the mean over a Gaussian window, as two banded matrices: fast on every backend."""
     rows, columns = (_band(image.shape[axis], window, sigma) for axis in (-3, -2))
     # Float32 throughout: variances are small differences of these.
     blur = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -93,7 +95,7 @@ def _blur(
 
 
 def _band(size: int, window: int, sigma: float) -> Float[np.ndarray, "{size}-{window}+1 {size}"]:
-    """Row i holds the window that starts at pixel i."""
+    """Returns a matrix whose row i holds the window that starts at pixel i."""
     offset = np.arange(size)[None] - np.arange(size - window + 1)[:, None]
     distance = offset - window // 2
     weights = np.where(abs(distance) <= window // 2, np.exp(-0.5 * (distance / sigma) ** 2), 0)

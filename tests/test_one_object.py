@@ -12,11 +12,11 @@ from o3d_jax.data.toys.cache import SyntheticOrbits
 from o3d_jax.data.views import choose_views
 from o3d_jax.geometry.orbits import pinhole
 from o3d_jax.metrics import psnr
-from o3d_jax.nn.networks import build_networks, init_networks
+from o3d_jax.nn.networks import Ouroboros, build_networks, init_networks
 from o3d_jax.steps.draws import draw_coin
 from o3d_jax.steps.parts import scale_latents, split_parts
 from o3d_jax.steps.sample import generate
-from o3d_jax.steps.train import init_state, make_optimizer, train_step
+from o3d_jax.steps.train import StepInputs, Training, init_state, make_optimizer, train_step
 from o3d_jax.types import Batch, Cameras
 
 VAE_STEPS = 600
@@ -77,19 +77,11 @@ def batch(config):
 def trained(config, networks, batch, start, key):
     """The averaged parameters after all steps on one batch."""
     (params, frozen), steps = start, config.train.steps
-    optimizer = make_optimizer(config.optim, steps)
-    state = init_state(params, optimizer)
+    training = Training(config, networks, make_optimizer(config.optim, steps))
+    state, given = init_state(params, training.optimizer), StepInputs(batch=batch, key=key)
     for step in range(steps):
-        state, _ = train_step(
-            state,
-            frozen,
-            batch,
-            key,
-            use_feedback=draw_coin(config, step),
-            networks=networks,
-            config=config,
-            optimizer=optimizer,
-        )
+        coin = draw_coin(config, step)
+        state, _ = train_step(training, state, frozen, given, use_feedback=coin)
     return state.ema
 
 
@@ -109,7 +101,8 @@ def test_one_object_learned_from_scratch_is_sampled_and_rendered_above_28_db(con
     params = trained(config, networks, batch, (fresh[0], frozen), jax.random.key(2))
     cameras = jax.tree.map(lambda a: a[:1], batch.cameras)
     image = batch.images[:1, 0]
-    found = generate(networks, config, params, frozen, image, cameras, jax.random.key(3))
+    model = Ouroboros(networks=networks, config=config, params=params, frozen=frozen)
+    found = generate(model, image, cameras, jax.random.key(3))
     views, renders = (
         float(psnr(jnp.clip(images, 0, 1), batch.images[:1]).mean())
         for images in (found.views, found.reconstruction.rendering.rgb)

@@ -149,7 +149,7 @@ def test_eq4_step_follows_the_score_of_a_mixture():
     def density(x, sigma):
         return np.sum(weights * np.exp(-((x - values) ** 2) / (2 * sigma**2)))
 
-    def denoiser(x, sigma, maps):
+    def denoiser(x, sigma):
         shape = (-1, *(1,) * x.ndim)
         a, w = jnp.asarray(values).reshape(shape), jnp.asarray(weights).reshape(shape)
         p = w * jnp.exp(-((x[None] - a) ** 2) / (2 * sigma[0] ** 2))
@@ -161,10 +161,10 @@ def test_eq4_step_follows_the_score_of_a_mixture():
         (np.log(density(z + step, sigma)) - np.log(density(z - step, sigma))) / (2 * step)
         for z in x
     ]
-    start, maps = pixels(*x), Maps.nothing(3, 1, 1, 1)
-    x0 = denoiser(start, jnp.full(3, sigma), maps)
+    start = pixels(*x)
+    x0 = denoiser(start, jnp.full(3, sigma))
     found = sample.ode_step(
-        denoiser, start, x0, maps, jnp.array(sigma), jnp.array(sigma_next), diffrax.Euler()
+        denoiser, start, x0, jnp.array(sigma), jnp.array(sigma_next), diffrax.Euler()
     )
     # Eq. 3 with sigma for t; float32 rounding.
     expected = x - sigma * np.array(score) * (sigma_next - sigma)
@@ -202,7 +202,8 @@ def ours(toy, batch, draws, quick_compilation):
     """Terms of Algorithm 1's loss and their gradients, from parameters and the coin."""
 
     def loss(params, frozen, batch, draws, coin):
-        _, terms = losses.train_loss(toy.networks, toy.config, params, frozen, batch, draws, coin)
+        model = replace(toy, params=params, frozen=frozen)
+        _, terms = losses.train_loss(model, batch, draws, coin)
         return terms
 
     run = jax.jit(handwritten.terms_and_gradients(loss), static_argnums=4)
@@ -304,8 +305,8 @@ def test_alg1_holds_for_the_real_networks(tiny, batch):
     draws = draw(real.config, 3, jax.random.key(7))
 
     def loss(params, frozen, batch, draws):
-        given = (real.networks, real.config, params, frozen, batch, draws, True)
-        return losses.train_loss(*given)[1]
+        model = replace(real, params=params, frozen=frozen)
+        return losses.train_loss(model, batch, draws, True)[1]
 
     _, gradients = jax.jit(handwritten.terms_and_gradients(loss))(
         real.params, real.frozen, batch, draws

@@ -75,13 +75,13 @@ def gaussians():
     )
 
 
-def prepare(networks, config, params, frozen, image, key):
+def prepare(model, image, key):
     assert image.shape == (1, SIZE, SIZE, 3)
     x = jax.random.normal(key, (1, VIEWS, 8, 8, 4))
     return None, LoopState(x=x, maps=Maps.nothing(1, VIEWS, SIZE, SIZE))
 
 
-def step(networks, config, params, frozen, condition, cameras, state, sigma, sigma_next):
+def step(model, condition, cameras, state, sigma, sigma_next):
     rendering = compiled_render(gaussians(), cameras, (SIZE, SIZE), jnp.ones(3))
     made = Reconstruction(gaussians=gaussians(), rendering=rendering)
     maps = Maps(rgb=rendering.rgb, ccm=rendering.rgb)
@@ -143,6 +143,62 @@ def test_the_pictures_show_the_object_from_the_input_s_side_first(script, pictur
     square = np.asarray(Image.open(folder / "input.png"), np.float32)
     rows = np.flatnonzero((square < 250).any(axis=(1, 2)))
     assert abs(np.ptp(rows) + 1 - 0.75 * SIZE) <= 3  # 1 - border; blurred by enlargement.
+
+
+def test_a_mask_takes_its_part_of_a_busy_picture_and_another_gives_another_result(
+    script, tmp_path, capsys
+):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    pixels[10:40, 20:40] = (200, 60, 20)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    order = (tmp_path / "photo.png", "--out", tmp_path / "out", "--orbit-size", 48)
+    assert status_of(script, *order) == 2
+    assert "busy; " in capsys.readouterr().err and not (tmp_path / "out").exists()
+    mask = np.zeros((50, 70), np.uint8)
+    mask[10:40, 20:40] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    run(script, *order, "--mask", tmp_path / "mask.png")
+    square = np.asarray(Image.open(tmp_path / "out" / "photo" / "input.png"), np.float32)
+    # 20 x 30 pixels: the longest side is 1 - border of the square's, 0.75.
+    ink = (255 - square[..., 2]).sum() / (255 - 20)
+    np.testing.assert_allclose(ink, 0.75**2 * 20 / 30 * SIZE**2, rtol=0.02)
+    mask[30:] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert status_of(script, *order, "--mask", tmp_path / "mask.png") == 2
+    assert "another mask_sha256" in capsys.readouterr().err
+
+
+def test_what_was_done_to_a_picture_is_said(script, tmp_path, capsys):
+    pixels = np.zeros((50, 70, 4), np.uint8)
+    pixels[..., 3] = 60
+    pixels[10:40, 20:40] = (200, 60, 20, 255)
+    Image.fromarray(pixels).save(tmp_path / "shadow.png")
+    run(script, tmp_path / "shadow.png", "--out", tmp_path / "out", "--orbit-size", 48)
+    assert "shadow.png: 83% of what is visible is soft" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changed", [{"means": np.nan}, {"opacities": 0.001}])
+def test_an_object_of_nothing_is_refused_at_its_level_and_leaves_no_folder(
+    script, monkeypatch, picture, tmp_path, capsys, changed
+):
+    taken = []
+
+    def broken(*given):
+        state, estimate = step(*given)
+        taken.append(given[-2])
+        ((field, value),) = changed.items()
+        made = jnp.full_like(getattr(gaussians(), field), value)
+        there = gaussians() if len(taken) < 2 else dataclasses.replace(gaussians(), **{field: made})
+        reconstruction = dataclasses.replace(estimate.reconstruction, gaussians=there)
+        return state, dataclasses.replace(estimate, reconstruction=reconstruction)
+
+    monkeypatch.setattr(script, "sample_step", broken)
+    assert status_of(script, picture, "--out", tmp_path / "out", "--orbit-size", 48) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"at noise level 2 of {LEVELS} (sigma " in error and len(taken) == 2
+    said = "2 of 2 Gaussians are not finite" if "means" in changed else "the object is transparent"
+    assert said in error
+    assert not list((tmp_path / "out").glob("**/*"))
 
 
 def test_files_of_gaussians_stand_upright_in_the_axes_asked_for(
@@ -233,6 +289,8 @@ def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
         (["{tmp}/brick.png", "--border", "0.99"], "--border 0.99"),
         (["{tmp}/none.png", "--out", "{tmp}/new/deep"], "none.png does not exist"),
         (["{tmp}/brick.png", "--seed", "-1"], "--seed -1"),
+        (["{tmp}/brick.png", "--mask", "{tmp}/none.png"], "none.png does not exist"),
+        (["{tmp}/none.png", "{tmp}/brick.png", "--mask", "{tmp}/brick.png"], "is of one image"),
         (["{tmp}/brick.png", "--elevation", "90"], "--elevation 90"),
         (["{tmp}/brick.png", "--orbit-size", "0"], "--orbit-size 0"),
         (["{tmp}/brick.png", "--out", "{tmp}/brick.png"], "cannot write to"),
@@ -427,5 +485,5 @@ def test_the_bundled_model_is_whole_and_fits_its_config():
 
 def test_the_bundled_example_can_be_read(script):
     (image,) = script.Arguments().images
-    foreground = script.read_foreground(image)
+    foreground = script.read_foreground(image).rgba
     assert 0.1 < (foreground[..., 3] > 0.5).mean() < 0.8

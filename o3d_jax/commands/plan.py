@@ -32,11 +32,11 @@ class PlanArguments:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     topology: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Machine, as v5e:4x4 or gpu:8xH100."""
+    """A machine, as v5e:4x4 or gpu:8xH100; may be given several times."""
     program: Literal["step", "sampler", "both"] = "both"
     """What to compile."""
     effort: Literal["O0", "O1", "O2", "O3"] = "O0"
-    """Of the compiler; above O0 full size takes hours."""
+    """How hard the compiler tries; above O0 full size takes hours."""
     out: Path | None = None
     """A JSON file for the figures."""
 
@@ -57,7 +57,7 @@ def main(arguments: list[str], program: str) -> None:
 
 
 def _read(arguments: list[str], program: str) -> PlanArguments:
-    """The config of the first argument, changed by the others.
+    """Returns the config of the first argument, changed by the others.
 
     Raises:
         InputError: no config, no machine, or no folder for the figures.

@@ -13,7 +13,7 @@ from o3d_jax.config import DataConfig
 from o3d_jax.data.views import Views
 
 MIRROR = np.diag(np.array([-1, 1, 1, 1], np.float32))
-"""Turns x around, in the world and in cameras."""
+"""The matrix that turns x around, in the world and in cameras."""
 
 
 def augmented(data: DataConfig, views: Views, rng: np.random.Generator) -> Views:
@@ -53,7 +53,7 @@ def recolored(views: Views, angle: float, channels: np.ndarray) -> Views:
 
 
 def hue_rotation(angle: float) -> Float[np.ndarray, "3 3"]:
-    """Returns the rotation of RGB about (1, 1, 1), which takes red towards green.
+    """Returns the rotation of RGB about (1, 1, 1), which takes red toward green.
 
     It is Rodrigues' formula, for which every entry depends on the difference of its indices only.
     """

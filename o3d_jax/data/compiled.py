@@ -4,10 +4,39 @@ Between such a decorator and its function stands `no_type_check`, for test runs:
 compile what the shape checker wraps.
 """
 
-from numba import njit
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-kernel = njit(cache=True, nogil=True, error_model="numpy")
-"""Compiles a function, and keeps that on disk; threads run it side by side."""
+import numba
+import numba.core.config
 
-inlined = njit(cache=True, nogil=True, error_model="numpy", inline="always")
-"""The same, without the cost of a call, which is that of passing a dozen arrays."""
+from o3d_jax.caches import cache_folder, is_usable
+
+_settings: Any = numba.core.config
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function, and keeps that on disk; threads run it side by side."""
+    cache = _keeps(Path(inspect.getfile(function)).parent)
+    return numba.njit(cache=cache, nogil=True, error_model="numpy")(function)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function into its callers: a call would cost as much as passing a dozen arrays."""
+    cache = _keeps(Path(inspect.getfile(function)).parent)
+    return numba.njit(cache=cache, nogil=True, error_model="numpy", inline="always")(function)
+
+
+@functools.cache
+def _keeps(folder: Path) -> bool:
+    """Returns whether numba can keep what it compiles of a folder's files; it raises if not."""
+    chosen = _settings.CACHE_DIR
+    if not chosen and is_usable(folder / "__pycache__"):
+        return True
+    place = cache_folder("numba", Path(chosen) if chosen else None)
+    if place is not None:
+        _settings.CACHE_DIR = str(place)
+    return place is not None

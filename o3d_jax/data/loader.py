@@ -32,14 +32,14 @@ from o3d_jax.errors import InputError
 from o3d_jax.types import Batch, Cameras
 
 AHEAD = 4
-"""Batches that are made before they are asked for."""
+"""How many batches are made before they are asked for."""
 
 SEED_STEP = 0x9E3779B9
-"""Between the seeds of two sources: 2^32 by the golden ratio, so small seeds stay apart."""
+"""Step between the seeds of two sources: 2^32 by the golden ratio, so small seeds stay apart."""
 
 
 class LoadedBatch(NamedTuple):
-    """A process's rows of a training batch, and what they are of."""
+    """A process's rows of a training batch, and the objects that they show."""
 
     batch: Batch
     objects: tuple[str, ...]
@@ -74,17 +74,18 @@ class HeldOut(NamedTuple):
 
     source: Callable[[int], StoredOrbit]
     seeds: Sequence[int]
-    """What the source is called with; also decides the first frame."""
+    """What the source is called with, one number an orbit, which decides the first frame, too."""
 
 
 def training_batches(
     config: Config, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator[LoadedBatch]:
-    """An endless iterator of some `rows` of each batch, by default all; shuffled anew every epoch.
+    """Returns an endless iterator of some `rows` of each batch, shuffled anew every epoch.
 
-    Several processes have some each (`parallel.own_rows`), all as many. `get_state` gives a
-    position, as plain JSON values that are the same in all processes; `set_state` goes there
-    exactly, with any number of processes. Of several sources, each has its own epochs.
+    By default that is all rows. Several processes have some each (`parallel.own_rows`), all as
+    many. `get_state` gives a position, as plain JSON values that are the same in all processes;
+    `set_state` goes there exactly, with any number of processes. Of several sources, each has its
+    own epochs.
 
     Raises:
         InputError: as `open_sources`; from the iterator, a frame that is missing or damaged.
@@ -98,7 +99,7 @@ def training_batches(
 
 
 def _all_samples(config: Config) -> grain.MapDataset[_Sample]:
-    """The rows of all batches, one after the other; each is made when asked for."""
+    """Returns the rows of all batches, one after the other; each is made when asked for."""
 
     def sample(orbit: StoredOrbit, rng: np.random.Generator) -> _Sample:
         first = int(rng.integers(config.data.frames_per_orbit))
@@ -114,7 +115,7 @@ def _all_samples(config: Config) -> grain.MapDataset[_Sample]:
 
 
 def open_sources(config: Config) -> list[OrbitSource]:
-    """What a config trains on, in the order of `data.shares`.
+    """Returns what a config trains on, in the order of `data.shares`.
 
     Raises:
         InputError: as `SyntheticOrbits` and `sources.open_orbits`, or an object of `data.heldout`
@@ -139,7 +140,7 @@ def _refuse_overlap(heldout: Path, held: set[str], folder: str, names: Sequence[
 
 
 def heldout_batch(config: Config, count: int) -> Batch:
-    """`count` objects that are never trained on, always the same, each from a fixed first frame.
+    """Returns `count` objects that are never trained on, always the same, from fixed first frames.
 
     They are synthetic ones, or some of `data.heldout`, evenly spaced among its names; where
     training mixes both kinds, the first half are synthetic.
@@ -197,7 +198,7 @@ def _batch(samples: Sequence[Views]) -> Batch:
 
 @functools.cache
 def _structure() -> PyTree:
-    """Of a `Batch`, whose leaves are in the order of its fields."""
+    """Returns the tree structure of a `Batch`, whose leaves are in the order of its fields."""
 
     def example() -> Batch:
         cameras = Cameras(

@@ -16,7 +16,7 @@ from o3d_jax.data.views import StoredOrbit
 from o3d_jax.errors import InputError
 
 CAMERA_TOLERANCE = 0.01
-"""Relative; by how much an orbit's radius and field of view may differ from the config's."""
+"""By how much an orbit's radius and field of view may differ from the config's, relatively."""
 
 
 class FolderOrbit(NamedTuple):
@@ -27,16 +27,16 @@ class FolderOrbit(NamedTuple):
 
     @property
     def camera_to_world(self) -> Float[np.ndarray, "frames 4 4"]:
-        """OpenCV axes."""
+        """Poses of all frames, with OpenCV's axes."""
         return self.index.camera_to_world
 
     @property
     def fov(self) -> float:
-        """Horizontal, degrees."""
+        """Horizontal field of view, degrees."""
         return self.index.fov
 
     def read(self, chosen: Int[np.ndarray, " v"]) -> UInt8[np.ndarray, "v h w 4"]:
-        """Some of the frames; raises an InputError as `orbits.read_frames`."""
+        """Returns some of the frames; raises an InputError as `orbits.read_frames`."""
         return read_frames([self.index.files[i] for i in chosen])
 
 
@@ -50,7 +50,7 @@ class PackedOrbit(NamedTuple):
     """TFDS's sequence of {"image": ...}."""
 
     def read(self, chosen: Int[np.ndarray, " v"]) -> UInt8[np.ndarray, "v h w 4"]:
-        """Some of the frames."""
+        """Returns some of the frames."""
         return np.stack([self.frames[int(i)]["image"] for i in chosen])
 
 
@@ -72,7 +72,7 @@ class FolderOrbits:
 
     @property
     def names(self) -> list[str]:
-        """Of the orbits, in order."""
+        """The orbits' names, in order."""
         return self._names
 
     def __getitem__(self, index: int) -> FolderOrbit:
@@ -104,7 +104,7 @@ class PackedOrbits:
 
     @property
     def names(self) -> list[str]:
-        """Of the orbits, in order."""
+        """The orbits' names, in order."""
         return [self._all_names[i] for i in self._chosen]
 
     @functools.cached_property
@@ -123,7 +123,7 @@ class PackedOrbits:
 def open_orbits(
     folder: Path, config: Config, ids: Path | None = None
 ) -> FolderOrbits | PackedOrbits:
-    """The orbits in a folder of either kind; a file of ids selects among them (`select`).
+    """Returns the orbits in a folder of either kind; a file of ids selects among them (`select`).
 
     Raises:
         InputError: as `FolderOrbits` or `PackedOrbits`.
@@ -135,7 +135,9 @@ def open_orbits(
 
 
 def orbit_names(folder: Path) -> list[str]:
-    """Of all orbits in a folder of either kind, sorted; no orbit is opened, if that can be.
+    """Returns the names of all orbits in a folder of either kind, sorted.
+
+    No orbit is opened for it, if that can be.
 
     Raises:
         InputError: as `open_orbits`, but for what is wrong with single orbits.
@@ -152,6 +154,8 @@ def check_cameras(orbit: StoredOrbit, config: Config) -> None:
             f"{orbit.name} has {frames} frames, not data.frames_per_orbit "
             f"{config.data.frames_per_orbit}; render it anew, or change that"
         )
+
+    # The camera that is farthest from where it should be decides, and is named.
     distances = np.linalg.norm(orbit.camera_to_world[:, :3, 3], axis=-1)
     worst = distances[np.argmax(np.abs(distances - camera.radius))]
     if abs(worst - camera.radius) > CAMERA_TOLERANCE * camera.radius:
@@ -159,6 +163,7 @@ def check_cameras(orbit: StoredOrbit, config: Config) -> None:
             f"{orbit.name}: a camera is {worst:.4g} from the origin, not camera.radius "
             f"{camera.radius}; set that, or render it anew"
         )
+
     if abs(orbit.fov - camera.fov) > CAMERA_TOLERANCE * camera.fov:
         raise InputError(
             f"{orbit.name}: its field of view is {orbit.fov:.4g} degrees, not camera.fov "

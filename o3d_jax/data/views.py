@@ -13,7 +13,7 @@ from o3d_jax.geometry.orbits import pinhole, relative_poses
 from o3d_jax.geometry.released import FRAME_CHOICES
 
 FILTERS = {"area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
-"""By `DataConfig.resize_filter`."""
+"""The choices of `DataConfig.resize_filter`."""
 
 
 @runtime_checkable
@@ -22,21 +22,21 @@ class StoredOrbit(Protocol):
 
     @property
     def name(self) -> str:
-        """Says which object it is in messages."""
+        """The name by which messages tell which object it is."""
         ...
 
     @property
     def camera_to_world(self) -> Float[np.ndarray, "frames 4 4"]:
-        """OpenCV axes."""
+        """Poses of all frames, with OpenCV's axes."""
         ...
 
     @property
     def fov(self) -> float:
-        """Horizontal, degrees."""
+        """Horizontal field of view, degrees."""
         ...
 
     def read(self, chosen: Int[np.ndarray, " v"]) -> UInt8[np.ndarray, "v h w 4"]:
-        """Some of the frames, straight alpha."""
+        """Returns some of the frames, with straight alpha."""
         ...
 
 
@@ -59,11 +59,11 @@ class Views(NamedTuple):
     camera_to_world: Float[np.ndarray, "v 4 4"]
     """Relative to view 0."""
     intrinsics: Float[np.ndarray, "3 3"]
-    """Of all views, in units of the image's width."""
+    """The same for all views, in units of the image's width."""
 
 
 def choose_views(config: Config, orbit: StoredOrbit, first: int) -> Views:
-    """The frames of a sample that starts with `first`, the cameras relative to that one's.
+    """Returns the frames of a sample that starts with `first`, cameras relative to that one's.
 
     Raises:
         InputError: the frames cannot be read, are not square, or smaller than model.image_size.
@@ -77,6 +77,7 @@ def choose_views(config: Config, orbit: StoredOrbit, first: int) -> Views:
             f"{orbit.name}: frames are {w} x {h} pixels; model.image_size {size} needs square ones "
             "of at least that"
         )
+
     rgba = resized(rgba, size, config.data)
     return Views(
         BLENDING[config.data.blending](rgba),
@@ -89,14 +90,14 @@ def choose_views(config: Config, orbit: StoredOrbit, first: int) -> Views:
 def opaque_images(
     rgba: UInt8[np.ndarray, "v h w 4"], size: int, data: DataConfig
 ) -> Float[np.ndarray, "v {size} {size} 3"]:
-    """Frames with straight alpha resized, then laid on white, as the config says; in [0, 1]."""
+    """Returns frames resized, then laid on white, as the config says; in [0, 1]."""
     return BLENDING[data.blending](resized(rgba, size, data))
 
 
 def resized(
     rgba: UInt8[np.ndarray, "v h w 4"], size: int, data: DataConfig
 ) -> UInt8[np.ndarray, "v {size} {size} 4"]:
-    """Frames with straight alpha, reduced to `size` pixels as the config says.
+    """Returns frames with straight alpha, reduced to `size` pixels as the config says.
 
     Pillow weights colors by alpha when it resizes, and rounds to 8 bits; so does the release.
     """
@@ -108,4 +109,4 @@ def resized(
 
 
 BLENDING = {"display": on_white, "linear": on_white_in_linear_light}
-"""By `DataConfig.blending`."""
+"""The choices of `DataConfig.blending`."""

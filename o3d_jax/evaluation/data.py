@@ -26,7 +26,7 @@ class OrbitName(NamedTuple):
 
     object_name: str
     orbit_name: str
-    """Of its folder, from the root on."""
+    """The path of its folder, from the root on."""
 
 
 class Sample(NamedTuple):
@@ -39,14 +39,14 @@ class Sample(NamedTuple):
     truth: Float[np.ndarray, "v H W 3"]
     """On white, as large as images are compared; the input first."""
     frames: tuple[int, ...]
-    """Of the orbit, which these are."""
+    """The numbers of these frames in the orbit."""
 
 
 class DataFacts(NamedTuple):
     """What was found in the orbits that an evaluation reads."""
 
     sha256: str
-    """Of the names, cameras and pixels of all frames that it uses."""
+    """A digest of the names, cameras and pixels of all frames that it uses."""
     radii: tuple[float, float]
     """Smallest and largest distance of a camera from the origin, scene units."""
     fovs: tuple[float, float]
@@ -54,13 +54,14 @@ class DataFacts(NamedTuple):
 
 
 def choose_orbits(root: Path, objects: ObjectsProtocol) -> list[OrbitName]:
-    """The orbits that a protocol asks for, by object.
+    """Returns the orbits that a protocol asks for, by object.
 
     Raises:
         InputError: there is none, or one that the protocol lists is not there.
     """
     if not root.is_dir():
-        raise InputError(f"no folder {root}; give one that render_orbits wrote")
+        raise InputError(f"no folder {root}; give one that `o3d data render` wrote")
+
     found: dict[str, list[str]] = {}
     for name in find_orbits(root):
         if name.count("/") > 1:
@@ -69,12 +70,14 @@ def choose_orbits(root: Path, objects: ObjectsProtocol) -> list[OrbitName]:
                 f"{(root / name).parents[1]}"
             )
         found.setdefault(name.split("/")[0], []).append(name)
+
     wanted = tuple(found) if objects.names == "all" else objects.names
     if missing := [name for name in wanted if name not in found]:
         raise InputError(
             f"{root} lacks {len(missing)} of {len(wanted)} objects of the protocol: "
             f"{', '.join(missing[:3])}; render them, or give another protocol"
         )
+
     chosen = []
     for name in wanted:
         orbits = found[name]
@@ -89,7 +92,7 @@ def choose_orbits(root: Path, objects: ObjectsProtocol) -> list[OrbitName]:
 
 
 def frames_of(protocol: Protocol, config: Config, frames: int) -> Int[np.ndarray, " v"]:
-    """The frames of an orbit of `frames` that a model's views are compared with, the input first.
+    """Returns which of an orbit's frames a model's views are compared with, the input first.
 
     Raises:
         InputError: the protocol and the model want another number of frames.
@@ -105,6 +108,8 @@ def frames_of(protocol: Protocol, config: Config, frames: int) -> Int[np.ndarray
             )
         choose = FRAME_CHOICES[data.orbit_frames]
         return choose(views.first_frame, config.model.num_views, frames)
+
+    # A protocol that lists frames holds all models to the same, however they were trained.
     if len(views.frames) != config.model.num_views or max(views.frames) >= frames:
         raise InputError(
             f"the protocol's views.frames lists {len(views.frames)}, up to {max(views.frames)}; "
@@ -115,7 +120,7 @@ def frames_of(protocol: Protocol, config: Config, frames: int) -> Int[np.ndarray
 
 
 def compared_size(protocol: Protocol, config: Config) -> int:
-    """Pixels along a side at which a model's images are compared."""
+    """Returns the pixels along a side at which a model's images are compared."""
     wanted = protocol.images.resolution
     return config.model.image_size if wanted == "model" else wanted
 
@@ -123,7 +128,7 @@ def compared_size(protocol: Protocol, config: Config) -> int:
 def check_data(
     root: Path, orbits: Sequence[OrbitName], protocol: Protocol, configs: Sequence[Config]
 ) -> DataFacts:
-    """Reads all that will be used, so that what is broken shows before hours of sampling.
+    """Reads all that will be used and returns facts about it: faults show before hours of sampling.
 
     Raises:
         InputError: a frame or camera is missing or damaged, or does not suit a model.
@@ -145,7 +150,7 @@ def check_data(
 
 
 def read_sample(root: Path, orbit: OrbitName, protocol: Protocol, config: Config) -> Sample:
-    """One orbit as a model and a protocol want it.
+    """Returns one orbit as a model and a protocol want it.
 
     Raises:
         InputError: as `check_data`.
@@ -197,7 +202,7 @@ def _check_size(
 def _prepared(
     rgba: UInt8[np.ndarray, "n h h 4"], size: int, images: ImagesProtocol
 ) -> Float[np.ndarray, "n {size} {size} 3"]:
-    """On white, in [0, 1]. Pillow premultiplies alpha while it resizes."""
+    """Returns frames on white, in [0, 1]. Pillow premultiplies alpha while it resizes."""
     if rgba.shape[1] != size:
         resample = FILTERS[images.resize_filter]
         made = [np.asarray(Image.fromarray(x).resize((size, size), resample)) for x in rgba]
@@ -208,7 +213,7 @@ def _prepared(
 def resized_views(
     views: Float[np.ndarray, "v h h 3"], size: int, images: ImagesProtocol
 ) -> Float[np.ndarray, "v {size} {size} 3"]:
-    """Generated images as large as they are compared; not rounded to bytes."""
+    """Returns generated images as large as they are compared, not rounded to bytes."""
     if views.shape[1] == size:
         return views
     resample = FILTERS[images.resize_filter]

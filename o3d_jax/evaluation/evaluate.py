@@ -1,7 +1,6 @@
 """Measures models on rendered objects: samples every orbit of a protocol, and scores it."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import platform
@@ -44,20 +43,20 @@ from o3d_jax.evaluation.sheet import Shown, comparison_sheet
 from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import save_png
 from o3d_jax.nn.lpips import SMALLEST
-from o3d_jax.nn.networks import build_networks
+from o3d_jax.nn.networks import Ouroboros, build_networks
 from o3d_jax.steps.sample import generate
 from o3d_jax.weights.checkpoint import BUNDLED, load_model
 from o3d_jax.weights.completeness import complete_config
 from o3d_jax.weights.pytorch.lpips import read_lpips
 
 RESULT_FILES = ("results.json", "results.md", "sheet.png")
-"""All that a result may hold."""
+"""The names of all files that a result may hold."""
 
 SHEET_OBJECTS = 10
-"""Of sheet.png: evenly spread over all, the first orbit of each."""
+"""Objects in sheet.png, evenly spread over all; the first orbit of each."""
 
 SHEET_VIEWS = 3
-"""Of each, evenly spread over the novel ones."""
+"""Views of each object there, evenly spread over the novel ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +97,8 @@ class EvaluatedModel(NamedTuple):
     """A model of the table."""
 
     folder: Path
-    config: Config
     label: str
-    sampler: Any
-    """`generate`, given all but image, cameras and key."""
+    model: Ouroboros
 
 
 class Made(NamedTuple):
@@ -119,6 +116,8 @@ def evaluate(arguments: EvaluateArguments) -> Path:
     """
     if not arguments.weights:
         raise InputError("--weights names no model; give at least one folder, or leave it out")
+
+    # Everything that can be wrong is found out before anything is sampled.
     protocol = read_protocol(arguments.protocol)
     configs = [_sampled_as(protocol, complete_config(folder)) for folder in arguments.weights]
     labels = _labels(arguments, configs)
@@ -126,12 +125,14 @@ def evaluate(arguments: EvaluateArguments) -> Path:
         _check_sizes(protocol, config, arguments.lpips is not None)
     orbits = choose_orbits(arguments.rendered, protocol.objects)
     lpips, lpips_facts = _read_lpips(arguments.lpips, protocol)
+
     with whole_folder(arguments.out.absolute(), RESULT_FILES) as scratch:
         data = check_data(arguments.rendered, orbits, protocol, configs)
         versions, device = _versions(), f"{jax.devices()[0].device_kind} ({platform.machine()})"
         facts = plain([protocol, data, lpips_facts, versions, device])
         unfinished = Unfinished(arguments.out.absolute())
         task = Task(arguments.rendered, orbits, protocol, lpips, _shown(orbits), facts, unfinished)
+
         models, rows = [], []
         with tqdm(total=len(orbits) * len(configs), unit="orbit") as bar:
             for folder, config, label in zip(arguments.weights, configs, labels, strict=True):
@@ -139,6 +140,7 @@ def evaluate(arguments: EvaluateArguments) -> Path:
                 result, shown = run_model(task, folder, config, label, bar)
                 models.append(result)
                 rows.append(shown)
+
         results = Results(
             protocol=protocol,
             protocol_sha256=protocol.sha256,
@@ -170,7 +172,7 @@ def _sampled_as(protocol: Protocol, config: Config) -> Config:
 
 
 def _labels(arguments: EvaluateArguments, configs: list[Config]) -> list[str]:
-    """Names of the rows; where configs share one, their folders' beside it."""
+    """Returns the names of the rows; where configs share one, their folders' stand beside it."""
     if arguments.labels:
         if len(arguments.labels) != len(configs):
             raise InputError(
@@ -214,7 +216,7 @@ def _read_lpips(
 
 
 def _shown(orbits: list[OrbitName]) -> frozenset[int]:
-    """The orbits that come on the sheet: not chosen by how well they did."""
+    """Returns the orbits that come on the sheet: not chosen by how well they did."""
     names = [orbit.object_name for orbit in orbits]
     first = sorted({names.index(name) for name in names})
     spread = np.linspace(0, len(first) - 1, min(len(first), SHEET_OBJECTS)).round().astype(int)
@@ -229,14 +231,20 @@ def _versions() -> dict[str, str]:
 def run_model(
     task: Task, folder: Path, config: Config, label: str, bar: tqdm
 ) -> tuple[ModelResult, list[Shown]]:
-    """Samples and measures all orbits, one at a time, with one compiled program."""
-    model = load_model(folder)
-    weights = jax.device_put(model.weights)
+    """Samples and measures all orbits, one at a time, with one compiled program.
+
+    Returns the model's row of the table, and its part of the sheet.
+    """
+    weights = jax.device_put(load_model(folder).weights)
     networks = build_networks(config.model)
-    sampler = functools.partial(generate, networks, config, weights.params, weights.frozen)
-    row = EvaluatedModel(folder, config, label, sampler)
+    model = Ouroboros(
+        networks=networks, config=config, params=weights.params, frozen=weights.frozen
+    )
+    row = EvaluatedModel(folder, label, model)
     checksum = (folder / "checksum").read_text().strip()
     key = key_of([task.facts, checksum, plain(config)])
+
+    # What an earlier run has finished is taken from its files, if it has what the sheet needs.
     finished, compiled = [], False
     for i, orbit in enumerate(task.orbits):
         found = task.unfinished.read(key, orbit, label)
@@ -246,6 +254,7 @@ def run_model(
             compiled = True
         finished.append(found)
         bar.update()
+
     seconds = [x.seconds for x in finished]
     scores = [x.score for x in finished]
     result = ModelResult(
@@ -259,15 +268,16 @@ def run_model(
         orbits=tuple(scores),
         seconds_an_orbit=float(np.mean([x.seconds for x in finished if not x.compiled] or seconds)),
     )
+
     return result, [x.shown for x in finished if x.shown is not None]
 
 
 def _run_orbit(task: Task, row: EvaluatedModel, number: int) -> Finished:
-    """Samples and measures one."""
+    """Samples and measures one orbit."""
     orbit = task.orbits[number]
-    sample = read_sample(task.root, orbit, task.protocol, row.config)
+    sample = read_sample(task.root, orbit, task.protocol, row.model.config)
     started = time.perf_counter()
-    made = _sample(row.sampler, sample, orbit, task.protocol)
+    made = _sample(row.model, sample, orbit, task.protocol)
     seconds = time.perf_counter() - started
     if not (np.isfinite(made.views).all() and np.isfinite(made.renders).all()):
         raise InputError(f"{row.folder} makes views of {orbit.orbit_name} that are not finite")
@@ -280,18 +290,21 @@ def _run_orbit(task: Task, row: EvaluatedModel, number: int) -> Finished:
     )
 
 
-def _sample(sampler: Any, sample: Sample, orbit: OrbitName, protocol: Protocol) -> Made:
-    """Views and renders; the noise depends on the orbit's name, not on the others evaluated."""
+def _sample(model: Ouroboros, sample: Sample, orbit: OrbitName, protocol: Protocol) -> Made:
+    """Returns views and renders; the noise depends on the orbit's name alone.
+
+    So a figure does not change with the orbits that are evaluated beside it.
+    """
     seed = jax.random.key(protocol.sampling.seed)
     key = jax.random.fold_in(seed, zlib.crc32(orbit.orbit_name.encode()))
-    found = sampler(jnp.asarray(sample.image)[None], sample.cameras, key)
+    found = generate(model, jnp.asarray(sample.image)[None], sample.cameras, key)
     images = (found.views[0], found.reconstruction.rendering.rgb[0])
     size = sample.truth.shape[1]
     return Made(*(resized_views(np.asarray(x), size, protocol.images) for x in images))
 
 
 def _score(task: Task, orbit: OrbitName, sample: Sample, made: Made) -> OrbitScore:
-    """The numbers of one orbit."""
+    """Returns the numbers of one orbit."""
     copied = np.broadcast_to(sample.truth[:1], sample.truth.shape)
     views, renders, copies = (
         measure(task.protocol.metrics, task.lpips, images, sample.truth)

@@ -16,17 +16,17 @@ from o3d_jax.evaluation.sheet import Shown
 from o3d_jax.files.atomic import written_whole
 
 SCORES_VERSION = 1
-"""Raised by whoever changes what a model scores: how it samples, what it sees, what is measured.
+"""A number that whoever changes what a model scores raises: how it samples, what is measured.
 
 What is left of an evaluation by another version is not gone on with. The images and scores that
 this one stands for are in tests/evaluation, where a test compares them.
 """
 
 PARTS = ("views", "renders", "copied")
-"""Of an `OrbitScore`."""
+"""The fields of an `OrbitScore` that hold scores."""
 
 PICTURES = ("image", "truth", "views", "renders")
-"""Of a `Shown`."""
+"""The fields of a `Shown` that hold pictures."""
 
 # What numpy raises on a file that is not there, cut short, or another's.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
@@ -37,13 +37,13 @@ class Finished(NamedTuple):
 
     score: OrbitScore
     frames: tuple[int, ...]
-    """Of the orbit, the input first."""
+    """The orbit's frames that were used, the input first."""
     seconds: float
-    """Sampling alone."""
+    """How long sampling alone took."""
     compiled: bool
-    """The seconds include compiling."""
+    """Whether the seconds include compiling."""
     shown: Shown | None
-    """Of orbits on the sheet."""
+    """What the sheet shows of it; None for orbits that are not on the sheet."""
 
 
 class Unfinished:
@@ -53,11 +53,11 @@ class Unfinished:
         self._folder = out.with_name(f"{out.name}.unfinished")
 
     def read(self, key: str, orbit: OrbitName, label: str) -> Finished | None:
-        """What came of an orbit; None if that is not known, or the file is damaged.
+        """Returns what came of an orbit; None if that is not known, or the file is damaged.
 
         Args:
-            key: as `key_of` gives it.
-            label: of the model, on the sheet.
+            key: what `key_of` returns.
+            label: the model's, on the sheet.
         """
         try:
             with np.load(self._path(key, orbit), allow_pickle=False) as file:
@@ -86,7 +86,7 @@ class Unfinished:
             np.savez(temporary, **values)
 
     def remove(self) -> None:
-        """To be called when there is a result."""
+        """Deletes what is kept, when there is a result."""
         if not self._folder.is_dir():
             return
         for path in self._folder.iterdir():
@@ -101,7 +101,7 @@ class Unfinished:
 
 
 def key_of(facts: Any) -> str:
-    """A digest of what a model's numbers depend on: `facts`, plain values, and our own code."""
+    """Returns a digest of what a model's numbers depend on: `facts`, plain values, and our code."""
     return hashlib.sha256(json.dumps([SCORES_VERSION, facts], sort_keys=True).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from o3d_jax.errors import InputError
 from o3d_jax.weights.checkpoint import BUNDLED, config_from_dict
 
 BUNDLED_PROTOCOLS = BUNDLED / "protocols"
-"""Protocols shipped with the package, by name."""
+"""The folder of the protocols that come with the package."""
 
 
 def _number(name: str, value: Any, least: int) -> None:
@@ -26,9 +26,9 @@ class ObjectsProtocol:
     """Which orbits of a rendered folder."""
 
     names: Literal["all"] | tuple[str, ...] = "all"
-    """Of objects."""
+    """Names of objects."""
     orbits: Literal["all"] | tuple[int, ...] = "all"
-    """Of each object, in the order of their names; an object's number is the mean over them."""
+    """Orbits of each object, in the order of their names; an object's number is their mean."""
 
     def __post_init__(self) -> None:
         for name, most in (("names", str), ("orbits", int)):
@@ -48,10 +48,10 @@ class ViewsProtocol:
     """Which frames of an orbit."""
 
     first_frame: int = 0
-    """The input view."""
+    """The frame that is the input view."""
     frames: Literal["model"] | tuple[int, ...] = "model"
-    """Compared with the model's views, counted from the first one; or as the model has been
-    trained (`data.orbit_frames`)."""
+    """Frames that the model's views are compared with, counted from the first one; "model": as it
+    has been trained (`data.orbit_frames`)."""
     input_view: Literal["apart", "included"] = "apart"
     """Whether means include the input view; its own numbers are told in any case."""
 
@@ -73,12 +73,12 @@ class ImagesProtocol:
     resolution: Literal["model"] | int = "model"
     """Pixels along a side at which they are compared."""
     resize_filter: Literal["area", "bicubic"] = "area"
-    """Of truth and input from the file's size, with alpha premultiplied; of views, where the model
-    makes another size."""
+    """How truth and input are resized from the file's size, with alpha premultiplied; and views,
+    where the model makes them in another size."""
     background: tuple[float, ...] = (1.0, 1.0, 1.0)
-    """Under transparent pixels. Models draw on white, so there is no other."""
+    """The color under transparent pixels. Models draw on white, so there is no other."""
     blending: Literal["display", "linear"] = "display"
-    """In which values alpha blends: those of the file (release), or linear light."""
+    """What values alpha blends: those of the file (release), or linear light."""
 
     def __post_init__(self) -> None:
         if self.resolution != "model":
@@ -110,17 +110,17 @@ class MetricsProtocol:
     """What is measured, per view: all pixels and channels, values clipped to [0, 1]."""
 
     psnr_most: float = 100.0
-    """dB; where equal images would be infinite."""
+    """The PSNR in dB that stands for equal images, for which it is infinite."""
     ssim_window: int = 11
-    """Pixels."""
+    """Width of SSIM's window, pixels."""
     ssim_sigma: float = 1.5
     """Standard deviation of the window, pixels."""
     ssim_border: Literal["inside", "reflected"] = "inside"
-    """Windows that are averaged: those inside the image, as scikit-image does, or one around each
+    """What windows are averaged: those inside the image, as scikit-image does, or one around each
     pixel of an image mirrored at its edges, as torchmetrics does."""
     lpips_network: Literal["vgg", "alex"] = "vgg"
     lpips_size: Literal["compared"] | int = "compared"
-    """Pixels to which images are resized for LPIPS."""
+    """Pixels along a side that images are resized to for LPIPS."""
 
     def __post_init__(self) -> None:
         _number("ssim_window", self.ssim_window, 3)
@@ -151,7 +151,7 @@ class Protocol:
 
     name: str
     version: int
-    """Another one after any change of a value."""
+    """A number that becomes another one with any change of a value."""
     objects: ObjectsProtocol = ObjectsProtocol()
     views: ViewsProtocol = ViewsProtocol()
     images: ImagesProtocol = ImagesProtocol()
@@ -165,13 +165,13 @@ class Protocol:
 
     @property
     def sha256(self) -> str:
-        """Of all values, not of how the file is written."""
+        """A digest of all values, whichever way the file is written."""
         values = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(values.encode()).hexdigest()
 
 
 def read_protocol(name: str) -> Protocol:
-    """A bundled protocol by its name, or one in a TOML file, with all defaults filled in.
+    """Returns a bundled protocol by its name, or that of a TOML file, with defaults filled in.
 
     Where `objects.names` is the name of a file beside it, that file has an object's name a line.
 
@@ -183,10 +183,12 @@ def read_protocol(name: str) -> Protocol:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in BUNDLED_PROTOCOLS.glob("*.toml")))
         raise InputError(f"no protocol {name}; give a TOML file, or one of {known}")
+
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no TOML file: {error}") from error
+
     objects = values.get("objects")
     if isinstance(objects, dict) and isinstance(objects.get("names"), str | type(None)):
         listed = objects.get("names") or "all"
@@ -195,7 +197,7 @@ def read_protocol(name: str) -> Protocol:
 
 
 def _names(folder: Path, listed: str) -> Literal["all"] | list[str]:
-    """The names in a file beside a protocol, unless it says "all"."""
+    """Returns the names in a file beside a protocol, unless it says "all"."""
     if listed == "all":
         return "all"
     path = folder / listed

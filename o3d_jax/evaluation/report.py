@@ -13,10 +13,10 @@ from o3d_jax.evaluation.protocol import Protocol
 from o3d_jax.evaluation.scores import METRICS, Interval, OrbitScore, PerMetric, Summary
 
 NOT_MEASURED = "not measured: no weights given"
-"""In place of LPIPS."""
+"""What stands in the place of LPIPS then."""
 
 DIGITS = PerMetric(psnr=2, ssim=4, lpips=4)
-"""Behind the point."""
+"""Digits behind the point."""
 
 METRIC_NAMES = PerMetric(psnr="PSNR", ssim="SSIM", lpips="LPIPS")
 
@@ -26,7 +26,7 @@ class LpipsFacts(NamedTuple):
 
     files: tuple[str, str]
     sha256: str
-    """Of both files, one behind the other."""
+    """A digest of both files, one behind the other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +35,18 @@ class ModelResult:
 
     label: str
     weights: str
-    """Its folder."""
+    """The model's folder."""
     checksum: str
-    """Of its weights, as the checkpoint has it."""
+    """The checksum of its weights, as the checkpoint has it."""
     config: Config
     resolution: int
     """Pixels along a side at which its images were compared."""
     frames: tuple[int, ...]
-    """Of the first orbit, the input first."""
+    """The frames of the first orbit, the input first."""
     summary: Summary
     orbits: tuple[OrbitScore, ...]
     seconds_an_orbit: float
-    """Sampling alone; the first orbit, which compiles, is left out where there are others."""
+    """How long sampling took; the first orbit, which compiles, counts only if it is alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Results:
     protocol: Protocol
     protocol_sha256: str
     folder: str
-    """Of the rendered orbits, its own name."""
+    """The name of the folder of rendered orbits."""
     data: DataFacts
     objects: int
     lpips: LpipsFacts | None
@@ -66,14 +66,14 @@ class Results:
 
 
 def to_json(results: Results) -> dict[str, Any]:
-    """Plain values; LPIPS that was not measured is a sentence that says so."""
+    """Returns plain values; LPIPS that was not measured is a sentence that says so."""
     values = plain(results)
     values["lpips"] = values["lpips"] or f"{NOT_MEASURED} (--lpips TRUNK LIN)"
     return values
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, named tuples, paths and arrays as JSON has them."""
+    """Returns dataclasses, named tuples, paths and arrays as JSON has them."""
     if isinstance(value, PerMetric):
         found = {name: getattr(value, name) for name in METRICS}
         return {name: NOT_MEASURED if x is None else plain(x) for name, x in found.items()}
@@ -91,7 +91,7 @@ def plain(value: Any) -> Any:
 
 
 def to_markdown(results: Results) -> str:
-    """Tables, and how they were made."""
+    """Returns the results as tables, and how they were made."""
     parts = [f"# Evaluation on {results.folder}\n", _how(results), _model_table(results)]
     parts += [_caption(results)]
     parts += [_object_table(model) for model in results.models]
@@ -120,7 +120,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _camera_notes(results: Results) -> str:
-    """Warns where cameras are others than a model was trained with."""
+    """Returns a warning where cameras are others than a model was trained with."""
     lines = []
     for model in results.models:
         trained, data = model.config.camera, results.data
@@ -139,7 +139,7 @@ def _range(values: tuple[float, float]) -> str:
 
 
 def _model_table(results: Results) -> str:
-    """Renders first, as in Table 2."""
+    """Returns a row for each model, renders first, as in Table 2."""
     measured = results.models[0].summary.views.measured()
     heads = [
         *(f"renders {getattr(METRIC_NAMES, name)}" for name in measured),
@@ -192,7 +192,7 @@ def _caption(results: Results) -> str:
 
 
 def _object_table(model: ModelResult) -> str:
-    """Means over the novel views of each orbit, worst renders first."""
+    """Returns means over the novel views of each orbit, worst renders first."""
     measured = model.orbits[0].views.measured()
     heads = [
         f"{kind} {getattr(METRIC_NAMES, n)}" for kind in ("renders", "views") for n in measured

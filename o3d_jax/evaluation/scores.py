@@ -20,19 +20,19 @@ class PerMetric(Generic[Value]):
     """One value for each metric."""
 
     psnr: Value
-    """dB; more is better."""
+    """Peak signal-to-noise ratio in dB; more is better."""
     ssim: Value
-    """At most 1; more is better."""
+    """Structural similarity, at most 1; more is better."""
     lpips: Value | None
-    """At least 0; less is better. None where there were no weights to measure it with."""
+    """Perceptual distance, at least 0; less is better. None without weights to measure it with."""
 
     def measured(self) -> list[str]:
-        """The names of the metrics that have a value."""
+        """Returns the names of the metrics that have a value."""
         return [name for name in METRICS if getattr(self, name) is not None]
 
 
 METRICS = ("psnr", "ssim", "lpips")
-"""Names of the fields of `PerMetric`."""
+"""The names of `PerMetric`'s fields."""
 
 
 PerView = PerMetric[Float[np.ndarray, " v"]]
@@ -44,11 +44,11 @@ class OrbitScore(NamedTuple):
     object_name: str
     orbit_name: str
     views: PerView
-    """Of generated views."""
+    """Scores of generated views."""
     renders: PerView
-    """Of renders of the Gaussians."""
+    """Scores of renders of the Gaussians."""
     copied: PerView
-    """Of the input, taken for each view: what a model has to be better than."""
+    """Scores of the input, taken for each view: what a model has to be better than."""
 
 
 class Interval(NamedTuple):
@@ -66,10 +66,10 @@ class Summary:
     views: PerMetric[Interval]
     renders: PerMetric[Interval]
     delta: PerMetric[Interval]
-    """Absolute difference between the two means: the last columns of Table 2."""
+    """The absolute difference between the two means: the last columns of Table 2."""
     copied: PerMetric[Interval]
     input_views: PerMetric[Interval]
-    """Of the input view alone."""
+    """The scores of the input view alone."""
     input_renders: PerMetric[Interval]
 
 
@@ -79,7 +79,7 @@ def measure(
     images: Float[np.ndarray, "v h w 3"],
     truth: Float[np.ndarray, "v h w 3"],
 ) -> PerView:
-    """The metrics of each view; images are clipped to [0, 1] first, as a viewer would see them.
+    """Returns the metrics of each view; images are clipped to [0, 1], as a viewer would see them.
 
     `weights` are LPIPS's parameters; None leaves it out.
     """
@@ -104,11 +104,12 @@ def _measure(
 
 
 def summarise(protocol: Protocol, scores: list[OrbitScore]) -> Summary:
-    """Means over objects of the means over an object's orbits, and over the views of each."""
+    """Returns means over objects of means over an object's orbits and the views of each."""
     counted = slice(1 if protocol.views.input_view == "apart" else 0, None)
     objects = [[s for s in scores if s.object_name == name] for name in object_names(scores)]
     draws = resamples(protocol.intervals, len(objects))
 
+    # An object counts once, however many orbits it has: its views are not independent.
     def over(field: str, part: slice) -> PerMetric[Float[np.ndarray, " n"]]:
         return _stack([_object_mean([getattr(s, field) for s in own], part) for own in objects])
 
@@ -129,12 +130,12 @@ def summarise(protocol: Protocol, scores: list[OrbitScore]) -> Summary:
 
 
 def object_names(scores: list[OrbitScore]) -> list[str]:
-    """All objects, in the order in which they were evaluated."""
+    """Returns all objects, in the order in which they were evaluated."""
     return list(dict.fromkeys(score.object_name for score in scores))
 
 
 def resamples(intervals: IntervalsProtocol, objects: int) -> Int[np.ndarray, "draws {objects}"]:
-    """As many objects as there are, drawn with replacement; the same draws for each number."""
+    """Returns draws of as many objects as there are, with replacement; the same for each number."""
     rng = np.random.default_rng(intervals.seed)
     return rng.integers(objects, size=(intervals.draws, objects))
 
@@ -142,7 +143,7 @@ def resamples(intervals: IntervalsProtocol, objects: int) -> Int[np.ndarray, "dr
 def mean_interval(
     values: Float[np.ndarray, " n"], draws: Int[np.ndarray, "draws n"], coverage: float
 ) -> Interval:
-    """The mean, and the middle `coverage` of the means of resamples."""
+    """Returns the mean, and the middle `coverage` of the means of resamples."""
     values = values.astype(np.float64)
     return _interval(values.mean(), values[draws].mean(axis=1), coverage, len(values))
 
@@ -153,7 +154,7 @@ def delta_interval(
     draws: Int[np.ndarray, "draws n"],
     coverage: float,
 ) -> Interval:
-    """The absolute difference of two means over the same objects, and that of resamples.
+    """Returns the absolute difference of two means over the same objects, with its interval.
 
     Differences of single objects cancel in it, as in the paper's, whose smallest is 0.009 dB.
     """
@@ -189,6 +190,6 @@ def _stack(rows: list[PerMetric[float]]) -> PerMetric[Float[np.ndarray, " n"]]:
 
 
 def _per_metric(function: Any, *values: PerMetric[Any]) -> PerMetric[Any]:
-    """The function of each metric that was measured."""
+    """Returns the function of each metric that was measured."""
     columns = ([getattr(value, name) for value in values] for name in METRICS)
     return PerMetric(*(None if c[0] is None else function(*c) for c in columns))

@@ -2,8 +2,8 @@
 
 Of surfaces A and B, with d(a, B) the distance of a point a to B: the Chamfer distance is half the
 sum of the means of d(a, B) over A and of d(b, A) over B. The F-score is the harmonic mean of the
-shares of A and of B that are at most TOLERANCE from the other (Knapitsch et al. 2017). Both are in
-units of the diagonal of the true mesh's box, and measured between POINTS points on each.
+shares of A and of B that are at most NEAR_ENOUGH from the other (Knapitsch et al. 2017). Both are in
+units of the diagonal of the true mesh's box, and measured between SURFACE_POINTS points on each.
 """
 
 import json
@@ -23,9 +23,9 @@ from o3d_jax.errors import InputError
 from o3d_jax.geometry.orbits import relative_poses
 from o3d_jax.meshing.silhouettes import agreement
 
-TOLERANCE = 0.01
+NEAR_ENOUGH = 0.01
 """Of the diagonal, within which points count as right."""
-POINTS = 20_000
+SURFACE_POINTS = 20_000
 """Drawn evenly from each surface: on average 1/250 of the diagonal apart."""
 MOST_BYTES = 2**31
 """Of a model file."""
@@ -134,7 +134,7 @@ def surface_score(
     """Distances between points on two surfaces; the silhouette is left open."""
     to_truth = KDTree(truth).query(found)[0] / diagonal
     to_found = KDTree(found).query(truth)[0] / diagonal
-    precision, recall = ((x <= TOLERANCE).mean() for x in (to_truth, to_found))
+    precision, recall = ((x <= NEAR_ENOUGH).mean() for x in (to_truth, to_found))
     both = precision + recall
     return ShapeScore(
         silhouette=float("nan"),
@@ -144,7 +144,7 @@ def surface_score(
 
 
 def points_on(
-    corners: Float[np.ndarray, "f 3 3"], count: int = POINTS
+    corners: Float[np.ndarray, "f 3 3"], count: int = SURFACE_POINTS
 ) -> Float[np.ndarray, "{count} 3"]:
     """Points evenly on triangles; the same ones every time."""
     rng = np.random.default_rng(0)

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from o3d_jax.media.sheets import grid
 
 COMPARISON_TILE = 88
-"""Pixels, so that a sheet of ten objects stays below a megabyte."""
+"""Width of a tile, pixels; a sheet of ten objects stays below a megabyte."""
 
 LABEL_LETTERS = 24
-"""Of longer names, the last ones are shown: the first are those of its collection."""
+"""How many letters of a name are shown, the last ones: a name begins with its collection."""
 
 
 class Shown(NamedTuple):
@@ -29,7 +29,7 @@ class Shown(NamedTuple):
 
 
 def comparison_sheet(objects: Sequence[Sequence[Shown]]) -> Float[np.ndarray, "h w 3"]:
-    """A row for each object and model: input | truth | views | renders | error of the renders.
+    """Returns a row for each object and model: input, truth, views, renders, error of renders.
 
     The error is white where there is none. All models' rows of an object are together.
     """

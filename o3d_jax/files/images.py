@@ -21,13 +21,14 @@ from o3d_jax.files.atomic import written_whole
 from o3d_jax.files.srgb import to_display, to_light
 
 FORMATS = ("PNG", "JPEG", "WebP")
-"""Of pictures that people give, by Pillow's names, which it reads in any case."""
+"""The formats of pictures that people give, by Pillow's names, which it reads in any case."""
 
 MAX_PIXELS = 64 * 2**20
-"""Refused above, by the header, before a byte is decoded: 64 megapixels are 256 MiB as RGBA."""
+"""The most pixels of a picture. Larger ones are refused by their headers, before a byte is decoded:
+64 megapixels are 256 MiB as RGBA."""
 
 WORKING_SIZE = 2048
-"""Pixels of the longest side after loading; four times what the largest model sees."""
+"""The longest side after loading, pixels; four times what the largest model sees."""
 
 # What Pillow's decoders raise on broken files, besides OSError (of which UnidentifiedImageError
 # is one): chunk parsing, Python-level decoders, EXIF.
@@ -37,9 +38,9 @@ _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zli
 def decode(
     file: io.BytesIO | io.BufferedReader, name: str, formats: tuple[str, ...] = FORMATS
 ) -> Image.Image:
-    """The picture in an open file, all of it read, with the mode that it has there.
+    """Returns the picture in an open file, all of it read, with the mode that it has there.
 
-    This is the one way in which anything here decodes pictures; `name` says in messages which.
+    This is the one way in which anything here decodes pictures; `name` is what messages call it.
 
     Raises:
         InputError: it is none of the `formats`, damaged, cut short, empty or above MAX_PIXELS.
@@ -66,7 +67,7 @@ def decode(
 
 
 def find_images(given: Iterable[Path]) -> list[Path]:
-    """The files of these paths, in their order, each once; a folder stands for the images in it.
+    """Returns the files of these paths in their order, each once; a folder stands for its images.
 
     Images in a folder are known by their suffixes, and taken by name; hidden ones are not.
 
@@ -91,10 +92,10 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
-    """The picture as RGBA in [0, 1], not premultiplied, upright, at most WORKING_SIZE on a side.
+    """Returns a picture as RGBA in [0, 1], not premultiplied, upright, at most WORKING_SIZE wide.
 
-    Reads PNG, JPEG and WebP, be they RGB, grey, with a palette or of 16 bits; alpha is 1 where
-    the file has none. EXIF orientation is applied. Of an animation, the first frame, with a
+    Reads PNG, JPEG and WebP, be they RGB, gray, with a palette or of 16 bits; alpha is 1 where the
+    file has none. EXIF orientation is applied. Only the first frame of an animation is read, with a
     warning.
 
     Raises:
@@ -108,6 +109,7 @@ def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
             image = decode(file, str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
     if getattr(image, "is_animated", False) and image.format in ("PNG", "WEBP"):
         warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=2)
     try:
@@ -115,6 +117,7 @@ def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
     except _DECODER_ERRORS as error:
         raise InputError(f"{path} is damaged or cut short; save it anew: {error}") from error
     image = to_rgba(image, str(path))
+
     # Pillow premultiplies alpha while it resizes.
     image.thumbnail((WORKING_SIZE, WORKING_SIZE), Image.Resampling.HAMMING)  # Does not ring.
     rgba = np.asarray(image, np.float32) / 255
@@ -150,10 +153,10 @@ def _check_size(name: str, width: int, height: int) -> None:
 
 
 def to_rgba(image: Image.Image, name: str) -> Image.Image:
-    """The picture with 8 bits a channel and with alpha; `name` says in messages which.
+    """Returns the picture with 8 bits a channel and with alpha; messages call it `name`.
 
-    Of 16 bits, 65535 is full brightness, whatever is the brightest in the picture, and opaque; of
-    color, Pillow has kept the upper 8 bits, which are within one step. In decimal numbers, 1 is.
+    Full brightness is 65535 in gray of 16 bits, whatever is the brightest in the picture, and 1 in
+    decimal numbers. For color of 16 bits, Pillow has kept the upper 8, which are within one step.
 
     Raises:
         InputError: Pillow cannot tell what its values mean.
@@ -165,7 +168,7 @@ def to_rgba(image: Image.Image, name: str) -> Image.Image:
 
 
 def _deep_gray(image: Image.Image) -> Image.Image:
-    """Gray of more than 8 bits: Pillow would cut it off at 255, and lose what is clear."""
+    """Returns gray of more than 8 bits as RGBA: Pillow would cut it off at 255, and lose alpha."""
     values = np.asarray(image).astype(np.float32)
     full = 1 if image.mode == "F" else 65535
     gray = np.round(np.nan_to_num(values) / full * 255).clip(0, 255).astype(np.uint8)
@@ -177,13 +180,13 @@ def _deep_gray(image: Image.Image) -> Image.Image:
 
 def _with_alpha(image: Image.Image) -> Image.Image:
     clear = image.info.get("transparency")
-    if isinstance(clear, tuple) and max(clear) > 255:  # Of 16 bits, as its pixels were.
+    if isinstance(clear, tuple) and max(clear) > 255:  # It has 16 bits, as the pixels had.
         image.info["transparency"] = tuple(value >> 8 for value in clear)
     return image.convert("RGBA")
 
 
 def to_bytes(image: Float[Array | np.ndarray, "*b"]) -> np.ndarray:
-    """Values in [0, 1], clipped, to 0 .. 255 by rounding.
+    """Returns values in [0, 1] as 0 .. 255, clipped and rounded.
 
     Raises:
         ValueError: a value is not finite.
@@ -195,7 +198,7 @@ def to_bytes(image: Float[Array | np.ndarray, "*b"]) -> np.ndarray:
 
 
 def save_png(path: str | os.PathLike[str], image: Float[Array | np.ndarray, "h w c"]) -> None:
-    """Writes an image in [0, 1] (grey, RGB or RGBA by its channels) as PNG, whole or not at all."""
+    """Writes an image in [0, 1] (gray, RGB or RGBA by its channels) as PNG, whole or not at all."""
     pixels = to_bytes(image)
     if pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
@@ -204,7 +207,7 @@ def save_png(path: str | os.PathLike[str], image: Float[Array | np.ndarray, "h w
 
 
 def on_white(rgba: UInt8[np.ndarray, "*b h w 4"]) -> Float[np.ndarray, "*b h w 3"]:
-    """Straight-alpha images over white, in [0, 1]; a mean of the values in the file."""
+    """Returns straight-alpha images over white, in [0, 1]; a mean of the values in the file."""
     image = rgba.astype(np.float32) / 255
     alpha = image[..., 3:]
     return image[..., :3] * alpha + (1 - alpha)
@@ -213,7 +216,7 @@ def on_white(rgba: UInt8[np.ndarray, "*b h w 4"]) -> Float[np.ndarray, "*b h w 3
 def on_white_in_linear_light(
     rgba: UInt8[np.ndarray, "*b h w 4"],
 ) -> Float[np.ndarray, "*b h w 3"]:
-    """Straight-alpha images over white, in [0, 1]; a mean of light, so edges are brighter."""
+    """Returns straight-alpha images over white, in [0, 1]; a mean of light: edges are brighter."""
     image = rgba.astype(np.float32) / 255
     alpha = image[..., 3:]
     return to_display(to_light(image[..., :3]) * alpha + (1 - alpha))

@@ -2,7 +2,7 @@
 
 
 def text_of(letters: bytes) -> str:
-    """The text in UTF-8, or else in Latin-1, in which all bytes are letters."""
+    """Returns the text in UTF-8, or else in Latin-1, in which all bytes are letters."""
     try:
         return letters.decode("utf-8")
     except UnicodeDecodeError:

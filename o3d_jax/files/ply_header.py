@@ -12,7 +12,7 @@ PLY_TYPES = {
     **{"int64": "i8", "uint64": "u8"},
     **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
 }
-"""Both sets of names that PLY files use, and numpy's."""
+"""numpy's names of types, by both sets of names that PLY files use."""
 
 _BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
@@ -24,7 +24,7 @@ class PlyProperty(NamedTuple):
     kind: str
     """numpy's name of the type, without byte order."""
     count_kind: str = ""
-    """Of the number before the values of a list, whose length differs from row to row; else ""."""
+    """The type of the number before a list's values, which says how many come; "" if no list."""
 
 
 class PlyElement(NamedTuple):
@@ -32,11 +32,11 @@ class PlyElement(NamedTuple):
 
     name: str
     count: int
-    """Rows."""
+    """How many rows it has."""
     properties: list[PlyProperty]
 
     def has_lists(self) -> bool:
-        """Whether rows differ in length."""
+        """Returns whether rows differ in length."""
         return any(each.count_kind for each in self.properties)
 
 
@@ -44,15 +44,15 @@ class PlyHeader(NamedTuple):
     """All that is said before the data."""
 
     byte_order: str
-    """numpy's sign; "" for a file in text."""
+    """numpy's sign for the byte order; "" for a file in text."""
     elements: list[PlyElement]
     comments: list[str]
     start: int
-    """Of the data, bytes."""
+    """Where the data begins, in bytes."""
 
 
 def read_ply_header(content: bytes, name: str) -> PlyHeader:
-    """The header of a file; `name` says in messages which.
+    """Returns the header of a file, which messages call `name`.
 
     Raises:
         InputError: it is not a PLY file, or a line of its header is damaged.
@@ -61,9 +61,12 @@ def read_ply_header(content: bytes, name: str) -> PlyHeader:
     end = re.search(rb"^end_header\r?\n", content, re.MULTILINE) if is_ply else None
     if end is None:
         raise InputError(f"{name} is not a .ply file, or damaged in its header; export it anew")
+
     order = None
     elements: list[PlyElement] = []
     comments: list[str] = []
+
+    # The format comes first; each property belongs to the element before it.
     for line in map(text_of, content[: end.start()].split(b"\n")[1:]):
         match line.split():
             case ["comment", *_]:
@@ -85,4 +88,5 @@ def read_ply_header(content: bytes, name: str) -> PlyHeader:
                 elements[-1].properties.append(PlyProperty(column, PLY_TYPES[kind]))
             case _:
                 raise InputError(f"{name} is a damaged .ply: its header says {line.strip()!r}")
+
     return PlyHeader(order or "", elements, comments, end.end())

@@ -13,9 +13,9 @@ EMPTY = 0.5
 def surface_depth(
     depth: Float[Array, "*b v h w 1"], alpha: Float[Array, "*b v h w 1"]
 ) -> Float[Array, "*b v h w 1"]:
-    """Mean z-depth of what is rendered, where it covers more than half of the pixel; else 0.
+    """Returns the mean z-depth of what is rendered where it covers over half of a pixel; else 0.
 
-    `Rendering.depth` is a weighted sum: undivided, it would shrink towards the camera at edges.
+    `Rendering.depth` is a weighted sum: undivided, it would shrink toward the camera at edges.
     """
     solid = alpha > 0.5
     # The inner where keeps the gradient of the division finite in empty pixels.
@@ -25,16 +25,16 @@ def surface_depth(
 def coordinate_map(
     depth: Float[Array, "*b v h w 1"], cameras: Cameras
 ) -> Float[Array, "*b v h w 3"]:
-    """World coordinates of each pixel's surface, the cube [-1, 1]^3 mapped to [0, 1].
+    """Returns the world coordinates of each pixel's surface, the cube [-1, 1]^3 mapped to [0, 1].
 
-    `depth` is along the camera's z at pixel centres, scene units; 0.5 where it is not positive.
-    Source: App. A.2, with the extrinsics that its formula omits and its text names.
+    `depth` is along the camera's z at pixel centers, scene units; the result is 0.5 where it is not
+    positive. Source: App. A.2, with the extrinsics that its formula omits and its text names.
     """
     points = unproject(depth, cameras)
     return jnp.where(depth > 0, jnp.clip(0.5 * points + 0.5, 0, 1), EMPTY)
 
 
 def unproject(depth: Float[Array, "*b v h w 1"], cameras: Cameras) -> Float[Array, "*b v h w 3"]:
-    """World points at the given z-depths along the rays through the pixel centres."""
+    """Returns the world points at the given z-depths on the rays through the pixel centers."""
     h, w = depth.shape[-3:-1]
     return ray_origins(cameras) + depth * ray_directions(cameras, (h, w))

@@ -14,9 +14,9 @@ from o3d_jax.types import Cameras
 def orbit(
     elevation_deg: float, azimuths_deg: Real[np.ndarray, " v"], radius: float, fov_deg: float
 ) -> Cameras:
-    """Cameras (leaves "v 4 4" and "v 3 3") on one circle, looking at the origin.
+    """Returns cameras (leaves "v 4 4" and "v 3 3") on one circle, looking at the origin.
 
-    Angles in degrees; `radius` in scene units is the distance from the origin.
+    Angles are in degrees; `radius`, in scene units, is the distance from the origin.
     """
     poses = orbit_poses(elevation_deg, azimuths_deg, radius)
     return Cameras(
@@ -26,7 +26,7 @@ def orbit(
 
 
 def relative_to_first(cameras: Cameras) -> Cameras:
-    """The same cameras in a world where view 0 is on +z, looking at the origin (Sec. 3.1)."""
+    """Returns the cameras in a world where view 0 is on +z, looking at the origin (Sec. 3.1)."""
     poses = relative_poses(np.asarray(cameras.camera_to_world, np.float64))
     return Cameras(
         camera_to_world=jnp.asarray(poses, jnp.float32),
@@ -35,7 +35,7 @@ def relative_to_first(cameras: Cameras) -> Cameras:
 
 
 def frame_indices(first: int, views: int, frames: int) -> Int[np.ndarray, " {views}"]:
-    """Every 2nd frame of an orbit from `first` on, wrapping around (Sec. 4.1).
+    """Returns every 2nd frame of an orbit from `first` on, wrapping around (Sec. 4.1).
 
     Raises:
         ValueError: if the orbit has fewer than twice as many frames, so that one would come twice.
@@ -50,7 +50,7 @@ def frame_indices(first: int, views: int, frames: int) -> Int[np.ndarray, " {vie
 def orbit_poses(
     elevation_deg: float, azimuths_deg: Real[np.ndarray, " v"], radius: float
 ) -> Float[np.ndarray, "v 4 4"]:
-    """camera_to_world (OpenCV axes) of cameras on a circle, looking at the origin."""
+    """Returns camera_to_world (OpenCV axes) of cameras on a circle, looking at the origin."""
     elevation, azimuths = np.deg2rad(float(elevation_deg)), np.deg2rad(azimuths_deg)
     zero, one = np.zeros_like(azimuths), np.ones_like(azimuths)
     right = np.stack([np.cos(azimuths), zero, -np.sin(azimuths)], axis=-1)
@@ -62,6 +62,8 @@ def orbit_poses(
         ],
         axis=-1,
     )
+
+    # The camera's axes as columns: right, down, forward; then its place.
     poses = np.zeros((len(azimuths), 4, 4))
     poses[:, :3, 0] = right
     poses[:, :3, 1] = np.cross(-outward, right)  # down = forward x right
@@ -72,7 +74,7 @@ def orbit_poses(
 
 
 def relative_poses(poses: Float[np.ndarray, "*b v 4 4"]) -> Float[np.ndarray, "*b v 4 4"]:
-    """S inv(pose_0) pose_i, with S = diag(1, -1, -1, 1) moved to (0, 0, r) (as the release does).
+    """Returns S inv(pose_0) pose_i, with S = diag(1, -1, -1, 1) moved to (0, 0, r) (release).
 
     r is the distance of camera 0 from the origin. Pose 0 becomes S; the new world is tilted by the
     elevation of view 0, and distances stay.
@@ -85,6 +87,6 @@ def relative_poses(poses: Float[np.ndarray, "*b v 4 4"]) -> Float[np.ndarray, "*
 
 
 def pinhole(fov_deg: float) -> Float[np.ndarray, "3 3"]:
-    """Intrinsics, in units of the image's width, of a centred camera; `fov_deg` both ways."""
+    """Returns the intrinsics of a camera that sees `fov_deg` both ways, in units of image width."""
     focal = 0.5 / np.tan(np.deg2rad(fov_deg) / 2)
     return np.array([[focal, 0, 0.5], [0, focal, 0.5], [0, 0, 1]])

@@ -12,10 +12,10 @@ from o3d_jax.types import Cameras
 
 
 def ray_directions(cameras: Cameras, size: tuple[int, int]) -> Float[Array, "*b v h w 3"]:
-    """World direction through every pixel centre of an image of `size` (h, w).
+    """Returns the world direction through every pixel center of an image of `size` (h, w).
 
-    Not unit length: one unit along the camera's z, so that origin + depth * direction is the
-    point at z-depth `depth`.
+    It is not of unit length but one unit along the camera's z, so that origin + depth * direction
+    is the point at z-depth `depth`.
     """
     h, w = size
     k = jnp.asarray(cameras.intrinsics, jnp.float32)[..., None, None, :, :]
@@ -31,12 +31,12 @@ def ray_directions(cameras: Cameras, size: tuple[int, int]) -> Float[Array, "*b 
 
 
 def ray_origins(cameras: Cameras) -> Float[Array, "*b v 1 1 3"]:
-    """Where the rays of each camera start, in world coordinates."""
+    """Returns where the rays of each camera start, in world coordinates."""
     return jnp.asarray(cameras.camera_to_world, jnp.float32)[..., None, None, :3, 3]
 
 
 def pluecker_rays(cameras: Cameras, size: tuple[int, int]) -> Float[Array, "*b v h w 6"]:
-    """Pluecker coordinates (o x d, d) of every pixel's ray in an image of `size` (h, w).
+    """Returns Pluecker coordinates (o x d, d) of every pixel's ray in an image of `size` (h, w).
 
     The direction d is unit length. The paper writes (o, o x d); its release and LGM use this order.
     """
@@ -47,7 +47,7 @@ def pluecker_rays(cameras: Cameras, size: tuple[int, int]) -> Float[Array, "*b v
 
 
 def nearest_to_origin(rays: Float[Array, "*b 6"]) -> Float[Array, "*b 3"]:
-    """The point nearest to the world's origin of each ray given by `pluecker_rays`."""
+    """Returns the point of each ray (as `pluecker_rays` has it) that is nearest to the origin."""
     moment, direction = jnp.split(rays, 2, axis=-1)
     return jnp.cross(direction, moment)
 
@@ -55,7 +55,7 @@ def nearest_to_origin(rays: Float[Array, "*b 6"]) -> Float[Array, "*b 3"]:
 def harmonic_embedding(
     x: Float[Array, "*b c"], octaves: int
 ) -> Float[Array, "*b c*(2*{octaves}+1)"]:
-    """(sin(f x), cos(f x), x) for f = 2^0 .. 2^(octaves-1), without pi.
+    """Returns (sin(f x), cos(f x), x) for f = 2^0 .. 2^(octaves-1), without pi.
 
     Within the sines and the cosines, the frequencies of one channel lie side by side.
     """

@@ -17,14 +17,14 @@ from o3d_jax.geometry.rays import ray_origins
 from o3d_jax.types import Cameras
 
 CCM_SCALE = 0.001
-"""Of released coordinate maps, with an offset of 0.5."""
+"""The factor from world coordinates to the release's maps, which have an offset of 0.5."""
 
 
 def released_rays(cameras: Cameras, size: tuple[int, int]) -> Float[Array, "*b v h w 6"]:
-    """(o x d, d) of rays that are not the cameras': their d is the direction R^T p - t.
+    """Returns (o x d, d) of rays that are not the cameras': their d is the direction R^T p - t.
 
     R and t are those of camera_to_world, and p has the row where the column belongs and the column
-    where the row belongs. For square images, as in the release.
+    where the row belongs. The images are square, as in the release.
     """
     h, w = size
     k = jnp.asarray(cameras.intrinsics, jnp.float32)[..., None, None, :, :]
@@ -46,7 +46,7 @@ def released_rays(cameras: Cameras, size: tuple[int, int]) -> Float[Array, "*b v
 def released_coordinate_map(
     depth: Float[Array, "*b v h w 1"], cameras: Cameras
 ) -> Float[Array, "*b v h w 3"]:
-    """0.001 times points unprojected with pixel indices but normalised intrinsics, plus 0.5.
+    """Returns 0.001 times points unprojected by pixel indices and normalized intrinsics, plus 0.5.
 
     So x and y are as many times too large as the image is wide. `depth` is the rendered sum, not
     divided by alpha; where it is 0, the map is 0.5.
@@ -65,7 +65,7 @@ def released_coordinate_map(
 
 
 def linspace_frames(first: int, views: int, frames: int) -> Int[np.ndarray, " {views}"]:
-    """Frames evenly spaced from `first` to the one before it, rounded down.
+    """Returns frames evenly spaced from `first` to the one before it, rounded down.
 
     8 of 16 are 0, 2, 4, 6, 8, 10, 12 and 15: the last step is one and a half times the others.
     """
@@ -73,7 +73,9 @@ def linspace_frames(first: int, views: int, frames: int) -> Int[np.ndarray, " {v
 
 
 def drawn_quaternions(quats: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """Unit quaternions (w, x, y, z) of the rotations that quaternions of any length are drawn with.
+    """Returns unit quaternions (w, x, y, z) for the rotations that quaternions are drawn with.
+
+    Those given may be of any length.
 
     The matrix of a quaternion q that is taken as it is differs from a rotation by |q|^2 - |q|^4;
     the nearest rotation is returned.
@@ -91,4 +93,4 @@ def drawn_quaternions(quats: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4
 
 
 FRAME_CHOICES = {"every_second": frame_indices, "linspace": linspace_frames}
-"""First frame, views and frames of the orbit to the chosen ones; by `DataConfig.orbit_frames`."""
+"""The choices of `DataConfig.orbit_frames`: from first frame, views, frames to the chosen ones."""

@@ -1,93 +1,203 @@
-"""From any picture to what the model was trained on: one object, centred, on white.
+"""From any picture to what the model was trained on: one object, centered, on white.
 
-Alpha is taken as it is; a plain background is found and removed; a busy one needs `rembg`.
+A mask is obeyed; alpha is taken where it cuts something out (`cutouts`); a plain background is
+found and removed; a busy one needs `rembg`.
 """
 
 import importlib.util
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from PIL import Image
 from scipy import ndimage
 
 from o3d_jax.errors import InputError
 from o3d_jax.files.images import load_image
+from o3d_jax.media.cutouts import (
+    EDGE,
+    VISIBLE,
+    Extent,
+    Mask,
+    bounding_box,
+    connected_regions,
+    find_card,
+    inside_card,
+    without_haze,
+    without_specks,
+)
 
 Rgba = Float[np.ndarray, "h w 4"]
 Rgb = Float[np.ndarray, "h w 3"]
-Mask = Bool[np.ndarray, "h w"]
-
-VISIBLE = 8 / 255
-"""Alpha below which a pixel does not count as object: compression leaves such traces."""
 
 PLAIN_BORDER = 0.85
 """Share of border pixels that must agree for a background to be plain; an object may touch it."""
 
 PLAIN_TOLERANCE = 0.1
-"""Largest difference in any channel between a background's colour and its pixels."""
+"""Largest difference in any channel between a background's color and its pixels."""
 
 LEAST_TOLERANCE = 2 / 255
 """Smallest such tolerance. Clean backgrounds get it, so that whitish objects on white survive."""
 
-EDGE = 2
-"""Pixels from the background inwards that may be a blend of object and background."""
+EVEN_BORDER, EVEN_TOLERANCE = 0.25, 4 / 255
+"""An object may touch all but so much of the border if the rest agrees as photographs don't."""
 
-SPECK = 0.005
-"""Parts smaller than this share of the largest one are dust, and removed."""
+FOR_WHITE = 0.35
+"""Of the border, by which white is likelier than another even color: objects are shown on white."""
+
+NOTED = 0.02
+"""Share of what is visible that is not left out without a word."""
 
 
-def read_foreground(path: str | os.PathLike[str]) -> Rgba:
-    """The picture in a file with its background transparent, not premultiplied.
+class Foreground(NamedTuple):
+    """An object cut out of its picture."""
+
+    rgba: Rgba
+    """The picture with its background transparent, not premultiplied."""
+    note: str | None
+    """What was done that is not plain, in one line."""
+
+
+def read_foreground(path: str | os.PathLike[str], mask: Path | None = None) -> Foreground:
+    """The object in a file; `mask`, another one, says where it is: white on black, or by alpha.
 
     Raises:
         InputError: not a usable image, or no object to see in it; names the file.
     """
     rgba = load_image(path)
     try:
+        if mask is not None:
+            return Foreground(_masked(rgba, mask), None)
         return extract_foreground(rgba)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def extract_foreground(rgba: Rgba, rembg_model: Path | None = None) -> Rgba:
-    """The picture with its background transparent, not premultiplied.
+def _masked(rgba: Rgba, path: Path) -> Rgba:
+    """A mask may be of another size, but not of another shape.
 
-    In this order: alpha, if any pixel is not opaque; a plain background, removed from the border
+    Raises:
+        InputError: it is, or nothing is visible in it.
+    """
+    mask = load_image(path)
+    (height, width), (rows, columns) = rgba.shape[:2], mask.shape[:2]
+    # To one pixel of the smaller picture, by which sides are rounded.
+    if abs(height * columns - width * rows) > max(height, width, rows, columns):
+        raise InputError(
+            f"the mask {path} is {columns} x {rows} pixels, the image {width} x {height}; give one "
+            "of the image's shape"
+        )
+    by_alpha = (mask[..., 3] < 1).any()
+    values = mask[..., 3] if by_alpha else mask[..., :3].mean(axis=-1)
+    whole = (0.0, 0.0, float(columns), float(rows))
+    alpha = rgba[..., 3] * _resize(values[..., None], (height, width), whole)[..., 0].clip(0, 1)
+    if not (alpha >= VISIBLE).any():
+        raise InputError(f"the mask {path} leaves nothing of the image; paint the object white")
+    return np.concatenate([rgba[..., :3], alpha[..., None]], axis=-1)
+
+
+def extract_foreground(rgba: Rgba, rembg_model: Path | None = None) -> Foreground:
+    """The object, by what tells it from its background.
+
+    In this order: alpha, if it cuts something out; a plain background, removed from the border
     inwards; the network of `rembg`, if installed with its weights in a local file: `rembg_model`,
     by default `u2net.onnx` where rembg keeps it. Nothing is ever downloaded.
 
     Raises:
         InputError: no object can be told from the background.
     """
-    if (rgba[..., 3] < 1).any():
-        _check_visible(rgba)
-        return rgba
-    background = _plain_background(rgba[..., :3])
-    if background is None:
+    found = without_haze(rgba[..., 3])
+    note = None
+    if found.left_out > NOTED:
+        note = (
+            f"{found.left_out:.0%} of what is visible is soft, as halos and shadows are, and was "
+            "left out; give --mask to keep it"
+        )
+    cut = Foreground(_with_alpha(rgba, found.alpha), note)
+    card = find_card(found.alpha)
+    return cut if card is None else _on_card(rgba, cut, card, rembg_model)
+
+
+def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None) -> Foreground:
+    """What is on an opaque rectangle, which may be the whole picture, or a window in it.
+
+    A picture that is opaque but for its corners is as good as an opaque one. One within a picture
+    may be the object itself: a brick, a painted box.
+    """
+    rgb, alpha = rgba[..., :3], cut.rgba[..., 3]
+    is_all = card == Extent(*(slice(0, side) for side in alpha.shape))
+    inside = inside_card(alpha)
+    background = _plain_background(rgb[_border_of(inside)])
+    if background is None and is_all:
         return _remove_by_network(rgba, rembg_model)
+    if background is None:
+        note = "the object is a rectangle with a busy border, and was kept as it is"
+        return Foreground(cut.rgba, cut.note or note)
+
     color, tolerance = background
-    return _remove_plain(rgba[..., :3], color, tolerance)
+    on_plain = np.where((inside & (alpha > 0))[..., None], rgb, color[None, None])
+    try:
+        cleaned = _remove_plain(on_plain[card].astype(np.float32), color, tolerance)
+    except InputError:  # All of it is of one color.
+        if is_all:
+            raise
+        return cut
+
+    result = np.zeros_like(rgba)
+    result[card] = cleaned
+    result[..., 3] *= alpha
+    if (rgba[..., 3] == 1).all():
+        return Foreground(result, None)
+    note = "a rectangle with a plain border was taken for background; give --mask to keep it"
+    return Foreground(result, note)
 
 
-def _plain_background(rgb: Rgb) -> tuple[Float[np.ndarray, "3"], float] | None:
-    """Colour of the border and its tolerance, or None if the border is busy."""
-    border = np.concatenate([rgb[0], rgb[-1], rgb[1:-1, 0], rgb[1:-1, -1]])
+def _with_alpha(rgba: Rgba, alpha: Float[np.ndarray, "h w"]) -> Rgba:
+    return np.concatenate([rgba[..., :3], alpha[..., None]], axis=-1)
+
+
+def _border_of(mask: Mask) -> Mask:
+    """Its pixels that have others beside them, or the picture's edge."""
+    return mask & ~np.asarray(ndimage.binary_erosion(mask), bool)
+
+
+def _plain_background(
+    border: Float[np.ndarray, "n 3"],
+) -> tuple[Float[np.ndarray, "3"], float] | None:
+    """Color of the border and its tolerance, or None if the border is busy."""
     color = np.median(border, axis=0)
     difference = np.abs(border - color[None]).max(axis=-1)
-    agree = difference <= PLAIN_TOLERANCE
-    if agree.mean() < PLAIN_BORDER:
-        return None
+    if (difference <= PLAIN_TOLERANCE).mean() < PLAIN_BORDER:
+        color = _even_color(border)
+        if color is None:
+            return None
+        difference = np.abs(border - color[None]).max(axis=-1)
+        agree = difference <= EVEN_TOLERANCE
+    else:
+        agree = difference <= PLAIN_TOLERANCE
     # Twice the spread seen on the border: there is more background than border.
     spread = float(np.quantile(difference[agree], 0.99))
     return color, min(max(2 * spread, LEAST_TOLERANCE), PLAIN_TOLERANCE)
 
 
+def _even_color(border: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3"] | None:
+    """The color of much of a border that an object touches in other places, if there is one."""
+    colors, counts = np.unique(np.round(border * 255) / 255, axis=0, return_counts=True)
+    best, most = None, 0.0
+    for color in colors[np.argsort(counts)[-8:]].astype(np.float32):
+        share = (np.abs(border - color[None]).max(axis=-1) <= EVEN_TOLERANCE).mean()
+        likely = share + FOR_WHITE * (color.min() > 1 - EVEN_TOLERANCE)
+        if share >= EVEN_BORDER and likely > most:
+            best, most = color, likely
+    return best
+
+
 def _remove_plain(rgb: Rgb, color: Float[np.ndarray, "3"], tolerance: float) -> Rgba:
-    """Flood from the border: equal colours enclosed by the object stay (a white eye on white)."""
+    """Flood from the border: equal colors enclosed by the object stay (a white eye on white)."""
     alike = np.abs(rgb - color[None, None]).max(axis=-1) <= tolerance
-    regions = _regions(alike, diagonal=False)
+    regions = connected_regions(alike, diagonal=False)
     at_border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     is_object = ~(alike & np.isin(regions, at_border))
     if not is_object.any():
@@ -95,21 +205,7 @@ def _remove_plain(rgb: Rgb, color: Float[np.ndarray, "3"], tolerance: float) -> 
             "the image is one plain color, with no object to see; give an image of an object that "
             "stands out, or one with a transparent background"
         )
-    return _soften_edge(rgb, _without_specks(is_object), color, tolerance)
-
-
-def _without_specks(is_object: Mask) -> Mask:
-    regions = _regions(is_object, diagonal=True)
-    areas = np.bincount(regions.ravel())
-    areas[0] = 0  # The background.
-    return (areas >= SPECK * areas.max())[regions]
-
-
-def _regions(mask: Mask, diagonal: bool) -> Int[np.ndarray, "h w"]:
-    """Number of the connected region each pixel is in, from 1; 0 outside of `mask`."""
-    regions = np.zeros(mask.shape, np.int32)
-    ndimage.label(mask, ndimage.generate_binary_structure(2, 2 if diagonal else 1), regions)
-    return regions
+    return _soften_edge(rgb, without_specks(is_object), color, tolerance)
 
 
 def _soften_edge(
@@ -140,19 +236,22 @@ def _soften_edge(
     return np.concatenate([np.where(blended[..., None], inner, rgb), alpha[..., None]], axis=-1)
 
 
-def _remove_by_network(rgba: Rgba, model: Path | None) -> Rgba:
-    busy = "the background is busy; give an image with a transparent or plain background"
-    if importlib.util.find_spec("rembg") is None:
-        raise InputError(f"{busy}, or pip install 'o3d-jax[rembg]' to have it removed")
+def _remove_by_network(rgba: Rgba, model: Path | None) -> Foreground:
     if model is None:
         home = os.environ.get("U2NET_HOME") or os.path.join(
             os.environ.get("XDG_DATA_HOME", "~"), ".u2net"
         )  # As rembg does.
-        model = Path(home).expanduser() / "u2net.onnx"
+        model = Path(os.path.expanduser(home)) / "u2net.onnx"
+    steps = []
+    if importlib.util.find_spec("rembg") is None:
+        steps.append("pip install 'o3d-jax[rembg]'")
     if not model.is_file():
+        steps.append(f"`rembg d u2net` for its weights, which are to be at {model}")
+    if steps:
         raise InputError(
-            f"{busy}, or put rembg's weights at {model} (`rembg d u2net` fetches them): "
-            "they are not downloaded on their own"
+            "the background is busy; give an image with a transparent or plain background, or a "
+            f"mask (--mask FILE), or have it removed by rembg: {', then '.join(steps)}; nothing is "
+            "installed or downloaded on its own"
         )
     import rembg  # pyright: ignore[reportMissingImports]  # optional and slow to import
 
@@ -163,7 +262,7 @@ def _remove_by_network(rgba: Rgba, model: Path | None) -> Rgba:
     alpha = np.asarray(mask, np.float32) / 255
     if not (alpha >= VISIBLE).any():
         raise InputError("rembg sees no object in the image; give one with a plain background")
-    return np.concatenate([rgba[..., :3], alpha[..., None]], axis=-1)
+    return Foreground(_with_alpha(rgba, alpha), "the background was removed by rembg")
 
 
 def recentre_on_white(
@@ -171,42 +270,37 @@ def recentre_on_white(
 ) -> Float[np.ndarray, "{size} {size} 3"]:
     """The object on a white square, its bounding box centred, its longest side 1 - `border` of it.
 
-    Release, Sec. "Preprocessing" (there: bilinear, and any alpha above 0 counts as object).
+    The box is that of clear alpha; what is soft around it is shown. Release, Sec. "Preprocessing"
+    (there: bilinear, and any alpha above 0 counts as object).
 
     Raises:
         InputError: no pixel is visible.
     """
     if not 0 <= border < 1:
         raise ValueError(f"border {border} is not in [0, 1): it is the share of the square left")
-    visible = _check_visible(rgba)
-    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
-    crop = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    height, width = crop.shape[:2]
+    rows, columns = bounding_box(rgba[..., 3])
+    height, width = rows.stop - rows.start, columns.stop - columns.start
     side = max(height, width) / (1 - border)
     pad = int(np.ceil((side - min(height, width)) / 2)) + 1
-    alpha = crop[..., 3:]
-    premultiplied = np.concatenate([crop[..., :3] * alpha, alpha], axis=-1)
-    left, top = pad + (width - side) / 2, pad + (height - side) / 2
+    alpha = rgba[..., 3:]
+    premultiplied = np.concatenate([rgba[..., :3] * alpha, alpha], axis=-1)
+    left = pad + columns.start + (width - side) / 2
+    top = pad + rows.start + (height - side) / 2
     canvas = np.pad(premultiplied, ((pad, pad), (pad, pad), (0, 0)))
-    square = _resize(canvas, size, (left, top, left + side, top + side))
+    square = _resize(canvas, (size, size), (left, top, left + side, top + side))
     return (square[..., :3] + 1 - square[..., 3:]).clip(0, 1)
 
 
-def _check_visible(rgba: Rgba) -> Mask:
-    """Pixels that show the object."""
-    visible = rgba[..., 3] >= VISIBLE
-    if not visible.any():
-        raise InputError("the image shows no object: all of it is transparent; make alpha higher")
-    return visible
-
-
 def _resize(
-    image: Float[np.ndarray, "h w c"], size: int, box: tuple[float, float, float, float]
-) -> Float[np.ndarray, "{size} {size} c"]:
-    """Part of the image (left, top, right, bottom; pixels), antialiased."""
+    image: Float[np.ndarray, "h w c"],
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+) -> Float[np.ndarray, "{size[0]} {size[1]} c"]:
+    """Part of the image (left, top, right, bottom; pixels), antialiased; height before width."""
+    height, width = size
     channels = [
         Image.fromarray(np.ascontiguousarray(image[..., c], np.float32)).resize(
-            (size, size), Image.Resampling.BICUBIC, box=box
+            (width, height), Image.Resampling.BICUBIC, box=box
         )
         for c in range(image.shape[-1])
     ]

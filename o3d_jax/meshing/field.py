@@ -16,7 +16,7 @@ REACH = 3.0
 LEAST_DEVIATION = 0.5
 """Of a Gaussian along each of its axes, in steps of the grid: a thinner one would fall between its
 points. It keeps its peak."""
-FAINT = 0.05
+SEEN_OPACITY = 0.05
 """Gaussians of less opacity do not make the grid larger, for stray ones of all scenes are faint."""
 MARGIN = 2
 """Steps that are empty around it all, so that a surface in it is closed."""
@@ -57,10 +57,10 @@ def density_field(gaussians: Gaussians, resolution: int) -> DensityField:
     Raises:
         InputError: there are no Gaussians that one could see.
     """
-    seen = np.asarray(gaussians.opacities) >= FAINT
+    seen = np.asarray(gaussians.opacities) >= SEEN_OPACITY
     if not seen.any():
         raise InputError(
-            f"the object has no Gaussian of opacity {FAINT} or more; sample it once more, with "
+            f"the object has no Gaussian of opacity {SEEN_OPACITY} or more; sample it once more, with "
             "another seed or model"
         )
     means, deviations, turns = _shapes(gaussians)

@@ -25,7 +25,7 @@ FOV = 30.0
 FILL = 0.95
 """Of the picture, which the ball around the grid fills."""
 
-LEAST_ROOM = 2048
+LEAST_DRAWN = 2048
 """Gaussians that are drawn at once, at least."""
 
 _drawn = jax.jit(render, static_argnums=2)
@@ -86,7 +86,7 @@ def draw_gaussians(gaussians: Gaussians, around: Surround, size: int) -> Seen:
         scales=jnp.asarray(np.asarray(gaussians.scales) * scale, jnp.float32),
     )
     count = len(gaussians.means)
-    room = max(LEAST_ROOM, 1 << (count - 1).bit_length()) - count
+    room = max(LEAST_DRAWN, 1 << (count - 1).bit_length()) - count
     moved = jax.tree.map(lambda a: jnp.pad(a, [(0, room), *[(0, 0)] * (a.ndim - 1)]), moved)
     poses = around.poses.copy()
     poses[:, :3, 3] = (poses[:, :3, 3] - around.middle) * scale

@@ -1,4 +1,7 @@
-"""Softmax attention in chunks of queries, which keeps no scores for the way back."""
+"""Softmax attention, by a fused kernel where there is one for the platform and the shape.
+
+Else in chunks of queries; either way no scores are kept for the way back.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from o3d_jax.nn.fused_attention import fused_kernels
 
 CPU_SCORES = 2**20
 """Scores (objects x heads x queries x keys) at a time on CPUs: 4 MB, so that they stay in cache.
@@ -22,11 +27,11 @@ Heads = Float[Array, "b n _ _"]
 """A matrix for each head of each object: queries or keys, then features, unless said."""
 
 Gradients = tuple[Heads, Heads, Heads]
-"""Of queries, keys and values; JAX asks for a plain tuple."""
+"""The gradients of queries, keys and values; JAX asks for a plain tuple."""
 
 
 class Output(NamedTuple):
-    """Of attention, or of some of its queries."""
+    """What attention returns for some of its queries."""
 
     out: Heads
     log_sum: Float[Array, "b n _ 1"]
@@ -45,22 +50,28 @@ class Kept(NamedTuple):
 def attend(
     q: Float[Array, "b q d"], k: Float[Array, "b k d"], v: Float[Array, "b k d"], heads: int
 ) -> Float[Array, "b q d"]:
-    """Softmax attention with `heads` heads over the feature axis, scaled by 1/sqrt(d/heads).
+    """Returns softmax attention with `heads` heads over the feature axis.
 
-    Scores and their softmax are float32, whatever the inputs are. First derivatives only, in
-    reverse mode.
+    Scores are scaled by 1/sqrt(d/heads); they and their softmax are float32, whatever the inputs
+    are. It has first derivatives only, in reverse mode. `fused_attention.py` says which inputs get
+    a kernel of their own on GPUs and TPUs.
     """
 
     def split(x):
         return jnp.swapaxes(x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads), 1, 2)
 
-    return jnp.swapaxes(_attend(split(q), split(k), split(v)), 1, 2).reshape(q.shape)
+    each = split(q), split(k), split(v)
+    if kernels := fused_kernels(*each):
+        out = jax.lax.platform_dependent(*each, **kernels, default=_attend)
+    else:
+        out = _attend(*each)
+    return jnp.swapaxes(out, 1, 2).reshape(q.shape)
 
 
 def queries_at_a_time(queries: int, most: int) -> int:
-    """The most queries, but no more than `most`, of which `queries` is a multiple.
+    """Returns the largest divisor of `queries` that is not above `most`.
 
-    All, if that is fewer than `FEWEST`.
+    If that is below `FEWEST`, returns all queries.
     """
     sizes = range(1, min(queries, max(most, FEWEST)) + 1)
     size = max(size for size in sizes if queries % size == 0)
@@ -68,7 +79,7 @@ def queries_at_a_time(queries: int, most: int) -> int:
 
 
 def _by_platform(function: Callable, q: Heads, k: Heads, *rest: Any) -> Any:
-    """`function` of how many queries to take at a time, and of the inputs."""
+    """Calls `function` with the queries to take at a time where it runs, and with the inputs."""
     (b, n, queries, _), keys = q.shape, k.shape[2]
     on_cpu = queries_at_a_time(queries, CPU_SCORES // (b * n * keys))
     elsewhere = queries_at_a_time(queries, SCORES // keys)
@@ -101,13 +112,13 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _product(a: Heads, b: Heads, axes: tuple[int, int], dtype: Any = None) -> Heads:
-    """Of matrices, over one axis of each, for each head."""
+    """Returns the product of each head's matrices, over one axis of each."""
     numbers = (((axes[0],), (axes[1],)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(a, b, numbers, preferred_element_type=dtype)
 
 
 def _chunks(x: Heads, size: int, axis: int = 2) -> Float[Array, "m b n _ _"]:
-    """Slices of `size` along the axis, stacked."""
+    """Returns slices of `size` along the axis, stacked."""
     shape = (*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
     return jnp.moveaxis(x.reshape(shape), axis, 0)
 
@@ -118,7 +129,7 @@ def _join(chunks: Float[Array, "m b n s d"]) -> Float[Array, "b n m*s d"]:
 
 
 def _forward(size: int, q: Heads, k: Heads, v: Heads) -> Output:
-    """Attention, `size` queries at a time."""
+    """Returns attention, computed for `size` queries at a time."""
 
     def some(q: Heads) -> Output:
         scores = _product(q, k, (3, 3), jnp.float32) * q.shape[-1] ** -0.5
@@ -134,7 +145,7 @@ def _forward(size: int, q: Heads, k: Heads, v: Heads) -> Output:
 
 
 class _Rows(NamedTuple):
-    """What the gradient reads of some queries."""
+    """What the gradient reads of some queries, one row each."""
 
     q: Heads
     out: Heads
@@ -143,27 +154,35 @@ class _Rows(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    """The same of these, features first."""
+    """What the gradient reads of the same queries with features first, one column each."""
 
     q: Heads
     d_out: Heads
 
 
 def _transposed(x: Heads) -> Heads:
-    """Really so in memory: XLA would transpose within products, which are slow then on CPUs."""
+    """Returns the transpose, laid out so in memory.
+
+    Left alone, XLA transposes within products, which are slow on CPUs then.
+    """
     return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
 
 
 def _backward(size: int, q: Heads, k: Heads, v: Heads, output: Output, d_out: Heads) -> Gradients:
-    """The gradient, `size` queries at a time."""
+    """Returns the gradient, computed for `size` queries at a time."""
     scale = q.shape[-1] ** -0.5
 
     def some(sums: _Columns, chunk: tuple[_Rows, _Columns]) -> tuple[_Columns, Heads]:
         rows, columns = chunk
+
+        # With P the softmax of S and O = P V: dS = P (dP - sum(P dP)), and that sum over keys is
+        # sum(O dO) over features, so no second pass over the scores is needed.
         weights = jnp.exp(_product(rows.q, k, (3, 3), jnp.float32) * scale - rows.log_sum)
         mean = rows.out.astype(jnp.float32) * rows.d_out.astype(jnp.float32)
         d_weights = _product(rows.d_out, v, (3, 3), jnp.float32)
         d_scores = weights * (d_weights - mean.sum(-1, keepdims=True)) * scale
+
+        # Keys and values are read by all queries, so their gradients are summed over chunks.
         d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
         d_k = _product(columns.q, d_scores, (3, 2), jnp.float32)
         d_v = _product(columns.d_out, weights, (3, 2), jnp.float32)

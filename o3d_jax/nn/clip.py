@@ -92,9 +92,11 @@ class ClipEmbeddings(nn.Module):
         )
         x = conv(images)
         x = x.reshape(x.shape[0], -1, size)
+
         token = self.param("class_embedding", init, (size,), jnp.float32).astype(self.dtype)
         token = jnp.broadcast_to(token, (x.shape[0], 1, size))
         x = jnp.concatenate([token, x], axis=1)
+
         embed = nn.Embed(
             x.shape[1], size, dtype=self.dtype, embedding_init=init, name="position_embedding"
         )
@@ -117,7 +119,7 @@ class ClipTransformer(nn.Module):
 
 
 class ClipVision(nn.Module):
-    """Image in [0, 1] -> embedding, as one token to attend to; float32, not normalised."""
+    """From an image in [0, 1] to its embedding, one token to attend to; float32, not normalized."""
 
     config: ClipConfig
     dtype: DTypeLike = jnp.float32
@@ -135,7 +137,7 @@ class ClipVision(nn.Module):
 
 
 def normalise(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
-    """Images in [0, 1] by CLIP's mean and deviation."""
+    """Returns images in [0, 1] shifted and scaled by CLIP's mean and deviation."""
     mean = jnp.broadcast_to(jnp.asarray(CLIP_MEAN, images.dtype), images.shape)
     std = jnp.broadcast_to(jnp.asarray(CLIP_STD, images.dtype), images.shape)
     return (images - mean) / std
@@ -144,9 +146,10 @@ def normalise(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
 def resize_antialiased(
     images: Float[Array, "*b h w c"], size: int
 ) -> Float[Array, "*b {size} {size} c"]:
-    """SVD's resize: Gaussian blur, then bicubic with corners aligned; may leave [0, 1] a little.
+    """Returns images resized as in SVD: Gaussian blur, then bicubic with corners aligned.
 
-    Linear and separable, hence one small matrix per axis. Nothing happens if the size is right.
+    They may leave [0, 1] a little. The operation is linear and separable, hence one small matrix
+    per axis. Images of the right size stay as they are.
     """
     *_, h, w, _ = images.shape
     if (h, w) == (size, size):
@@ -158,12 +161,15 @@ def resize_antialiased(
 
 
 def resize_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "{size_out} {size_in}"]:
-    """SVD's antialiased resize of one axis as a matrix (diffusers, `_resize_with_antialiasing`)."""
+    """Returns SVD's antialiased resize of one axis (diffusers, `_resize_with_antialiasing`)."""
     return bicubic_matrix(size_in, size_out) @ blur_matrix(size_in, size_in / size_out)
 
 
 def blur_matrix(size: int, factor: float) -> Float[np.ndarray, "{size} {size}"]:
-    """Gaussian blur before shrinking by `factor`; the border is reflected without repeating it."""
+    """Returns the Gaussian blur before shrinking by `factor`, as a matrix.
+
+    Beyond the border, pixels are those reflected at it, the outermost one not repeated.
+    """
     sigma = max((factor - 1) / 2, 0.001)
     width = int(max(4 * sigma, 3)) // 2 * 2 + 1
     offsets = np.arange(width) - width // 2
@@ -177,7 +183,7 @@ def blur_matrix(size: int, factor: float) -> Float[np.ndarray, "{size} {size}"]:
 
 
 def bicubic_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "{size_out} {size_in}"]:
-    """Cubic convolution at `size_out` points from the first to the last pixel centre, inclusive."""
+    """Returns cubic convolution as a matrix: `size_out` points from first to last pixel center."""
     positions = np.arange(size_out) * ((size_in - 1) / max(size_out - 1, 1))
     matrix = np.zeros((size_out, size_in))
     for tap in range(-1, 3):
@@ -188,7 +194,7 @@ def bicubic_matrix(size_in: int, size_out: int) -> Float[np.ndarray, "{size_out}
 
 
 def cubic_weight(distance: float) -> float:
-    """Weight of a pixel at this distance in cubic convolution (Keys 1981)."""
+    """Returns the weight of a pixel at this distance in cubic convolution (Keys 1981)."""
     x, a = math.fabs(distance), BICUBIC_A
     if x < 1:
         return (a + 2) * x**3 - (a + 3) * x**2 + 1

@@ -20,10 +20,11 @@ def varying(
     x: Float[Array, "..."],
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "*s"]:
-    """The parameter in `dtype`, and inside `shard_map` typed as varying over what `x` varies over.
+    """Returns the parameter in `dtype`, typed as varying over whatever `x` varies over.
 
-    Its gradient is then summed over devices there, as a gradient that is written out must leave it
-    to JAX. The same value otherwise; XLA removes the sum.
+    That matters inside of `shard_map` only: JAX then sums its gradient over devices, which a
+    gradient that is written out by hand must leave to JAX. The value is the same; XLA removes the
+    sum.
     """
     zero = jnp.zeros_like(x, dtype, shape=(1,) * parameter.ndim)
     return jnp.asarray(parameter, dtype) + zero
@@ -83,6 +84,7 @@ class Conv3x3(nn.Module):
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
         images = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
         if images.shape[1] * images.shape[2] < kernel.shape[0] * kernel.shape[1]:
             y = by_patches(images, varying(kernel, x, self.dtype), self.stride)
@@ -101,7 +103,7 @@ class Conv3x3(nn.Module):
 def by_patches(
     x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c f"], stride: int
 ) -> Float[Array, "n _ _ f"]:
-    """The convolution with padding 1, as one product of all patches and the kernel."""
+    """Returns the convolution with padding 1, as one product of all patches and the kernel."""
     n, h, w, c = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = [
@@ -113,7 +115,7 @@ def by_patches(
 
 
 class Factors(NamedTuple):
-    """Of a product."""
+    """Both sides of a product."""
 
     x: Float[Array, "..."]
     kernel: Float[Array, "..."]
@@ -125,7 +127,7 @@ Pair = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 @jax.custom_vjp
 def product(x: Float[Array, "n d"], kernel: Float[Array, "d f"]) -> Float[Array, "n f"]:
-    """The matrix product. First derivatives only, in reverse mode."""
+    """Returns the matrix product. It has first derivatives only, in reverse mode."""
     return x @ kernel
 
 
@@ -144,7 +146,7 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def _over_rows(x: Float[Array, "n d"], dy: Float[Array, "n f"]) -> Float[Array, "d f"]:
-    """x^T dy.
+    """Returns x^T dy.
 
     The barrier keeps XLA from laying out an operand by columns: where it does, to save a copy
     elsewhere, its product on CPUs takes ten times as long.
@@ -174,9 +176,9 @@ class TemporalConv(nn.Module):
 def over_frames(
     x: Float[Array, "b v s c"], kernel: Float[Array, "3 c f"]
 ) -> Float[Array, "b v s f"]:
-    """Each frame, the one before and the one after, by a matrix each; zeros beyond the ends.
+    """Returns the sum of the frame before, each frame and the one after, each times its matrix.
 
-    First derivatives only, in reverse mode.
+    Beyond the ends frames are zero. It has first derivatives only, in reverse mode.
     """
     return jax.lax.conv_general_dilated(
         x,
@@ -251,12 +253,15 @@ class FeedForward(nn.Module):
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Exact GELU, x Phi(x)."""
+    """Returns the exact GELU, x Phi(x)."""
     return x * 0.5 * (1 + jax.lax.erf(x / math.sqrt(2)))
 
 
 def sinusoid(t: Float[Array, "*b"], features: int) -> Float[Array, "*b {features}"]:
-    """Sinusoidal embedding as SVD uses it: cosines first, then sines, periods 2 pi to 2 pi 10^4."""
+    """Returns the sinusoidal embedding of SVD: cosines first, then sines.
+
+    Their periods are 2 pi to 2 pi 10^4.
+    """
     half = features // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t[..., None].astype(jnp.float32) * jax.lax.broadcast(frequencies, t.shape)
@@ -264,13 +269,13 @@ def sinusoid(t: Float[Array, "*b"], features: int) -> Float[Array, "*b {features
 
 
 def pool2(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h//2 w//2 c"]:
-    """Average pooling by two, written as a mean over a reshape."""
+    """Returns the mean of each block of two by two, written as a mean over a reshape."""
     *b, h, w, c = x.shape
     return x.reshape(*b, h // 2, 2, w // 2, 2, c).mean(axis=(-4, -2))
 
 
 def upsample2(x: Float[Array, "*b h w c"]) -> Float[Array, "*b 2*h 2*w c"]:
-    """Nearest-neighbour upsampling by two, written as a broadcast."""
+    """Returns each pixel four times, as a block of two by two, written as a broadcast."""
     *b, h, w, c = x.shape
     x = jnp.broadcast_to(x[..., :, None, :, None, :], (*b, h, 2, w, 2, c))
     return x.reshape(*b, 2 * h, 2 * w, c)
@@ -279,9 +284,9 @@ def upsample2(x: Float[Array, "*b h w c"]) -> Float[Array, "*b 2*h 2*w c"]:
 def pixel_unshuffle(
     x: Float[Array, "*b h w c"], factor: int
 ) -> Float[Array, "*b h//{factor} w//{factor} c*{factor}*{factor}"]:
-    """Blocks of pixels as channels, without loss (Table 3, first row).
+    """Returns blocks of pixels as channels, without loss (Table 3, first row).
 
-    Channel order as in torch: input channel, then row, then column within the block.
+    Channels are ordered as in torch: by input channel, then row, then column within the block.
     """
     *b, h, w, c = x.shape
     x = x.reshape(*b, h // factor, factor, w // factor, factor, c)
@@ -292,7 +297,7 @@ def pixel_unshuffle(
 def pixel_shuffle(
     x: Float[Array, "*b h w c"], factor: int
 ) -> Float[Array, "*b h*{factor} w*{factor} c//({factor}*{factor})"]:
-    """The inverse of `pixel_unshuffle`: channels as blocks of pixels."""
+    """Returns channels as blocks of pixels, the inverse of `pixel_unshuffle`."""
     *b, h, w, c = x.shape
     x = x.reshape(*b, h, w, c // factor**2, factor, factor)
     x = jnp.moveaxis(x, (-3, -2, -1), (-1, -4, -2))

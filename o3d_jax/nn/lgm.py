@@ -44,7 +44,7 @@ CELL = 1.37
 def faint_and_small(
     key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, *, grid: int
 ) -> Float[Array, "14"]:
-    """Initial bias of the last layer: opacities about 0.1, scales half a cell of the view's grid.
+    """Returns the initial bias of the last layer: opacities of 0.1, scales of half a grid cell.
 
     From zero they would be 0.5 and 0.07 scene units: a fog in which the near hide the far from the
     gradient, and each pixel blends hundreds.
@@ -123,13 +123,13 @@ class LgmBlock(nn.Module):
 
     @nn.nowrap
     def resnet(self, i: int) -> nn.Module:
-        """Layer `nets.i`."""
+        """Returns the layer that torch calls `nets.i`."""
         cls = recomputed(LgmResnet, self.remat)
         return cls(self.features, self.config.norm_num_groups, self.dtype, name=f"nets_{i}")
 
     @nn.nowrap
     def mix_views(self, i: int) -> nn.Module:
-        """Layer `attns.i`."""
+        """Returns the layer that torch calls `attns.i`."""
         cls = recomputed(ViewAttention, self.remat)
         c = self.config
         return cls(c.num_views, c.num_heads, c.norm_num_groups, self.dtype, name=f"attns_{i}")
@@ -202,10 +202,13 @@ class LgmUnet(nn.Module):
         self, x: Float[Array, "bv h w 9"], c_noise: Float[Array, " b"]
     ) -> Float[Array, "bv h2 w2 14"]:
         c = self.config
+
+        # One embedding an object, for each of its views.
         dense = partial(Dense, 4 * c.time_features, dtype=self.dtype)
         time = dense(name="time_embed_0")(sinusoid(c_noise, c.time_features))
         time = dense(name="time_embed_2")(nn.silu(time))
         time = jnp.repeat(time, c.num_views, axis=0)
+
         rest = (c, self.dtype, self.remat)
         x = Conv3(c.down_channels[0], dtype=self.dtype, name="conv_in")(x)
         skips = [x]
@@ -216,6 +219,8 @@ class LgmUnet(nn.Module):
             block = DownBlock(features, attention, *rest, not last, name=f"down_blocks_{i}")
             x, more = block(x, time)
             skips += more
+
+        # There may be fewer up than down blocks: the grid is then coarser than the images.
         x = MidBlock(c.down_channels[-1], c.mid_attention, *rest, name="mid_block")(x, time)
         used = c.layers_per_block + 1
         for i, (features, attention) in enumerate(zip(c.up_channels, c.up_attention, strict=True)):
@@ -223,6 +228,7 @@ class LgmUnet(nn.Module):
             block = UpBlock(features, attention, *rest, not last, name=f"up_blocks_{i}")
             x = block(x, skips[-used:], time)
             skips = skips[:-used]
+
         # In float32: bfloat16 would round positions to 1/256 of a scene unit.
         x = GroupNorm(c.norm_num_groups, name="norm_out")(x)
         return Conv3(sum(GAUSSIAN_CHANNELS), name="conv_out")(nn.silu(x))
@@ -253,25 +259,31 @@ class Lgm(nn.Module):
             camera_to_world=cameras.camera_to_world[:, ::step],
             intrinsics=cameras.intrinsics[:, ::step],
         )
+
+        # Views become rows of one batch; attention inside of the U-Net joins them again.
         x = view_features(images[:, ::step], cameras, self.config.input_size)
         x = x.reshape(-1, *x.shape[2:])
         x = LgmUnet(self.config, self.dtype, self.remat, name="unet")(x, c_noise)
         bias = partial(faint_and_small, grid=x.shape[1])
         x = Conv1(sum(GAUSSIAN_CHANNELS), bias_init=bias, name="conv")(x)
+
+        # Where raw values start from what is known, a fresh network learns only the rest.
         if self.config.positions == "ray":
             nearest = nearest_to_origin(pluecker_rays(cameras, (x.shape[1], x.shape[2])))
             x = x.at[..., :3].add(nearest.reshape(*x.shape[:3], 3))
         if self.config.colors == "pixel":
             seen = raw_colors(images[:, ::step], x.shape[1])
             x = x.at[..., -3:].add(seen.reshape(*x.shape[:3], 3))
+
         rotations = ROTATIONS[self.config.rotation_norm]
         return activate(x.reshape(images.shape[0], -1, x.shape[-1]), rotations)
 
 
 def raw_colors(images: Float[Array, "b v h w 3"], grid: int) -> Float[Array, "b v {grid} {grid} 3"]:
-    """What `activate` turns into the mean color of each cell of a grid over the images.
+    """Returns what `activate` turns into the mean color of each cell of a grid over the images.
 
-    The inverse of 0.5 tanh(x) + 0.5, of colors kept an 8-bit step away from 0 and 1.
+    It is the inverse of 0.5 tanh(x) + 0.5; colors are kept an 8-bit step away from 0 and 1, where
+    it would be infinite.
     """
     b, v, h, w, _ = images.shape
     if h % grid == 0 and w % grid == 0:
@@ -284,9 +296,9 @@ def raw_colors(images: Float[Array, "b v h w 3"], grid: int) -> Float[Array, "b 
 def view_features(
     images: Float[Array, "b v h w 3"], cameras: Cameras, size: int
 ) -> Float[Array, "b v {size} {size} 9"]:
-    """What LGM's U-Net reads: colors by ImageNet's mean and deviation, then Pluecker rays.
+    """Returns what LGM's U-Net reads: colors by ImageNet's mean and deviation, then Pluecker rays.
 
-    Bilinear, without antialiasing, as LGM was trained.
+    Images are resized as LGM was trained: bilinearly, without antialiasing.
     """
     x = (images - jnp.broadcast_to(jnp.asarray(IMAGENET_MEAN), images.shape)) / jnp.broadcast_to(
         jnp.asarray(IMAGENET_STD), images.shape
@@ -300,27 +312,28 @@ def view_features(
 
 
 def per_gaussian(quats: Float[Array, "b n 4"]) -> Float[Array, "b n 4"]:
-    """Each quaternion at length 1 (LGM since its "fixrot" weights)."""
+    """Returns each quaternion at length 1 (LGM since its "fixrot" weights)."""
     return quats / jnp.sqrt(jnp.sum(quats**2, axis=-1, keepdims=True) + 1e-12)
 
 
 def over_gaussians(quats: Float[Array, "b n 4"]) -> Float[Array, "b n 4"]:
-    """Each component at length 1 over an object's Gaussians (LGM's first weights, and the release).
+    """Returns quaternions of which each component has length 1 over an object's Gaussians.
 
-    They are of length sqrt(4 / n) and drawn as they are, hence nearly unrotated.
+    So it was in LGM's first weights, and is in the release. They are of length sqrt(4 / n) and
+    drawn as they are, hence nearly unrotated.
     """
     return quats / jnp.sqrt(jnp.sum(quats**2, axis=-2, keepdims=True) + 1e-12)
 
 
 ROTATIONS = {"per_gaussian": per_gaussian, "over_gaussians": over_gaussians}
-"""By `LgmConfig.rotation_norm`."""
+"""The choices of `LgmConfig.rotation_norm`."""
 
 
 def activate(
     features: Float[Array, "b n 14"],
     rotations: Callable[[Float[Array, "b n 4"]], Float[Array, "b n 4"]] = per_gaussian,
 ) -> Gaussians:
-    """Gaussians from LGM's raw features: its activations, quaternions (w, x, y, z)."""
+    """Returns the Gaussians that LGM's raw features stand for; quaternions are (w, x, y, z)."""
     ends = [sum(GAUSSIAN_CHANNELS[: i + 1]) for i in range(len(GAUSSIAN_CHANNELS) - 1)]
     means, opacity, scales, quats, colors = jnp.split(features, ends, axis=-1)
     return Gaussians(

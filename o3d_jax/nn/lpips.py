@@ -56,8 +56,7 @@ class Lpips(nn.Module):
     """Distance of two images in [0, 1]; 0 means that the network sees no difference.
 
     Features are compared at every pixel of five layers, as unit vectors; `lin` weighs channels.
-    Called for its gradient too, which is finite everywhere. Distances by different networks are
-    not of one scale.
+    The gradient is finite everywhere. Distances by different networks are not on one scale.
     """
 
     network: Literal["vgg", "alex"] = "vgg"
@@ -74,6 +73,8 @@ class Lpips(nn.Module):
                 f"images of {h} x {w} px are too small for LPIPS with {self.network!r}, which "
                 f"needs {SMALLEST[self.network]}"
             )
+
+        # Both images go through the trunk as one batch.
         batch, images = a.shape[:-3], jnp.stack([a, b])
         x = standardise(images.reshape(-1, h, w, 3)).astype(self.dtype)
         distance = jnp.zeros((x.shape[0] // 2,), jnp.float32)
@@ -104,20 +105,20 @@ class Lpips(nn.Module):
 
 
 def standardise(images: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
-    """Images in [0, 1] as the networks want them."""
+    """Returns images in [0, 1] shifted and scaled as the networks want them."""
     shift = jnp.asarray(SHIFT, images.dtype)[None, None, None]
     scale = jnp.asarray(SCALE, images.dtype)[None, None, None]
     return (2 * images - 1 - shift) / scale
 
 
 def unit(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    """Vectors at length 1; zero stays zero, with a finite gradient."""
+    """Returns vectors at length 1; zero stays zero, with a finite gradient."""
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     return x / (jnp.sqrt(jnp.maximum(square, EPSILON**2)) + EPSILON)
 
 
 def max_pool2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
-    """Maximum of blocks of two by two; an odd last row or column is left out."""
+    """Returns the maximum of blocks of two by two; an odd last row or column is left out."""
     n, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]
     return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))

@@ -1,4 +1,4 @@
-"""All networks of a model: their definitions, and fresh parameters."""
+"""All networks of a model: their definitions, fresh parameters, and both bound together."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from o3d_jax.config import ModelConfig
+from o3d_jax.config import Config, ModelConfig
 from o3d_jax.nn.clip import ClipVision
 from o3d_jax.nn.lgm import Lgm
 from o3d_jax.nn.lpips import Lpips
 from o3d_jax.nn.unet import MultiViewUnet
 from o3d_jax.nn.vae import Vae
 from o3d_jax.splat import Backend
-from o3d_jax.types import Cameras, Condition, Frozen, Maps, Params
+from o3d_jax.types import Cameras, Condition, Frozen, Maps, Params, pytree, static
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,29 @@ class Networks:
     vae_chunk: int = 0
     """As `ModelConfig.vae_chunk`."""
     splat_backend: Backend | None = None
-    """Of the rasterizer; None: the default device's."""
+    """Which rasterizer draws; None takes the one for the default device."""
+
+
+@pytree
+class Ouroboros:
+    """A model that can be called: the networks, their parameters, and the configuration.
+
+    It is a pytree whose arrays are the parameters, so that it passes through `jax.jit`,
+    `jax.eval_shape` and `jax.shard_map` as one argument. To take a gradient, make one from the
+    parameters inside of the function: `dataclasses.replace(model, params=params)`.
+    """
+
+    networks: Networks = static()
+    config: Config = static()
+    params: Params
+    frozen: Frozen
 
 
 def build_networks(model: ModelConfig, lpips: Literal["vgg", "alex"] | None = None) -> Networks:
-    """The networks of a configuration; `lpips` is that of the loss or metric that needs it."""
+    """Returns the networks of a configuration.
+
+    `lpips` names the features that a perceptual loss or metric compares; None leaves it out.
+    """
     dtype = jnp.dtype(model.dtype)
     remat = model.remat_keeps if model.remat else None
     return Networks(
@@ -59,7 +77,7 @@ def build_networks(model: ModelConfig, lpips: Literal["vgg", "alex"] | None = No
 def apply(
     network: nn.Module | None, variables: Any, *inputs: Any, method: str | None = None
 ) -> Any:
-    """A network's output. `Module.apply` may also return changed variables; ours never do."""
+    """Returns the output of a network, which never changes its variables."""
     assert network is not None  # Of the optional ones, whoever asks for one has built it.
     return network.apply(variables, *inputs, method=method)
 
@@ -67,13 +85,16 @@ def apply(
 def init_networks(
     networks: Networks, model: ModelConfig, key: Key[Array, ""], train_image_encoder: bool
 ) -> tuple[Params, Frozen]:
-    """Fresh parameters, float32; the image tower is where it trains or stays.
+    """Returns fresh parameters in float32: those that train, and those that stay.
 
-    Under `jax.eval_shape`, their shapes, without memory.
+    `train_image_encoder` says on which side the image tower is. Under `jax.eval_shape` the
+    function returns their shapes and takes no memory.
     """
     # XLA compiles threefry for seconds per kernel shape on CPUs, the hardware's generator does not.
     key = jax.random.wrap_key_data(jax.random.bits(key, (4,), jnp.uint32), impl="rbg")
     unet_key, lgm_key, clip_key, vae_key, lpips_key = jax.random.split(key, 5)
+
+    # One object, as every network takes it; only shapes matter.
     views, size = model.num_views, model.image_size
     images = jnp.zeros((1, views, size, size, 3))
     image = images[:, 0]
@@ -87,6 +108,7 @@ def init_networks(
         added_ids=jnp.zeros((1, 3)),
     )
     c_noise, maps = jnp.zeros((1,)), Maps.nothing(1, views, size, size)
+
     clip = _init(networks.clip, clip_key, image)
     params = Params(
         unet=_init(networks.unet, unet_key, latents, c_noise, condition, cameras, maps),
@@ -102,6 +124,6 @@ def init_networks(
 
 
 def _init(network: nn.Module, key: Key[Array, ""], *inputs: Any) -> Any:
-    """Fresh variables of one network; only the inputs' shapes matter, and no output is computed."""
+    """Returns fresh variables of one network for inputs of these shapes; no output is computed."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     return network.lazy_init(key, *shapes)

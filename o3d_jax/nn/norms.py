@@ -17,16 +17,16 @@ from o3d_jax.nn.layers import varying
 
 
 def sum_rows(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
-    """Sums over the middle axis.
+    """Returns the sums over the middle axis.
 
-    On CPUs in two stages: thousands of rows in one take five times as long, and round more.
-    Elsewhere in one: libtpu 0.0.52 dies of the two.
+    On CPUs they are taken in two stages: thousands of rows in one take five times as long, and
+    round more. Elsewhere in one: libtpu 0.0.52 dies of the two.
     """
     return jax.lax.platform_dependent(x, cpu=_sum_in_two_stages, default=lambda x: x.sum(1))
 
 
 def _sum_in_two_stages(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
-    """Of about as many rows each; all at once where their number is prime.
+    """Returns sums of sums: over about as many rows in either stage, unless their number is prime.
 
     XLA would merge the stages, hence the barrier.
     """
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
 
 
 Gradients = tuple[Float[Array, "*b d"], Float[Array, " d"], Float[Array, " d"]]
-"""Of the input, the scale and the bias; JAX asks for a plain tuple."""
+"""The gradients of input, scale and bias; JAX asks for a plain tuple."""
 
 
 class GroupNorm(nn.Module):
@@ -72,7 +72,7 @@ class GroupNorm(nn.Module):
 
 
 def _over_group(per_channel: Float[Array, "b c"], groups: int) -> Float[Array, "b 1 c"]:
-    """Sums over the channels of a group, given to each of its channels."""
+    """Returns the sum over the channels of a group, given to each of its channels."""
     b, c = per_channel.shape
     sums = per_channel.reshape(b, groups, -1).sum(-1, keepdims=True)
     return jnp.broadcast_to(sums, (b, groups, c // groups)).reshape(b, 1, c)

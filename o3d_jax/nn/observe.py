@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Shaped
 
 Observer = Callable[[tuple[str, ...], Shaped[Array, "..."]], None]
-"""Is given a module's path, () for the network, and the first array of what it returned."""
+"""A function that is given a module's path, () for the network, and the first array it returned."""
 
 
 def apply_observed(
@@ -18,9 +18,10 @@ def apply_observed(
     observe: Observer,
     method: str | None = None,
 ) -> Any:
-    """A network's output; on the way each module's, inner ones first, goes to `observe`.
+    """Returns a network's output; on the way `observe` is given each module's, inner ones first.
 
-    Not under `jax.jit`: op by op, values are real, and those of one module need not outlive it.
+    It does not run under `jax.jit`: op by op, values are real, and those of one module need not
+    outlive it.
     """
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):

@@ -10,14 +10,14 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-"""By `ModelConfig.remat_keeps`."""
+"""The choices of `ModelConfig.remat_keeps`."""
 
 Layer = TypeVar("Layer", bound=type[nn.Module])
 
 
 def recomputed(layer: Layer, keeps: str | None) -> Layer:
-    """The layer, computed again but for what is kept of it (a key of REMAT_POLICIES).
+    """Returns the layer so that the backward pass computes it again, but for what it `keeps`.
 
-    None: as it is, all kept.
+    That is a key of REMAT_POLICIES, or None for the layer as it is, which keeps all.
     """
     return layer if keeps is None else nn.remat(layer, policy=REMAT_POLICIES[keeps])

@@ -24,41 +24,41 @@ class Share(meta.AxisMetadata):
 
     value: Float[Array, "..."]
     axis: int
-    """Along which it is shared out."""
+    """The axis along which it is shared out."""
 
     def unbox(self) -> Float[Array, "..."]:
-        """The whole parameter."""
+        """Returns the whole parameter, gathered from all devices that have a share."""
         return jax.lax.all_gather(self.value, "fsdp", axis=self.axis, tiled=True)
 
     def replace_boxed(self, val: Any) -> "Share":
-        """A box with another value."""
+        """Returns a box with another value."""
         return dataclasses.replace(self, value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> "Share":
-        """Not to be had: no module here is mapped over its parameters."""
+        """Raises NotImplementedError: no module here is mapped over its parameters."""
         raise NotImplementedError("shared parameters under nn.scan or nn.vmap")
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> "Share":
-        """As `add_axis`."""
+        """Raises NotImplementedError, as `add_axis` does."""
         raise NotImplementedError("shared parameters under nn.scan or nn.vmap")
 
     def tree_flatten(self) -> tuple[tuple[Any], int]:
-        """For JAX."""
+        """Returns what JAX asks of a pytree: its arrays, and the rest."""
         return (self.value,), self.axis
 
     @classmethod
     def tree_unflatten(cls, axis: int, children: tuple[Any]) -> "Share":
-        """For JAX."""
+        """Returns the box again from what `tree_flatten` returned."""
         return cls(children[0], axis)
 
 
 def shared(params: Tree, axes: Tree) -> Tree:
-    """Boxes around the arrays that have an axis (`parallel.Layout.axes`)."""
+    """Returns the tree with boxes around the arrays that have an axis (`parallel.Layout.axes`)."""
     return jax.tree.map(lambda a, axis: a if axis == WHOLE else Share(a, axis), params, axes)
 
 
 def shares(params: Tree) -> Tree:
-    """What `shared` put into boxes."""
+    """Returns what `shared` put into boxes."""
 
     def is_share(leaf: Any) -> bool:
         return isinstance(leaf, Share)

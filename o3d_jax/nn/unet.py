@@ -19,7 +19,7 @@ from o3d_jax.nn.unet_blocks import DownBlock, MidBlock, UpBlock
 from o3d_jax.types import Cameras, Condition, Maps, pytree
 
 RAYS = {"geometric": pluecker_rays, "released": released_rays}
-"""By `UnetConfig.ray_convention`."""
+"""The choices of `UnetConfig.ray_convention`."""
 
 
 @pytree
@@ -53,7 +53,7 @@ class SpatioTemporalUnet(nn.Module):
     def _embed(
         self, c_noise: Float[Array, " b"], added_ids: Float[Array, "b 3"]
     ) -> Float[Array, "b d"]:
-        """Embedding of the noise level and the three ids of SVD's micro-conditioning."""
+        """Returns the embedding of the noise level and of SVD's three micro-conditioning ids."""
         width = self.config.block_out_channels[0]
         ids = sinusoid(added_ids, self.config.addition_time_embed_dim)
         time = TimestepMlp(4 * width, 4 * width, self.dtype, name="time_embedding")
@@ -69,7 +69,7 @@ class SpatioTemporalUnet(nn.Module):
         rays: RayFeatures | None,
         feedback: tuple[Float[Array, "b v _ _ _"], ...] | None,
     ) -> tuple[Float[Array, "b v _ _ _"], list[Float[Array, "b v _ _ _"]]]:
-        """All down blocks: the middle block's input, and the skips in order."""
+        """Runs all down blocks; returns the middle block's input, and the skips in order."""
         scales = len(self.config.block_out_channels)
         in_encoder = scales if self.config.feedback_scale4 == "encoder" else scales - 1
         skips = []
@@ -81,6 +81,7 @@ class SpatioTemporalUnet(nn.Module):
             injected = feedback[i] if feedback is not None and i < in_encoder else None
             x, block_skips = block(x, emb, clip, injected)
             skips.extend(block_skips)
+
         if rays is not None:
             x = x + rays.mid.astype(x.dtype)
             # The release adds them to the tensor that is this skip, too.
@@ -97,7 +98,7 @@ class SpatioTemporalUnet(nn.Module):
         rays: RayFeatures | None = None,
         feedback: tuple[Float[Array, "b v _ _ _"], ...] | None = None,
     ) -> Float[Array, "b v h w {self.out_channels}"]:
-        """What F predicts, float32; `x` is scaled noisy latents, then condition latents.
+        """Returns what F predicts, float32; `x` is scaled noisy latents, then condition latents.
 
         `feedback` has one feature a scale. The last is added to the output of the middle block
         (`config.feedback_scale4`), the others in their down block.
@@ -107,9 +108,12 @@ class SpatioTemporalUnet(nn.Module):
         features = config.block_out_channels[0]
         x = nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
         x, skips = self._encode(x, emb, clip, rays, feedback)
+
         x = MidBlock(config, last, self.dtype, self.remat, name="mid_block")(x, emb, clip)
         if feedback is not None and config.feedback_scale4 == "after_mid":
             x = x + feedback[last].astype(x.dtype)
+
+        # Each up block reads a skip more than a down block has layers: what was halved is one, too.
         for i in range(last + 1):
             if rays is not None:
                 x = x + rays.up[i].astype(x.dtype)
@@ -117,6 +121,7 @@ class SpatioTemporalUnet(nn.Module):
             used = config.layers_per_block + 1
             x = block(x, emb, clip, skips[-used:])
             skips = skips[:-used]
+
         frames = x.reshape(-1, *x.shape[2:])
         norm = GroupNorm(config.norm_num_groups, 1e-5, self.dtype, name="conv_norm_out")
         x = nn.silu(norm(frames)).reshape(x.shape)
@@ -140,7 +145,7 @@ class MultiViewUnet(nn.Module):
 
     @nn.nowrap
     def _embed_rays(self, cameras: Cameras, size: tuple[int, int]) -> RayFeatures:
-        """Ray embeddings at every place of the U-Net; their width follows what they add to."""
+        """Returns ray embeddings for every place of the U-Net, as wide as what they add to."""
         channels = self.config.block_out_channels
         last = len(channels) - 1
         rays = RAYS[self.config.ray_convention]
@@ -165,7 +170,7 @@ class MultiViewUnet(nn.Module):
 
     @nn.nowrap
     def _encode_maps(self, maps: Maps, downscale: int) -> tuple[Float[Array, "b v _ _ _"], ...]:
-        """Eqs. 12-14: the encoders' features, summed, one a scale."""
+        """Returns Eqs. 12-14: the sum of the encoders' features, one a scale."""
         inputs = {"none": [], "ccm": [maps.ccm], "rgb+ccm": [maps.rgb, maps.ccm]}
         features = [
             FeedbackEncoder(
@@ -187,7 +192,7 @@ class MultiViewUnet(nn.Module):
         cameras: Cameras,
         maps: Maps | None = None,
     ) -> Float[Array, "b v h w c"]:
-        """`x`: noisy latents already scaled by c_in. The result is float32.
+        """Returns the raw prediction, float32; `x` are noisy latents already scaled by c_in.
 
         Raises:
             ValueError: if the parameters of feedback encoders are to be made without maps.
@@ -208,7 +213,7 @@ class MultiViewUnet(nn.Module):
         cameras: Cameras,
         maps: Maps | None,
     ) -> Float[Array, "b v h w {self.latent_channels}"]:
-        """The same of latents as the U-Net reads them: noisy, then those of the condition."""
+        """Returns the same for the latents that the U-Net reads: noisy ones, then those given."""
         feedback = None
         if maps is not None and self.config.feedback != "none":
             feedback = self._encode_maps(maps, maps.rgb.shape[-3] // x.shape[-3])
@@ -217,6 +222,7 @@ class MultiViewUnet(nn.Module):
                 f"feedback {self.config.feedback!r} needs maps when parameters are made; "
                 "give Maps.nothing(b, v, h, w)"
             )
+
         unet = SpatioTemporalUnet(
             self.config,
             self.latent_channels,

@@ -4,6 +4,8 @@ Names and arithmetic follow diffusers' UNetSpatioTemporalConditionModel. Videos 
 tokens `b v s c` with s = h w.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,8 @@ from o3d_jax.nn.remat import recomputed
 class ResBlock(nn.Module):
     """GroupNorm, SiLU, convolution, twice, added to the input.
 
-    Over the pixels of images `b h w c`, or, with `across_frames`, over the frames of videos
-    `b v h w c`, whose normalisation then spans frames too. `emb` is added between the two.
+    It works over the pixels of images `b h w c`, or, with `across_frames`, over the frames of
+    videos `b v h w c`, whose normalisation then spans frames too. `emb` is added between the two.
     """
 
     features: int
@@ -143,18 +145,12 @@ class TokenAttention(nn.Module):
         return out[:, None]
 
 
-def per_video(x: Float[Array, "b 1 1 d"], tokens: int) -> Float[Array, "b 1 1 d"]:
-    """What each of a video's tokens reads: its own video's context."""
-    del tokens  # All read the same.
-    return x
-
-
 def interleaved(x: Float[Array, "b 1 1 d"], tokens: int) -> Float[Array, "b 1 _ d"]:
-    """What tokens read in diffusers 0.25, given a guided batch: unconditional, then conditional.
+    """Returns what tokens read in diffusers 0.25, given a guided batch, unconditional half first.
 
     A bug there: contexts are ordered (token, video), tokens (video, token). So token i of an
     object's two videos together reads the context of number i modulo 2, and half of each video
-    reads the other's. It ran one object at a time; of several, each pair is by itself here.
+    reads the other's. It ran one object at a time; here each object's pair is by itself.
 
     Raises:
         ValueError: an odd number of videos, which are not a guided batch.
@@ -170,10 +166,6 @@ def interleaved(x: Float[Array, "b 1 1 d"], tokens: int) -> Float[Array, "b 1 _ 
     return jnp.swapaxes(pairs[read], 1, 2).reshape(x.shape[0], 1, tokens, x.shape[-1])
 
 
-CONTEXTS = {"per_video": per_video, "interleaved": interleaved}
-"""By `UnetConfig.temporal_context`."""
-
-
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to the image embedding, feed-forward.
 
@@ -183,8 +175,8 @@ class TransformerBlock(nn.Module):
 
     heads: int
     across_frames: bool = False
-    context: str = "per_video"
-    """Whose image embedding tokens read: a key of CONTEXTS."""
+    context: Literal["per_video", "interleaved"] = "per_video"
+    """Whose image embedding tokens read: that of their own video, or as `interleaved` has it."""
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -196,13 +188,19 @@ class TransformerBlock(nn.Module):
 
         if self.across_frames:
             x = x + FeedForward(x.shape[-1], self.dtype, name="ff_in")(norm("norm_in")(x))
+
+        # What attends to each other goes along the second axis from the right: the tokens of a
+        # frame, or the frames of a token.
         y = norm("norm1")(x)
         y = jnp.swapaxes(y, 1, 2) if self.across_frames else y
         attention = SelfAttention(self.heads, self.dtype, name="attn1")
         y = attention(y.reshape(-1, *y.shape[2:])).reshape(y.shape)
         x = x + (jnp.swapaxes(y, 1, 2) if self.across_frames else y)
+
         read = TokenAttention(self.dtype, name="attn2")(norm("norm2")(x), context)
-        x = x + CONTEXTS[self.context](read, x.shape[2])
+        if self.context == "interleaved":
+            read = interleaved(read, x.shape[2])
+        x = x + read
         return x + FeedForward(x.shape[-1], self.dtype, name="ff")(norm("norm3")(x))
 
 
@@ -211,7 +209,7 @@ class SpatioTemporalTransformer(nn.Module):
 
     heads: int
     num_groups: int = 32
-    temporal_context: str = "per_video"
+    temporal_context: Literal["per_video", "interleaved"] = "per_video"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -223,9 +221,12 @@ class SpatioTemporalTransformer(nn.Module):
             x.reshape(b * v, h, w, c)
         ).reshape(b, v, h * w, c)
         tokens = Dense(c, dtype=self.dtype, name="proj_in")(tokens)
+
+        # Across frames, attention is told which frame a token is of; within one it need not be.
         frame_emb = TimestepMlp(4 * c, c, self.dtype, name="time_pos_embed")(
             sinusoid(jnp.arange(v, dtype=jnp.float32), c)
         )[None, :, None]
+
         spatial = TransformerBlock(self.heads, dtype=self.dtype, name="transformer_blocks_0")(
             tokens, context
         )
@@ -265,10 +266,10 @@ class Scale(nn.Module):
 
     config: UnetConfig
     index: int
-    """Which resolution; 0 is the finest."""
+    """The resolution's number; 0 is the finest."""
     dtype: DTypeLike = jnp.float32
     remat: str | None = None
-    """As in `remat.recomputed`."""
+    """What is kept of layers that are computed again (`remat.recomputed`); None: all of all."""
 
     @property
     def features(self) -> int:
@@ -282,14 +283,14 @@ class Scale(nn.Module):
 
     @nn.nowrap
     def resnet(self, i: int, epsilon: float) -> nn.Module:
-        """Residual block number i, a child of this block."""
+        """Returns residual block number i, a child of this block."""
         block = recomputed(SpatioTemporalResBlock, self.remat)
         groups = self.config.norm_num_groups
         return block(self.features, groups, epsilon, self.dtype, name=f"resnets_{i}")
 
     @nn.nowrap
     def attention(self, i: int) -> nn.Module:
-        """Transformer number i, a child of this block."""
+        """Returns transformer number i, a child of this block."""
         block = recomputed(SpatioTemporalTransformer, self.remat)
         config = self.config
         return block(

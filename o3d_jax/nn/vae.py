@@ -113,7 +113,7 @@ class EncoderMidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images in [-1, 1] to features of twice the latent channels."""
+    """From images in [-1, 1] to features of twice the latent channels."""
 
     config: VaeConfig
     dtype: DTypeLike = jnp.float32
@@ -122,6 +122,8 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "n H W 3"]) -> Float[Array, "n h w c"]:
         channels, groups = self.config.block_out_channels, self.config.norm_num_groups
         x = nn.Conv(channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
+
+        # The image is halved between resolutions, so not after the last.
         for i, features in enumerate(channels):
             block = EncoderBlock(
                 features,
@@ -132,6 +134,8 @@ class Encoder(nn.Module):
                 name=f"down_blocks_{i}",
             )
             x = block(x)
+
+        # Mean and logarithm of the variance for each latent channel.
         x = EncoderMidBlock(groups, self.dtype, name="mid_block")(x)
         x = nn.silu(GroupNorm(groups, 1e-6, self.dtype, name="conv_norm_out")(x))
         features = 2 * self.config.latent_channels
@@ -141,8 +145,8 @@ class Encoder(nn.Module):
 class DecoderMidBlock(nn.Module):
     """Residual blocks at latent resolution, with attention in each frame after the first.
 
-    As diffusers runs it: what would come after the second block never does, nor does attention
-    where there is no second; its parameters are there all the same.
+    As diffusers runs it, what would come after the second block never does, and attention does not
+    run where there is no second; their parameters are there all the same.
     """
 
     config: VaeConfig
@@ -161,10 +165,13 @@ class DecoderMidBlock(nn.Module):
             return attention(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
 
         x = first(x)
+
+        # Checkpoints hold parameters of blocks that never run, so they are made as well.
         if self.is_initializing():
             attend(x)
             for block in others:
                 block(x)
+
         if others or self.config.mid_attention == "always":
             x = attend(x)
         used = others if self.config.mid_attention == "always" else others[:1]
@@ -191,7 +198,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to images in [-1, 1], every frame looking at its neighbours."""
+    """From latents to images in [-1, 1]; every frame looks at its neighbors."""
 
     config: VaeConfig
     dtype: DTypeLike = jnp.float32
@@ -202,6 +209,8 @@ class Decoder(nn.Module):
         layers = self.config.layers_per_block
         x = nn.Conv(channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
         x = DecoderMidBlock(self.config, self.dtype, name="mid_block")(x)
+
+        # A block more than in the encoder, as diffusers has it: its name says layers_per_block + 1.
         for i, features in enumerate(channels):
             block = DecoderBlock(
                 features,
@@ -212,6 +221,8 @@ class Decoder(nn.Module):
                 name=f"up_blocks_{i}",
             )
             x = block(x)
+
+        # Frames are normalized one by one here, and look at each other once more at the very end.
         norm = GroupNorm(groups, 1e-6, self.dtype, name="conv_norm_out")
         x = nn.silu(norm(x.reshape(-1, *x.shape[2:])).reshape(x.shape))
         x = nn.Conv(3, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
@@ -231,7 +242,7 @@ class Vae(nn.Module):
         self.quant_conv = PointwiseConv(2 * self.config.latent_channels, self.dtype)
 
     def encode(self, images: Float[Array, "*n h w 3"]) -> LatentMoments:
-        """Moments of the latents of each image in [0, 1], unscaled, float32.
+        """Returns mean and variance of the unscaled latents of images in [0, 1], in float32.
 
         Each halving rounds down, so what comes back from `decode` may be smaller.
         """
@@ -244,10 +255,13 @@ class Vae(nn.Module):
         return LatentMoments(mean=mean, logvar=jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latents: Float[Array, "b v h w c"]) -> Float[Array, "b v H W 3"]:
-        """Images of the unscaled latents of videos, float32; about [0, 1], not clamped."""
+        """Returns the images of the unscaled latents of videos, in float32.
+
+        They are about [0, 1], not clamped.
+        """
         unpacked = pixel_shuffle(latents, self.config.patch)
         return (self.decoder(unpacked).astype(jnp.float32) + 1) / 2
 
     def __call__(self, images: Float[Array, "b v h w 3"]) -> Float[Array, "b v H W 3"]:
-        """The reconstruction from the mean; made of all parameters, so used to make them."""
+        """Returns what the mean latents decode to; that uses, and so makes, all parameters."""
         return self.decode(self.encode(images).mean)

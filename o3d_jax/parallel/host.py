@@ -13,10 +13,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def use_cpu_devices(count: int) -> None:
-    """Makes so many devices of the processor's cores, of one thread each; 0: one of all of them.
+    """Makes so many devices of the processor's cores, of one thread each; 0 makes one of all cores.
 
-    Several are faster: they wait for each other once a step, the threads of one device in each of
-    its loops. Must come before JAX looks for devices, which it does once.
+    Several are faster: they wait for each other once a step, but the threads of one device in each
+    of its loops. It must be called before JAX looks for devices, which it does once.
     """
     if count:
         jax.config.update("jax_num_cpu_devices", count)
@@ -29,8 +29,9 @@ def keep_freed_memory() -> None:
 
     glibc gives large blocks back to the kernel, and each program of XLA frees all its temporaries
     at its end: so each step would get fresh pages, which the kernel clears, for a quarter of its
-    time. One heap that never shrinks keeps them. Must come before JAX starts its threads, which
-    would have heaps of their own. Does nothing with accelerators, or with another C library.
+    time. One heap that never shrinks keeps them. It must be called before JAX starts its threads,
+    which would have heaps of their own. It does nothing with accelerators, or with another C
+    library.
     """
     if not _is_cpu_only() or platform.libc_ver()[0] != "glibc":
         return
@@ -40,7 +41,7 @@ def keep_freed_memory() -> None:
 
 
 def _is_cpu_only() -> bool:
-    """Whether JAX can find no other devices; asking JAX itself would start it."""
+    """Returns whether JAX can find no other devices; asking JAX itself would start it."""
     platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     if platforms:
         return platforms == "cpu"

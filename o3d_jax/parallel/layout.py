@@ -21,11 +21,10 @@ Tree = TypeVar("Tree")
 
 
 AXES = ("data", "fsdp")
-"""Of the mesh, and of the first axis of a batch."""
-
+"""The axes of the mesh; a batch's first axis is split over both."""
 
 WHOLE = -1
-"""In place of the axis along which an array is shared out: it is not."""
+"""Stands for the axis of an array that is not shared out: every device has all of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,29 +33,30 @@ class Layout:
 
     mesh: Mesh
     zero: int = 2
-    """Stage: 0 nothing is shared out, 1 optimizer state and average, 2 gradients, 3 parameters."""
+    """ZeRO's stage: 0 shares out nothing, 1 optimizer state and average, 2 gradients too, 3
+    parameters too."""
     smallest: int = 2**18
     """Elements of the smallest array that is shared out."""
 
     @property
     def devices(self) -> int:
-        """How many share a batch."""
+        """How many devices share a batch."""
         return self.mesh.size
 
     @property
     def batch(self) -> NamedSharding:
-        """Of a batch: its first axis over all devices."""
+        """How a batch lies: its first axis is split over all devices."""
         return NamedSharding(self.mesh, PartitionSpec(AXES))
 
     @property
     def whole(self) -> NamedSharding:
-        """Of what every device has a copy of."""
+        """How an array lies of which every device has a copy."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def axes(self, tree: Tree, stage: int) -> Tree:
-        """The axis along which each array is shared out from `stage` on; WHOLE for none.
+        """Returns the axis along which each array is shared out from `stage` on; WHOLE for none.
 
-        The largest that "fsdp" divides, of arrays with at least `smallest` elements.
+        It is the largest that "fsdp" divides, in arrays of at least `smallest` elements.
         """
         count = self.mesh.shape["fsdp"]
 
@@ -70,7 +70,7 @@ class Layout:
         return jax.tree.map(axis_of, tree)
 
     def specs(self, tree: Tree, stage: int) -> Tree:
-        """A PartitionSpec for each array, as `axes` says."""
+        """Returns a PartitionSpec for each array, as `axes` says."""
 
         def spec(axis: int) -> PartitionSpec:
             return PartitionSpec() if axis == WHOLE else PartitionSpec(*(None,) * axis, "fsdp")
@@ -78,11 +78,11 @@ class Layout:
         return jax.tree.map(spec, self.axes(tree, stage))
 
     def shardings(self, tree: Tree, stage: int) -> Tree:
-        """A sharding for each array, as `axes` says."""
+        """Returns a sharding for each array, as `axes` says."""
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self.specs(tree, stage))
 
     def of_state(self, state: TrainState) -> TrainState:
-        """Shardings of a training state's arrays."""
+        """Returns the shardings of a training state's arrays."""
         parts = (
             self.whole,
             self.shardings(state.params, stage=3),
@@ -93,12 +93,12 @@ class Layout:
         return jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(parts))
 
     def of_frozen(self, frozen: Frozen) -> Frozen:
-        """Shardings of the parameters that never train."""
+        """Returns the shardings of the parameters that never train."""
         return self.shardings(frozen, stage=3)
 
 
 def make_layout(train: TrainConfig, devices: Sequence[Any] | None = None) -> Layout:
-    """The layout of a configuration on these `jax.Device`s, by default all there are.
+    """Returns the layout of a configuration on these `jax.Device`s, by default all there are.
 
     Raises:
         InputError: the number of devices is no multiple of `train.fsdp`, or the batch cannot be
@@ -114,6 +114,8 @@ def make_layout(train: TrainConfig, devices: Sequence[Any] | None = None) -> Lay
             f"train.batch_size {train.batch_size} is not a multiple of the {count} devices it is "
             f"split over, times train.accumulate {train.accumulate}; change it"
         )
+
+    # "fsdp" is the inner axis: its devices exchange more, so they should be neighbors.
     shape, types = (count // fsdp, fsdp), (AxisType.Auto,) * 2
     try:
         mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
@@ -123,9 +125,9 @@ def make_layout(train: TrainConfig, devices: Sequence[Any] | None = None) -> Lay
 
 
 def own_rows(layout: Layout, batch_size: int) -> tuple[int, ...]:
-    """The rows of a batch that lie on this process's devices, rising.
+    """Returns the rows of a batch that lie on this process's devices, rising.
 
-    On TPUs these need not be neighbours: a mesh follows the links between chips.
+    On TPUs these need not be neighbors: a mesh follows the links between chips.
     """
     places = layout.batch.addressable_devices_indices_map((batch_size,)).values()
     parts = [place[0] for place in places if place is not None]

@@ -20,7 +20,7 @@ from o3d_jax.config import Config, LaunchConfig, to_dict
 from o3d_jax.errors import InputError
 
 HOST_BYTES = 64
-"""Of a host's name in the process map."""
+"""Bytes for a host's name in the process map."""
 
 
 class ProcessInfo(NamedTuple):
@@ -29,7 +29,7 @@ class ProcessInfo(NamedTuple):
     index: int
     host: str
     devices: int
-    """How many it drives."""
+    """How many devices it drives."""
 
 
 def start_processes(launch: LaunchConfig) -> None:
@@ -43,10 +43,14 @@ def start_processes(launch: LaunchConfig) -> None:
     """
     # Its handler of SIGTERM would take the place of run.interruption's.
     jax.config.update("jax_enable_preemption_service", False)
+
     if launch.process_id:
         _wait_for_coordinator(launch)
     if launch.coordinator is None and _is_alone():
         return
+
+    # JAX names what it could not find out in its ValueErrors; a process that found nothing at all
+    # to go by, and was told nothing, is alone.
     try:
         jax.distributed.initialize(
             launch.coordinator,
@@ -70,9 +74,10 @@ def start_processes(launch: LaunchConfig) -> None:
 
 
 def _check_found_all() -> None:
-    """Else each process would train by itself, and write what the others write.
+    """Raises an InputError if mpirun started several processes that have not found each other.
 
-    JAX 0.10 knows Open MPI by a variable that its version 5 does not set any more.
+    Each would train by itself, and write what the others write. JAX 0.10 knows Open MPI by a
+    variable that its version 5 does not set any more.
     """
     count = os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
     if count != "1" and not jax.distributed.is_initialized():
@@ -85,7 +90,7 @@ def _check_found_all() -> None:
 
 @contextlib.contextmanager
 def leaving_others_on_error() -> Iterator[None]:
-    """A process that fails by itself ends at once; at JAX's own end it waits for the others.
+    """Makes a process that fails by itself end at once, where JAX would wait for the others.
 
     These wait for it in a sum or a barrier, and notice only when it has gone. Process 0 ends last,
     because JAX aborts the others when it goes: they may have something to say.
@@ -105,7 +110,7 @@ def leaving_others_on_error() -> Iterator[None]:
 
 
 def _is_alone() -> bool:
-    """Whether JAX would see several processes where there is one, or none where there are several.
+    """Returns whether this is one process that JAX would take for several.
 
     Raises:
         InputError: on Kubernetes, without the package by which JAX finds the others there.
@@ -125,7 +130,10 @@ def _is_alone() -> bool:
 
 
 def _wait_for_coordinator(launch: LaunchConfig) -> None:
-    """Where nobody answers in time, JAX would abort the process with a trace of its own."""
+    """Waits until process 0 can be reached.
+
+    Where nobody answers in time, JAX would abort the process with a trace of its own.
+    """
     host, _, port = str(launch.coordinator).rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"launch.coordinator {launch.coordinator!r} is not HOST:PORT")
@@ -145,7 +153,7 @@ def _wait_for_coordinator(launch: LaunchConfig) -> None:
 
 
 def process_map() -> tuple[ProcessInfo, ...]:
-    """All processes of the run, by index; a collective call."""
+    """Returns all processes of the run, by index; all must call it together."""
     name = socket.gethostname().encode()[:HOST_BYTES].ljust(HOST_BYTES, b"\0")
     row = np.array([*name, jax.local_device_count()], np.int32)
     rows = multihost_utils.process_allgather(row).reshape(-1, HOST_BYTES + 1)
@@ -156,7 +164,7 @@ def process_map() -> tuple[ProcessInfo, ...]:
 
 
 def check_same_config(config: Config) -> None:
-    """All processes must run the same experiment; a collective call.
+    """Checks that all processes run the same experiment; all must call it together.
 
     Raises:
         InputError: they don't.

@@ -16,7 +16,7 @@ Tree = TypeVar("Tree")
 
 
 def place(tree: Tree, shardings: Tree) -> Tree:
-    """Arrays that every process has whole, put where the shardings say."""
+    """Puts arrays that every process has whole where the shardings say, and returns them."""
 
     def put(array: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
@@ -31,23 +31,23 @@ def place(tree: Tree, shardings: Tree) -> Tree:
 
 
 def place_batch(layout: Layout, batch: Tree) -> Tree:
-    """Splits a batch, this process's `own_rows` of it, over all devices along its first axis."""
+    """Splits a batch over all devices along its first axis; each process gives its `own_rows`."""
     return jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(layout.batch, np.asarray(a)), batch
     )
 
 
 def place_flag(layout: Layout, flag: bool) -> Bool[Array, " n"]:
-    """A flag of this process beside those of the others, for a step that asks whether any is set.
+    """Puts this process's flag beside the others', for a step that asks whether any is set.
 
-    One value a device, so that each process has its part.
+    There is one value a device, so that each process has its part.
     """
     flags = np.full(jax.local_device_count(), flag)
     return jax.make_array_from_process_local_data(layout.batch, flags)
 
 
 def gather(tree: Tree) -> Tree:
-    """The whole arrays, on the host, in every process."""
+    """Returns the whole arrays, on the host, in every process."""
     return jax.tree.map(
         lambda a: (
             np.asarray(a)
@@ -59,7 +59,7 @@ def gather(tree: Tree) -> Tree:
 
 
 def reduce_gradient(gradient: Tree, axes: Tree, layout: Layout) -> Tree:
-    """The mean over all devices, inside `shard_map`; of arrays with an axis, this device's share.
+    """Returns the mean over all devices, inside `shard_map`; if shared out, this device's share.
 
     From stage 3 on it is a share already: the sum over "fsdp" came with the gathering.
     """
@@ -75,9 +75,9 @@ def reduce_gradient(gradient: Tree, axes: Tree, layout: Layout) -> Tree:
 
 
 mean_over_devices = functools.partial(jax.tree.map, lambda a: jax.lax.pmean(a, AXES))
-"""The mean of each array over all devices, inside `shard_map`."""
+"""Returns the mean of each array over all devices, inside `shard_map`."""
 
 
 def device_number() -> Array:
-    """Which of the devices runs this, inside `shard_map`."""
+    """Returns the number of the device that runs this, inside `shard_map`."""
     return jnp.asarray(jax.lax.axis_index(AXES))

@@ -32,12 +32,12 @@ class Collectives(NamedTuple):
 
     kind: str
     count: int
-    """Executed: once for each turn of a loop."""
+    """How often they are executed: once for each turn of a loop."""
     bytes: int
-    """Of one device's results, over all of them."""
+    """Bytes of one device's results, over all of them."""
 
     def on_links(self, devices: int) -> float:
-        """Bytes that a device sends, or receives, where all take part in a ring."""
+        """Returns the bytes that a device sends, or receives, where all take part in a ring."""
         rest = devices - 1
         share = {"all-gather": rest / devices, "all-reduce": 2 * rest / devices}
         share["reduce-scatter"] = float(rest)
@@ -45,7 +45,7 @@ class Collectives(NamedTuple):
 
 
 def collectives(text: str) -> tuple[Collectives, ...]:
-    """The collectives of an HLO module, those in loops as often as these turn."""
+    """Returns the collectives of an HLO module; those in loops count as often as these turn."""
     bodies = _computations(text)
     times = _executions(bodies)
     counts, sizes = Counter[str](), Counter[str]()
@@ -59,7 +59,7 @@ def collectives(text: str) -> tuple[Collectives, ...]:
 
 
 def _size(shape: str, kind: str, starts: bool) -> int:
-    """Bytes of a result; one that starts an operation shows its operand before the result."""
+    """Returns the bytes of a result; where an operation starts, its operand stands before it."""
     arrays = [
         math.prod(int(n) for n in dims.split(",") if n) * HLO_BITS.get(name, _digits(name)) // 8
         for name, dims in _ARRAY.findall(shape)
@@ -72,12 +72,12 @@ def _size(shape: str, kind: str, starts: bool) -> int:
 
 
 def _digits(name: str) -> int:
-    """Bits of an integer type, as in s32 and u8; 0 of a token."""
+    """Returns the bits of an integer type, as in s32 and u8; 0 for a token."""
     return int(re.sub(r"\D", "", name) or 0)
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation by its name; the entry's name is empty."""
+    """Returns the lines of each computation by its name; the entry's name is empty."""
     found: dict[str, list[str]] = {}
     name = None
     for line in text.splitlines():
@@ -91,7 +91,7 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _executions(bodies: dict[str, list[str]]) -> Counter[str]:
-    """How often each computation is run; a loop of unknown length counts as one turn."""
+    """Returns how often each computation is run; a loop of unknown length counts as one turn."""
     times = Counter[str]()
 
     def run(name: str, count: int) -> None:
@@ -109,13 +109,13 @@ def _executions(bodies: dict[str, list[str]]) -> Counter[str]:
 
 
 def _called(line: str) -> list[str]:
-    """Computations that a line runs but for loops: of a conditional, all branches."""
+    """Returns the computations that a line runs besides loops, with all branches of a choice."""
     branches = [name.strip(" %") for found in _BRANCHES.findall(line) for name in found.split(",")]
     return _CALLS.findall(line) + branches
 
 
 def _trips(loop: str, condition: list[str]) -> int:
-    """How often a loop turns: as XLA noted, or up to the one constant its condition looks at."""
+    """Returns how often a loop turns: as XLA noted, or up to its condition's one constant."""
     noted = _TRIPS.search(loop)
     limits = {int(n) for line in condition for n in _LIMIT.findall(line)}
     return int(noted[1]) if noted else max(limits) if len(limits) == 1 else 1

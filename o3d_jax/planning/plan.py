@@ -4,7 +4,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from o3d_jax.nn.networks import build_networks
 from o3d_jax.parallel.layout import make_layout
 from o3d_jax.planning.report import Plan, heading, knobs, plan_report, weigh
 from o3d_jax.planning.topologies import Topology
-from o3d_jax.run.programs import Inputs, System
-from o3d_jax.steps.train import make_optimizer
+from o3d_jax.run.programs import step_shapes, trace_sampler
+from o3d_jax.steps.draws import coin_sides
+from o3d_jax.steps.train import Training, make_optimizer, train_step
 
 PROGRAMS = ("step", "sampler")
 
@@ -32,25 +33,28 @@ def plan(config: Config, topology: Topology, programs: tuple[str, ...]) -> Itera
     layout = make_layout(config.train, topology.devices)
     networks = build_networks(config.model, lpips=config.optim.lpips_loss)
     networks = dataclasses.replace(networks, splat_backend=_splat_backend(topology))
-    system = System(config, networks, make_optimizer(config.optim, config.train.steps), layout)
-    inputs = system.inputs()
-    trace: dict[str, Callable[[Inputs], jax.stages.Traced]] = {
-        # With feedback: both passes, so the larger of the two steps.
-        "step": lambda i: system.trace_step(i, config.diffusion.feedback_probability > 0),
-        "sampler": lambda i: system.trace_sampler(i, layout.devices),
-    }
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    training = Training(config, networks, optimizer, layout)
+    inputs = step_shapes(training)
+
+    def trace(name: str) -> jax.stages.Traced:
+        if name == "sampler":
+            return trace_sampler(training, inputs, layout.devices)
+        # With feedback, where that can come up: both passes, so the larger of the two steps.
+        given = (training, inputs.state, inputs.frozen, inputs.given)
+        return train_step.trace(*given, use_feedback=coin_sides(config)[-1])
+
     for name in programs:
         with ticking(f"{name} for {topology.name}"):
             start = time.perf_counter()
-            traced = trace[name](inputs)
-            found = weigh(name, topology, system, inputs, traced, start)
+            found = weigh(name, topology, training, inputs, trace(name), start)
         yield found
 
 
 def plan_all(
     config: Config, topologies: list[Topology], programs: tuple[str, ...], out: Path | None
 ) -> bool:
-    """Prints each plan as it is made, and writes them to `out`; whether all fit."""
+    """Prints each plan as it is made, and writes them to `out`; returns whether all fit."""
     plans: list[Plan] = []
     for topology in topologies:
         tqdm.write(heading(config, topology))
@@ -67,13 +71,13 @@ def plan_all(
 
 
 def _splat_backend(topology: Topology) -> str:
-    """What `render` would choose there."""
+    """Returns the rasterizer that `render` would choose there."""
     return "pallas" if topology.devices[0].platform in ("gpu", "cuda") else "xla"
 
 
 @contextmanager
 def ticking(what: str) -> Iterator[None]:
-    """Shows that something goes on, and for how long already."""
+    """Shows, while its block runs, that something goes on, and for how long already."""
     done = threading.Event()
 
     def tick() -> None:

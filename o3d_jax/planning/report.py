@@ -14,11 +14,12 @@ from o3d_jax.config import Config
 from o3d_jax.planning.collectives import Collectives, collectives
 from o3d_jax.planning.topologies import FREE_SHARE, GIB, Topology
 from o3d_jax.run.flops import count_jaxpr
-from o3d_jax.run.programs import Inputs, System
+from o3d_jax.run.programs import Inputs, sampler_objects
+from o3d_jax.steps.train import Training
 
 
 class Bytes(NamedTuple):
-    """Of one device, what its memory holds while a program runs in training."""
+    """What the memory of one device holds while a program runs in training."""
 
     parameters: int
     average: int
@@ -26,9 +27,9 @@ class Bytes(NamedTuple):
     optimizer: int
     frozen: int
     objects: int
-    """The batch; of the sampler, its images and cameras."""
+    """The batch, or the images and cameras that the sampler reads."""
     padding: int
-    """That the arguments take beyond their sizes, in the chip's layout."""
+    """What the arguments take beyond their sizes, because of the chip's layout."""
     outputs: int
     """Those that take no argument's place."""
     temporaries: int
@@ -72,7 +73,7 @@ class Plan:
         return self.needed <= self.available
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns all of it as plain values, for JSON."""
         values = dataclasses.asdict(self)
         for name in ("bytes", "seconds"):
             part = getattr(self, name)
@@ -92,24 +93,28 @@ class Seconds(NamedTuple):
 
     @property
     def least(self) -> float:
-        """If all three went on at once, at their peaks."""
+        """The time of the slowest of the three, if all went on at once and at their peaks."""
         return max(self.compute, self.memory or 0, self.links)
 
 
 def weigh(
     program: str,
     topology: Topology,
-    system: System,
+    training: Training,
     inputs: Inputs,
     traced: jax.stages.Traced,
     start: float,
 ) -> Plan:
-    """Compiles a traced program and reads off what it needs; `start` is when work on it began."""
-    chip, devices = topology.chip, system.layout.devices
+    """Compiles a traced program and returns what it needs; `start` is when work on it began."""
+    chip, devices = topology.chip, training.on_devices.devices
     is_step = program == "step"
     flops = count_jaxpr(traced.jaxpr).total / devices
+
+    # Not all memory is a program's: the runtime and fragmentation have their part.
     kind = "tpu" if topology.devices[0].platform == "tpu" else "gpu"
     available = int(FREE_SHARE[kind] * chip.memory)
+
+    # Where the compiler gives up, its complaint still says how much would be needed.
     known: dict[str, Any] = {"bytes": None, "collectives": None, "read_and_written": None}
     try:
         compiled, text = compile_and_show(traced)
@@ -119,25 +124,28 @@ def weigh(
         if "temporaries" in complaint:  # Otherwise all is in it.
             needed += held(inputs)
     else:
-        objects = inputs.batch if is_step else system.sampler_objects(devices)
+        objects = inputs.given.batch if is_step else sampler_objects(training, devices)
         read = (inputs.state if is_step else inputs.state.ema, inputs.frozen, objects)
         sizes = _bytes(compiled, inputs, held(objects), held(read))
         needed = sizes.total
         known["bytes"] = sizes
         known["collectives"] = collectives(text)
         known["read_and_written"] = (compiled.cost_analysis() or {}).get("bytes accessed")
+
+    # The roofline: each of three resources at its peak, as if it alone were in the way.
     read_and_written = known["read_and_written"]
     seconds = Seconds(
         compute=flops / chip.flops,
         memory=None if read_and_written is None else read_and_written / chip.memory_rate,
         links=sum(c.on_links(devices) for c in known["collectives"] or ()) / chip.link_rate,
     )
+
     return Plan(
         program=program,
         topology=topology.name,
         compiler=topology.compiler,
         devices=devices,
-        objects=system.config.train.batch_size if is_step else devices,
+        objects=training.config.train.batch_size if is_step else devices,
         needed=needed,
         available=available,
         flops=flops,
@@ -152,12 +160,12 @@ _TOO_MUCH = re.compile(
     rf"\({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)|Used {_AMOUNT} of {_AMOUNT} hbm",
     re.IGNORECASE,
 )
-"""libtpu's ways to say so."""
+"""How libtpu and XLA:GPU say that a program needs more memory than there is."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def compile_and_show(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, str]:
-    """Compiles a traced program; with it comes the text of what the compiler made of it.
+    """Compiles a traced program; returns it, and the text of what the compiler made of it.
 
     The compiler writes the text: `Compiled.as_text` fails on programs of libtpu 0.0.52 in which
     asynchronous operations take several operands (those for v5p and v6e do).
@@ -171,9 +179,10 @@ def compile_and_show(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, st
 
 
 def _exhausted(message: str) -> tuple[int, int]:
-    """Bytes asked for, and all there are, from the compiler's complaint that it is too much.
+    """Returns the bytes asked for, and all there are, as the compiler's complaint tells them.
 
-    Every other complaint is passed on.
+    Raises:
+        RuntimeError: the complaint is about something else.
     """
     found = _TOO_MUCH.search(message)
     if found is None:
@@ -187,7 +196,7 @@ def _scaled(amount: str, unit: str) -> int:
 
 
 def _bytes(compiled: jax.stages.Compiled, inputs: Inputs, objects: int, read: int) -> Bytes:
-    """Of which `read` are those of the arguments, `objects` among them."""
+    """Returns what a device holds, of whose `read` bytes of arguments `objects` are the batch's."""
     memory: Any = compiled.memory_analysis()
     state = inputs.state
     return Bytes(
@@ -204,14 +213,14 @@ def _bytes(compiled: jax.stages.Compiled, inputs: Inputs, objects: int, read: in
 
 
 def held(tree: Any) -> int:
-    """Bytes that one device holds of arrays or their shapes."""
+    """Returns the bytes that one device holds of arrays, or of shapes with places."""
     return sum(
         math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
     )
 
 
 def heading(config: Config, topology: Topology) -> str:
-    """What is planned, and for what; two lines."""
+    """Returns what is planned, and for what machine, in two lines."""
     chip, train = topology.chip, config.train
     return "\n".join(
         [
@@ -226,7 +235,7 @@ def heading(config: Config, topology: Topology) -> str:
 
 
 def plan_report(plan: Plan) -> str:
-    """A plan as a small table."""
+    """Returns a plan as a small table."""
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines = [
         f"{plan.program} of {plan.objects} objects: {verdict}, {plan.needed / GIB:.2f} of "
@@ -234,6 +243,7 @@ def plan_report(plan: Plan) -> str:
     ]
     if plan.bytes is not None:
         lines += [f"  {name:<12} {n / GIB:8.3f} GiB" for name, n in plan.bytes._asdict().items()]
+
     lines.append(f"  {plan.flops / 1e12:.2f} TFLOP a device")
     if plan.read_and_written is not None:
         traffic = plan.read_and_written / GIB
@@ -242,6 +252,8 @@ def plan_report(plan: Plan) -> str:
         f"  {c.kind:<20} {c.count:6} x, {c.bytes / GIB:8.3f} GiB of results a device"
         for c in plan.collectives or ()
     ]
+
+    # Compilers count a loop's body once, however often it turns, so this is a lower bound.
     s = plan.seconds
     memory = "not known" if s.memory is None else f"{s.memory:.3g} s (loops counted once)"
     lines.append(
@@ -252,7 +264,7 @@ def plan_report(plan: Plan) -> str:
 
 
 def knobs(config: Config) -> str:
-    """What to change where something does not fit, the cheapest first."""
+    """Returns what to change in a config that does not fit, the cheapest first."""
     train, model = config.train, config.model
     choices = [
         (train.zero < 3, "--train.zero 3: parameters shared out too"),

@@ -22,11 +22,11 @@ class Chip(NamedTuple):
 
     name: str
     memory: int
-    """Bytes."""
+    """Bytes of memory."""
     flops: float
-    """Per second, dense bfloat16."""
+    """Operations per second in dense bfloat16."""
     memory_rate: float
-    """Bytes per second."""
+    """Bytes per second to and from memory."""
     link_rate: float
     """Bytes per second, out of one device over all its links to others of its machine or slice."""
 
@@ -37,9 +37,9 @@ class Topology(NamedTuple):
     name: str
     chip: Chip
     devices: tuple[Any, ...]
-    """jax.Device each."""
+    """The devices, a jax.Device each."""
     compiler: str
-    """Version of the package that compiles for them."""
+    """The package that compiles for them, with its version."""
 
 
 TPUS = {
@@ -73,12 +73,15 @@ AMPERE = Silicon(108, 167936, 166912, 40 * 2**20, 1.41, 8)
 HOPPER = Silicon(132, 233472, 232448, 50 * 2**20, 1.98, 9)
 
 FREE_SHARE = {"tpu": 15.75 / 16, "gpu": 0.92}
-"""Of a device's memory that a program can have: what libtpu says of a v5e; of a GPU what the README
-gives XLA's allocator, which has 75 % unless told more (XLA_PYTHON_CLIENT_MEM_FRACTION)."""
+"""The share of a device's memory that a program can have.
+
+For TPUs it is what libtpu says of a v5e. For GPUs it is what the README gives XLA's allocator,
+which has 75 % unless told more (XLA_PYTHON_CLIENT_MEM_FRACTION).
+"""
 
 
 def describe(name: str) -> Topology:
-    """The topology called `v5e:4x4`, `v5p:2x2x4`, `v6e:4x4`, `gpu:8xA100-80G` or the like.
+    """Returns the topology called `v5e:4x4`, `v5p:2x2x4`, `v6e:4x4`, `gpu:8xA100-80G` or the like.
 
     Raises:
         InputError: no such topology, or its compiler is not installed.
@@ -105,7 +108,7 @@ QUIET_TPU = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-"""Environment in which libtpu compiles without looking for a TPU."""
+"""The environment in which libtpu compiles without looking for a TPU."""
 
 
 def _tpu(name: str, chip: Chip) -> Topology:
@@ -144,7 +147,7 @@ def _gpu(name: str, chip: Chip, count: int) -> Topology:
 
 
 def gpu_target(chip: Chip) -> str:
-    """XLA's GPU target configuration, as text."""
+    """Returns XLA's GPU target configuration, as text."""
     s = HOPPER if "H" in chip.name.split()[1] else AMPERE
     capability = "major: 9 minor: 0" if s.capability == 9 else "major: 8 minor: 0"
     return (

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from o3d_jax.cli import Setting
 from o3d_jax.config import Config
 from o3d_jax.parallel.processes import ProcessInfo
-from o3d_jax.types import Frozen, Params
+from o3d_jax.weights.checkpoint import Weights
 
 PACKAGE = Path(__file__).parents[1]
 SHOWN_VERSIONS = ("o3d-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -29,11 +29,11 @@ class ProgramMemory(NamedTuple):
     outputs: int
     temporaries: int
     aliased: int
-    """Of the outputs, those that take the place of arguments."""
+    """Bytes of the outputs that take the place of arguments."""
 
     @property
     def total(self) -> int:
-        """The most that is held at once."""
+        """The most bytes that are held at once."""
         return self.arguments + self.outputs + self.temporaries - self.aliased
 
 
@@ -42,12 +42,12 @@ class Analyzed(Protocol):
     """A compiled program, or several that run one after another."""
 
     def memory_analysis(self) -> Any:
-        """What XLA says of its memory."""
+        """Returns what XLA says of its memory."""
         ...
 
 
 def program_memory(compiled: Analyzed) -> ProgramMemory | None:
-    """What the compiler says, per device; None where it says nothing."""
+    """Returns what the compiler says of a program's memory; None where it says nothing."""
     found = compiled.memory_analysis()
     if found is None:
         return None
@@ -62,14 +62,13 @@ def program_memory(compiled: Analyzed) -> ProgramMemory | None:
 def banner(
     config: Config,
     mesh: Mesh,
-    params: Params,
-    frozen: Frozen,
+    weights: Weights,
     *,
     processes: Sequence[ProcessInfo] = (),
     memory: ProgramMemory | None = None,
     settings: Sequence[Setting] = (),
 ) -> str:
-    """The lines of it. `memory` is the train step's; None: not known."""
+    """Returns the lines that a run begins with; `memory` is the train step's, if it is known."""
     blocks = [
         ("run", [f"{config.name}, {config.train.steps:,} steps"]),
         ("versions", _versions()),
@@ -78,7 +77,7 @@ def banner(
         ("batch", [_batch(config, mesh.size)]),
         ("state", [_sharing(config, mesh)]),
         ("memory", [_memory(memory)]),
-        ("parameters", _parameters(params, frozen)),
+        ("parameters", _parameters(weights)),
         ("compiled", [_cache()]),
         ("config", _settings(settings)),
     ]
@@ -97,9 +96,10 @@ def _versions() -> list[str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """What is checked out in `folder`, if it is a checkout of its own, and whether it was changed.
+    """Returns the commit checked out in `folder`, and whether anything was changed since.
 
-    Not that of a repository further up: an environment may lie in one that is not ours.
+    None where the folder is no checkout of its own. A repository further up does not count: an
+    environment may lie in one that is not ours.
     """
     if not (folder / ".git").exists():
         return None
@@ -156,10 +156,10 @@ def _memory(memory: ProgramMemory | None) -> str:
     )
 
 
-def _parameters(params: Params, frozen: Frozen) -> list[str]:
+def _parameters(weights: Weights) -> list[str]:
     rows: list[tuple[str, ...]] = [("network", "trains", "frozen", "of which")]
     totals = [0, 0]
-    for column, networks in enumerate((params, frozen)):
+    for column, networks in enumerate((weights.params, weights.frozen)):
         for field in dataclasses.fields(networks):
             tree = getattr(networks, field.name)
             if tree is None:
@@ -177,7 +177,7 @@ def _count(tree: Any) -> int:
 
 
 def _largest_parts(tree: Any, most: int = 4) -> str:
-    """Children of a network, those together whose names differ in numbers only."""
+    """Returns the largest children of a network; those whose names differ in numbers are one."""
     children = tree.get("params", tree) if isinstance(tree, dict) else {}
     counts: dict[str, int] = {}
     for name, child in children.items():
@@ -199,7 +199,7 @@ def _settings(settings: Sequence[Setting]) -> list[str]:
 
 
 def aligned_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines in which columns begin below each other."""
+    """Returns the rows as lines in which columns begin below each other."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -208,5 +208,5 @@ def aligned_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def gib(count: int) -> str:
-    """Bytes for people: below a gibibyte in MiB."""
+    """Returns bytes for people to read: in GiB, or below one in MiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

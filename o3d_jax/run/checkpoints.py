@@ -45,10 +45,10 @@ FREE_FIELDS = (
     *("data.workers", "data.cache", "weights", "model.remat", "model.remat_keeps"),
     "model.vae_chunk",
 )
-"""What may change between the parts of a run: how often, how long, on what, where."""
+"""Fields that may change between the parts of a run: how often, on how many devices, where."""
 
 FREE_GROUPS = ("sample.", "launch.")
-"""And all of these."""
+"""Groups of fields all of which may change between the parts of a run."""
 
 
 class _Damaged(Exception):
@@ -74,13 +74,13 @@ class _Record:
     fingerprints: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """With a digest, by which a changed byte is noticed."""
+        """Returns it as plain values, with a digest by which a changed byte is noticed."""
         plain = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain | {"digest": _text_digest(plain)}
 
     @staticmethod
     def from_json(values: Any) -> "_Record":
-        """Raises a ValueError if it is not what was saved."""
+        """Returns the record again; raises a ValueError if it is not what was saved."""
         if not isinstance(values, dict):
             raise ValueError("its record is no group of fields")
         plain = {name: value for name, value in values.items() if name != "digest"}
@@ -90,7 +90,10 @@ class _Record:
 
 
 class RunCheckpoints:
-    """The checkpoints of a training run in `folder`; with several processes all call it in step."""
+    """The checkpoints of a training run in `folder`.
+
+    With several processes all must call its methods, in the same order.
+    """
 
     def __init__(self, folder: Path, config: Config, frozen: Frozen):
         """Opens the folder, or makes it.
@@ -122,6 +125,7 @@ class RunCheckpoints:
             step = int(state.step)
             if step in self.manager.all_steps():
                 return
+
             record = _Record(
                 config=self.saved_with,
                 data=data_state,
@@ -137,7 +141,7 @@ class RunCheckpoints:
             )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest state that is whole, and the data position; None if there is none at all.
+        """Returns the newest state that is whole, and the data's position; None if there is none.
 
         Arrays are placed as those of `like`, on whatever devices they were written. A newer but
         damaged checkpoint is warned of and moved aside, so that its step can be saved again.
@@ -155,6 +159,7 @@ class RunCheckpoints:
                 continue
             self._move_aside(lost, step)
             return found
+
         if lost:
             raise InputError(
                 f"all {len(lost)} checkpoints in {self.folder} are damaged, the newest, "
@@ -189,9 +194,10 @@ class RunCheckpoints:
             self.manager.close()
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Raises _Damaged, in all processes alike.
+        """Returns a state and a position; raises _Damaged, in all processes alike.
 
-        Not by way of the manager, which makes all processes wait for one that could not read.
+        It does not go by way of the manager, which makes all processes wait for one that could not
+        read.
         """
         folder: Any = self.folder / str(step)  # Orbax asks for a Path of its own.
         with _Reading():
@@ -262,7 +268,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _anywhere(fact: bool) -> bool:
-    """Whether it is so in any process; all must ask."""
+    """Returns whether it is so in any process; all must ask."""
     if jax.process_count() == 1:
         return fact
     return bool(np.any(multihost_utils.process_allgather(np.asarray(fact))))
@@ -274,9 +280,14 @@ def _wait_for_all(what: str) -> None:
 
 
 def _check_shared(folder: Path) -> None:
-    """Each process would wait for the others' parts of a checkpoint, which are elsewhere."""
+    """Raises an InputError unless all processes see the same folder.
+
+    Else each would wait for the others' parts of a checkpoint, which are elsewhere.
+    """
     if jax.process_count() == 1:
         return
+
+    # Process 0 writes a number of this run there, and all look whether they find it.
     mine = np.frombuffer(secrets.token_bytes(4), np.uint32)
     token = str(multihost_utils.broadcast_one_to_all(mine)[0])
     path = folder / "shared-by-all-processes"
@@ -286,6 +297,7 @@ def _check_shared(folder: Path) -> None:
     end = time.monotonic() + 5  # A network's folder may show it late.
     while not (seen := path.is_file() and path.read_text() == token) and time.monotonic() < end:
         time.sleep(0.2)
+
     missing = _anywhere(not seen)
     if jax.process_index() == 0:
         path.unlink()
@@ -301,7 +313,7 @@ def _text_digest(values: dict[str, Any]) -> str:
 
 
 def _digest(frozen: Frozen) -> str:
-    """Of all values: a run that goes on with another VAE would train on other latents."""
+    """Returns a digest of all values: with another VAE a run would go on with other latents."""
     digest = hashlib.blake2b(digest_size=16)
     for array in jax.tree.leaves(frozen):
         digest.update(np.asarray(array).tobytes())
@@ -309,13 +321,16 @@ def _digest(frozen: Frozen) -> str:
 
 
 def _kinds(state: TrainState) -> dict[str, str]:
-    """Types and shapes, as "float32 (3, 5)", by the arrays' paths."""
+    """Returns types and shapes, as "float32 (3, 5)", by the arrays' paths."""
     flat = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path): f"{a.dtype} {tuple(a.shape)}" for path, a in flat}
 
 
 def _check_same_arrays(saved: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
-    """The config is the same, but the program may be another version of itself."""
+    """Raises an InputError unless arrays are of the same types and shapes.
+
+    The config is the same, but the program may be another version of itself.
+    """
     wrong = [
         f"state{name}: {saved.get(name, 'nothing')} there, {wanted.get(name, 'nothing')} here"
         for name in sorted(saved.keys() | wanted.keys())
@@ -336,9 +351,9 @@ def _check_values(found: dict[str, int], saved: dict[str, int]) -> None:
 
 
 def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
-    """Only how long and how often may change between the parts of a run.
+    """Raises an InputError unless the config is the same, but for what may change in a run.
 
-    How long not with the cosine schedule: each step's rate depends on the last.
+    With the cosine schedule the number of steps may not: each step's rate depends on it.
     """
 
     def flat(values: dict, prefix: str = "") -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Lap(NamedTuple):
-    """Since the lap before, without pauses."""
+    """What happened since the lap before, pauses left out."""
 
     steps: int
     seconds: float
     waited: float
-    """Seconds of these that went into waiting for data."""
+    """How many of these seconds went into waiting for data."""
 
 
 class StepClock:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-"""JAX's event; should a later version name it otherwise, nothing is seen and nothing breaks."""
+"""JAX's event; should a later version rename it, nothing is seen and nothing breaks."""
 
 LEAST_SECONDS = 1.0
 """Shorter compilations are of small programs, as the pictures of an evaluation need."""
@@ -19,9 +19,9 @@ class Compilation(NamedTuple):
 
 
 class CompilationWatch:
-    """Collects compilations between `start` and `close` of the step, or of a second and longer.
+    """Collects compilations between `start` and `close`: those of the step, and all long ones.
 
-    Outside the steps, as in an evaluation, the first of each name is expected.
+    Outside the steps, as in an evaluation, the first of each name is expected and not collected.
     """
 
     def __init__(self, step_name: str = "train_step") -> None:
@@ -33,7 +33,7 @@ class CompilationWatch:
         self._watches = False
 
     def start(self) -> None:
-        """From now on everything is compiled."""
+        """Says that everything is compiled from now on."""
         self._watches = True
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
@@ -42,7 +42,7 @@ class CompilationWatch:
         self._watches = False
 
     def take(self) -> list[Compilation]:
-        """What was compiled since the last call."""
+        """Returns what was compiled since the last call."""
         new, self._new = self._new, []
         self.count += len(new)
         return new

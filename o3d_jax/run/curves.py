@@ -35,12 +35,15 @@ def draw_curves(folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # Not pyplot, which keeps every figure, and looks for a screen.
     figure = Figure(figsize=(6 * len(used), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for panel, axes in zip(used, figure.subplots(1, len(used), squeeze=False)[0], strict=True):
         for curve in (c for c in curves if c.panel == panel):
             style = ":" if curve.name in BASELINES else "-"
             axes.plot(curve.steps, curve.values, style, label=curve.name, linewidth=1.2)
+
+        # Losses fall by orders of magnitude; decibels are logarithms already.
         axes.set_title(panel)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
@@ -61,7 +64,7 @@ def _panel_of_figure(name: str) -> str | None:
 
 
 def _curves(rows: list[dict[str, Any]], panel_of: Callable[[str], str | None]) -> list[Curve]:
-    """The columns that have a panel, without rows that say nothing of them."""
+    """Returns the columns that have a panel, without rows that say nothing of them."""
     names = dict.fromkeys(name for row in rows for name in row)
     curves = []
     for name in names:

@@ -11,15 +11,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped, UInt32
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-"""What elements are read as, by their size in bytes; those of 8 are two words each."""
+"""What elements are read as, by their size in bytes; those of 8 bytes are two words each."""
 
 AT_ONCE = 8
-"""Programs queued at a time. XLA lets 32 wait for a CPU device and then blocks the thread that runs
-them: with several devices, which wait for each other in a sum, none went on."""
+"""Programs that are queued at a time.
+
+XLA lets 32 wait for a CPU device and then blocks the thread that runs them: several devices, which
+wait for each other in a sum, would wait for ever.
+"""
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-    """A number in [0, 2^32) for each array, by its path in the tree.
+    """Returns a number in [0, 2^32) for each array, by its path in the tree.
 
     It differs for certain if one element of at most 4 bytes does, and but for about one chance in
     2^32 if more do. With several processes all must call this, in step.
@@ -36,7 +39,7 @@ def fingerprints(tree: Any) -> dict[str, int]:
 
 
 def _one_copy(array: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-    """One copy is enough: on eight devices the program would else run eight times."""
+    """Returns one copy of what every device has: the program would else run on each of them."""
     if isinstance(array, jax.Array) and array.is_fully_replicated:
         return array.addressable_data(0)
     return array
@@ -44,7 +47,7 @@ def _one_copy(array: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
 
 @jax.jit
 def _fingerprint(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """The sum of all words, each scattered together with its position."""
+    """Returns the sum of all words, each scattered together with its position."""
     words = _words(array)
     position = jnp.zeros(words.shape, jnp.uint32)
     stride = 1
@@ -63,7 +66,7 @@ def _words(array: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
 
 
 def _scattered(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """One to one, with xxHash's multipliers.
+    """Returns words mapped one to one to what looks like chance, with xxHash's multipliers.
 
     A sum that is only weighted would not see two signs change, which add 2^31 times an odd number.
     """

@@ -21,6 +21,7 @@ from o3d_jax.config import Config
 from o3d_jax.nn.networks import Networks, init_networks
 from o3d_jax.steps.draws import draw, feedback_share
 from o3d_jax.steps.parts import part_loss, split_parts
+from o3d_jax.steps.train import Training
 from o3d_jax.types import Batch, Cameras
 
 
@@ -28,14 +29,14 @@ class Flops(NamedTuple):
     """What was counted."""
 
     total: int
-    """Of one call, on all devices together."""
+    """Operations of one call, on all devices together."""
     unbounded: int
     """While loops with matrix products or convolutions in them. How often they run is not in the
     program, so they count as if they ran once: the total is a lower bound unless this is 0."""
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
-    """The floating-point operations of `function(*arguments)`, which are arrays or their shapes.
+    """Returns the operations of `function(*arguments)`; arguments are arrays or their shapes.
 
     What is computed anew by `jax.checkpoint` counts each time. Of a `lax.cond` the larger branch
     counts. Inside a `shard_map` shapes are those of one device, so what is there counts once for
@@ -45,7 +46,10 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
 
 
 def count_jaxpr(program: ClosedJaxpr) -> Flops:
-    """The same of what is traced already, as `jitted.trace(...).jaxpr`, which costs no time."""
+    """Returns the operations of what is traced already, as `jitted.trace(...).jaxpr`.
+
+    That costs no time.
+    """
     return _of_jaxpr(program.jaxpr)
 
 
@@ -62,6 +66,8 @@ def _of_equation(equation: JaxprEqn) -> Flops:
         return Flops(_of_convolution(equation), 0)
     if name == "pallas_call":
         return Flops(0, 0)
+
+    # All else costs what is inside of it: of branches the largest, of loops once for each turn.
     inside = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(params)]
     if name == "cond":
         return max(inside)
@@ -76,7 +82,7 @@ def _of_equation(equation: JaxprEqn) -> Flops:
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The programs within an equation: bodies, branches, what is called."""
+    """Yields the programs within an equation: bodies, branches, what is called."""
     for value in params.values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(one, ClosedJaxpr):
@@ -86,7 +92,7 @@ def _jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
 
 
 def _shards(params: dict[str, Any]) -> int:
-    """Into how many parts a shard_map cuts its work."""
+    """Returns into how many parts a shard_map cuts its work."""
     names = params.get("newly_manual_axes", params.get("manual_axes"))  # Before jax 0.10.
     mesh = params["mesh"]
     return math.prod(mesh.shape[name] for name in (mesh.axis_names if names is None else names))
@@ -104,41 +110,69 @@ def _of_convolution(equation: JaxprEqn) -> int:
     left: Any = equation.invars[0].aval
     kernel: Any = equation.invars[1].aval
     result: Any = equation.outvars[0].aval
+
+    # Axes are independent of each other: a tap meets a number if it does along each.
     pairs = 1
-    for axis, padding in enumerate(equation.params["padding"]):
-        pairs *= _pairs(
+    for axis, (padding, _) in enumerate(equation.params["padding"]):
+        window = Window(
             size=left.shape[numbers.lhs_spec[2 + axis]],
             taps=kernel.shape[numbers.rhs_spec[2 + axis]],
             outputs=result.shape[numbers.out_spec[2 + axis]],
             stride=equation.params["window_strides"][axis],
-            padding=padding[0],
+            padding=padding,
             left_dilation=equation.params["lhs_dilation"][axis],
             kernel_dilation=equation.params["rhs_dilation"][axis],
         )
+        pairs *= _pairs(window)
+
     # A kernel's input features are those of one group, whichever way groups are made.
     features = kernel.shape[numbers.rhs_spec[1]]
     images_and_features = math.prod(result.shape[axis] for axis in numbers.out_spec[:2])
     return 2 * images_and_features * features * pairs
 
 
-def _pairs(
-    *,
-    size: int,
-    taps: int,
-    outputs: int,
-    stride: int,
-    padding: int,
-    left_dilation: int,
-    kernel_dilation: int,
-) -> int:
-    """Along one axis, how often a tap of the kernel meets a number of the input."""
-    places = stride * np.arange(outputs)[:, None] + kernel_dilation * np.arange(taps) - padding
-    index, hole = np.divmod(places, left_dilation)
-    return int(((hole == 0) & (index >= 0) & (index < size)).sum())
+class Window(NamedTuple):
+    """A convolution along one axis, with XLA's names."""
+
+    size: int
+    """Numbers of the input."""
+    taps: int
+    """Numbers of the kernel."""
+    outputs: int
+    stride: int
+    padding: int
+    """Zeros before the first number."""
+    left_dilation: int
+    """Distance between numbers of the input; between them are zeros."""
+    kernel_dilation: int
+
+
+def _pairs(window: Window) -> int:
+    """Returns how often, along one axis, a tap of the kernel meets a number of the input."""
+    taps = window.kernel_dilation * np.arange(window.taps)
+    places = window.stride * np.arange(window.outputs)[:, None] + taps - window.padding
+
+    # Places between two numbers of a dilated input hold zeros, and so does the padding.
+    index, hole = np.divmod(places, window.left_dilation)
+    return int(((hole == 0) & (index >= 0) & (index < window.size)).sum())
+
+
+def traced_step_flops(training: Training, steps: dict[bool, jax.stages.Traced]) -> int:
+    """Returns the model FLOPs of a training step, the mean over the coin, from its traces.
+
+    `steps` are traces by the coin. Layers that are computed anew in the backward pass are in them
+    twice, so where there are such, the loss is traced once more without.
+    """
+    config = training.config
+    if config.model.remat:
+        return train_step_flops(config, training.networks).total
+    share = feedback_share(config)
+    weights = {False: 1 - share, True: share}
+    return round(sum(weights[c] * count_jaxpr(t.jaxpr).total for c, t in steps.items()))
 
 
 def train_step_flops(config: Config, networks: Networks) -> Flops:
-    """Model FLOPs of a training step, all objects of the batch: the mean over the coin.
+    """Returns the model FLOPs of a training step for all objects: the mean over the coin.
 
     What a backward pass computes anew to save memory does not count, nor does the optimizer. The
     rasterizer's few products of matrices count once for each of its loops. Traces the loss anew,
@@ -157,7 +191,7 @@ def train_step_flops(config: Config, networks: Networks) -> Flops:
 
 
 def _one_object(config: Config, networks: Networks, use_feedback: bool) -> Flops:
-    """Of the loss and its gradient."""
+    """Returns the operations of the loss and its gradient for one object."""
     model, train = config.model, config.train
     loss = part_loss(networks, config, use_feedback)
 
@@ -172,7 +206,7 @@ def _one_object(config: Config, networks: Networks, use_feedback: bool) -> Flops
 
 
 def _batch(views: int, size: int) -> Batch:
-    """One object."""
+    """Returns a batch of one object."""
     cameras = Cameras(
         camera_to_world=jnp.zeros((1, views, 4, 4)),
         intrinsics=jnp.zeros((1, views, 3, 3)),

@@ -21,10 +21,14 @@ import jax
 from o3d_jax.errors import exit_on_input_error
 
 STATUS = {signal.SIGTERM: 0, signal.SIGUSR1: 0, signal.SIGINT: 130}
-"""With which a run ends. A scheduler's wish is fulfilled; of Ctrl-C a shell script should know."""
+"""The exit status of a run that each signal ended.
+
+To a scheduler the run has done as it was asked, which is success; a shell script should know that
+somebody pressed Ctrl-C.
+"""
 
 Save = Callable[[], None]
-"""Saves what there is to save; all is on disk when it returns."""
+"""A function that saves what there is to save; all is on disk when it returns."""
 
 
 class Interruption:
@@ -39,12 +43,12 @@ class Interruption:
 
     def __init__(self, say: Callable[[str], None]):
         self.patience: float | None = None
-        """Of a process that takes part in a run with others: an end needs all of them, so each
-        waits for so many seconds that the loop may end, before it ends by itself."""
+        """Seconds that a process in a run with others waits for the loop to end, before it ends by
+        itself: an end needs all of them. None for a process alone."""
         self.linger = 0.0
-        """Seconds that this one waits longer than the others do."""
+        """Seconds that this process waits longer than the others do."""
         self.farewell: Callable[[str], None] | None = None
-        """Told the signal's name before the process is ended in an unattended block."""
+        """A function that is told the signal's name before an unattended block ends the process."""
         self._say = say
         self._signal: signal.Signals | None = None
         self._interrupts = 0
@@ -67,7 +71,7 @@ class Interruption:
 
     @property
     def status(self) -> int:
-        """With which the process is to end, if it is."""
+        """The exit status that the process is to end with; 0 if no signal came."""
         return STATUS[self._signal] if self._signal is not None else 0
 
     def __enter__(self) -> "Interruption":
@@ -75,11 +79,14 @@ class Interruption:
             return self
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
+
+        # The interpreter writes each signal's number there at once; the watcher reads it.
         watcher = threading.Thread(target=self._watch, args=(reader,), daemon=True)
         watcher.start()
         self._restore.callback(os.close, writer)  # Which ends the watcher.
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._restore.callback(signal.set_wakeup_fd, before)
+
         for number in STATUS:
             handler = signal.getsignal(number)
             if handler is not signal.SIG_IGN:  # As `nohup` and shells have it for what they start.
@@ -97,10 +104,10 @@ class Interruption:
 
     @contextlib.contextmanager
     def unattended(self, save: Save | None) -> Iterator[None]:
-        """While the block runs, a signal calls `save` in another thread and ends the process.
+        """Lets a signal, while the block runs, call `save` in another thread and end the process.
 
-        So does one that came before. Nothing that `save` reads may be changed or given away in the
-        block; None means that there is nothing to lose. Files half written must not matter.
+        One that came before does so at once. Nothing that `save` reads may be changed or given away
+        in the block; None means that there is nothing to lose. Files half written must not matter.
 
         With other processes a signal only makes `requested` true, as it does outside, unless the
         block outlasts the patience, or fails because others have gone: then the process ends.
@@ -132,7 +139,7 @@ class Interruption:
             self._end_if_asked()
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        """In the main thread, when it is back in Python."""
+        """Notes a signal, in the main thread, when that is back in Python."""
         self._note(number)
         self._interrupts += number == signal.SIGINT
         if number == signal.SIGINT and self._interrupts > 1:
@@ -143,7 +150,7 @@ class Interruption:
             self._signal = signal.Signals(number)
 
     def _watch(self, reader: int) -> None:
-        """In a thread of its own, until the pipe is closed."""
+        """Notes signals in a thread of its own, until the pipe is closed."""
         while numbers := os.read(reader, 64):
             for number in numbers:
                 if number in STATUS:
@@ -177,6 +184,7 @@ class Interruption:
             if self._save is not None and self.patience is None:
                 with exit_on_input_error():
                     self._save()
+
             done = "nothing to save" if self._save is None else "saved"
             self._say(f"{self.name}: {done}; the same command goes on")
             if self.farewell is not None:
@@ -185,6 +193,7 @@ class Interruption:
         except SystemExit:  # It has said why.
             status = 2
         finally:
+            # Not sys.exit: that would raise in this thread only, and wait for the main one.
             if status == 1:
                 traceback.print_exc()
             sys.stdout.flush()

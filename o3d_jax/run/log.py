@@ -26,10 +26,10 @@ from o3d_jax.run.trackers import Tracker, import_tracker, open_trackers
 from o3d_jax.steps.train import StepReport, learning_rate
 
 Row = dict[str, float | int | None]
-"""Of log.jsonl, by name; None where there is nothing to say, as the mean of skipped steps only."""
+"""A line of log.jsonl, by name; None where there is nothing to say, as for skipped steps only."""
 
 QUANTILES = (10, 50, 90)
-"""Of log sigma in a line, percent; TensorBoard gets the histogram."""
+"""Percentages of log sigma that a line has; TensorBoard gets the whole histogram."""
 
 
 class Ending(NamedTuple):
@@ -49,7 +49,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, config: Config, step: int = 0) -> None:
-        """A log that goes on after `step`.
+        """Opens a log that goes on after `step`.
 
         Raises:
             InputError: a tracker is not installed, or refuses.
@@ -61,6 +61,8 @@ class RunLog:
         self._leads = jax.process_index() == 0
         self._stack = contextlib.ExitStack()
         self._ending: Ending | None = None
+
+        # The newest report stays on the devices until the next step is queued behind it.
         self._latest: ReadStep | None = None
         self._read: list[ReadStep] = []
         self._rate = learning_rate(config.optim, config.train.steps)
@@ -69,6 +71,7 @@ class RunLog:
         self._profile = Profile(folder / "profile", config.profile)
         self._clock = StepClock()
         self._began = time.time()
+
         self._trackers: list[Tracker] = []
         for name in config.train.trackers:
             import_tracker(name)  # On every process, so that all are refused or none.
@@ -99,7 +102,7 @@ class RunLog:
                 scratch.write_text(text + "\n")
 
     def start(self, step_flops: int | None = None) -> None:
-        """The loop begins: time counts from now on, and all programs are compiled.
+        """Says that the loop begins: time counts from now on, and all programs are compiled.
 
         `step_flops` are those of a step, on all devices together.
         """
@@ -109,7 +112,7 @@ class RunLog:
         self._clock.lap()
 
     def begin_step(self, step: int) -> None:
-        """Before step number `step`, counted from 0: starts the recording that is due."""
+        """Starts the recording that is due before step number `step`, counted from 0."""
         if self._profile.is_due(step):
             self._settle()
             self._clock.pause()
@@ -193,6 +196,7 @@ class RunLog:
         lap = self._clock.lap()
         if not lap.steps:  # All were recorded for the profile, which slows them.
             return {}
+
         devices = jax.device_count()
         objects = lap.steps * self._config.train.batch_size / lap.seconds
         rates: Row = {
@@ -207,7 +211,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """For an evaluation or a save: their time is no step's, and they may compile once."""
+        """Stops the clock for an evaluation or a save, which may compile each program once."""
         self._settle()
         self._watch.in_steps = False
         try:
@@ -300,24 +304,28 @@ def _mean(values: list[float]) -> float | None:
 
 
 def log_line(step: int, row: Row) -> str:
-    """A row of log.jsonl for people."""
+    """Returns a row of log.jsonl as a line for people to read."""
 
     def shown(name: str, digits: int = 4) -> str:
         value = row.get(name)
         return "?" if value is None else f"{value:.{digits}g}"
 
+    # What comes before the gradient's norm are the terms of the loss.
     *terms, norm = list(row)[: list(row).index("gradient_norm") + 1]
     losses = " ".join(f"{name} {shown(name)}" for name in (*terms, norm))
     parts = [f"step {step} {losses}", f"learning rate {shown('learning_rate', 3)}"]
+
     if f"log_sigma_{QUANTILES[0]}" in row:
         levels = " ".join(shown(f"log_sigma_{percent}", 2) for percent in QUANTILES)
         parts.append(f"log sigma {levels}")
+
     if "objects_per_second" in row:
         rates = f"{shown('images_per_second_per_device', 3)} images/s/device"
         rates += f", {shown('objects_per_second', 3)} objects/s"
         if "tflops_per_second_per_device" in row:
             rates += f", {shown('tflops_per_second_per_device', 3)} TFLOP/s/device"
         parts += [rates, f"{100 * (row['data_wait_share'] or 0):.0f} % waiting for data"]
+
     if row["skipped_steps"]:
         parts.append(f"{row['skipped_steps']} steps skipped")
     return " | ".join(parts)

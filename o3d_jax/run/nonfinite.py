@@ -25,13 +25,13 @@ class ReadStep(NamedTuple):
     """A step's report, on the host."""
 
     number: int
-    """From 1 on."""
+    """Counted from 1."""
     report: StepReport
     objects: tuple[str, ...]
     """Ids of the objects that this process trained on."""
 
     def values(self) -> dict[str, float]:
-        """Loss terms and the gradient's norm, by name."""
+        """Returns loss terms and the gradient's norm, by name."""
         terms = self.report.terms
         named = ((f.name, getattr(terms, f.name)) for f in dataclasses.fields(terms))
         values = {name: float(value) for name, value in named if value is not None}
@@ -59,6 +59,7 @@ class SkippedSteps:
         if step.report.is_finite:
             self._in_a_row = []
             return
+
         self.total += 1
         self._in_a_row.append(step)
         if len(self._in_a_row) >= self._most:

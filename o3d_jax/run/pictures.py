@@ -11,10 +11,10 @@ from o3d_jax.run.programs import Evaluation
 from o3d_jax.types import Batch
 
 PICTURED = 4
-"""Objects in the picture, at most."""
+"""The most objects in the picture."""
 
 MOST_DB = 100.0
-"""PSNR of equal images, which would be infinite: a round object looks the same from all sides."""
+"""PSNR that stands for equal images, for which it is infinite: a ball looks the same all around."""
 
 
 def figures_row(heldout: Batch, found: Evaluation) -> dict[str, float]:
@@ -43,16 +43,16 @@ def figures_row(heldout: Batch, found: Evaluation) -> dict[str, float]:
 def _novel_psnr(
     images: Float[np.ndarray, "b v h w 3"], truth: Float[np.ndarray, "b v h w 3"]
 ) -> float:
-    """The mean over all views but the input."""
+    """Returns the mean PSNR over all views but the input, in dB."""
     db = psnr(jnp.asarray(images.clip(0, 1)), jnp.asarray(truth))
     return float(jnp.minimum(db, MOST_DB)[:, 1:].mean())
 
 
 def evaluation_sheet(heldout: Batch, found: Evaluation) -> Float[np.ndarray, "h w 3"]:
-    """A few objects, with the input on the left: what was found, one kind a row, and the truth.
+    """Returns a picture of a few objects, the input on the left, with what was found and the truth.
 
-    That is views and renders where these were sampled, else what the network that trains makes of
-    the true views.
+    Each row has one kind: views and renders where these were sampled, else what the network that
+    trains makes of the true views.
     """
     truth = np.asarray(heldout.images)[:PICTURED]
     kinds = [("found", found.figures.images)]

@@ -6,9 +6,9 @@ import jax
 
 
 class Profile:
-    """A trace of the steps of `window`, its first and how many, by every process of its own.
+    """Records a window of steps, given by the first and their number; each process records its own.
 
-    A run that starts within them records the rest.
+    A run that starts within the window records the rest of it.
     """
 
     def __init__(self, folder: Path, window: tuple[int, int] | None) -> None:
@@ -21,11 +21,11 @@ class Profile:
         self.was_missed = window is not None
 
     def is_due(self, step: int) -> bool:
-        """Whether to start before step number `step`, counted from 0."""
+        """Returns whether to start before step number `step`, counted from 0."""
         return not self.is_running and self._first <= step < self._end
 
     def is_over(self, done: int) -> bool:
-        """Whether to stop when `done` steps are done."""
+        """Returns whether to stop when `done` steps are done."""
         return self.is_running and done >= self._end
 
     def start(self) -> None:
@@ -47,7 +47,7 @@ class Profile:
             self._marker.__enter__()
 
     def end_step(self) -> None:
-        """Marks where it ends."""
+        """Marks where a step ends."""
         if self._marker is not None:
             self._marker.__exit__(None, None, None)
             self._marker = None

@@ -15,7 +15,7 @@ from o3d_jax.errors import InputError
 from o3d_jax.files.images import to_bytes
 
 PROJECT = "o3d_jax"
-"""What runs are filed under in a service."""
+"""The name that a service files all runs under."""
 
 
 @runtime_checkable
@@ -81,7 +81,7 @@ class Service:
 
 
 def open_wandb(module: Any, folder: Path, config: Config) -> Service:
-    """Weights & Biases; with WANDB_MODE=offline into the run's folder only.
+    """Returns a run of Weights & Biases; with WANDB_MODE=offline it stays in the run's folder.
 
     Raises:
         InputError: it refuses, as without a login.
@@ -103,7 +103,7 @@ def open_wandb(module: Any, folder: Path, config: Config) -> Service:
 
 
 def open_trackio(module: Any, folder: Path, config: Config) -> Service:
-    """trackio, a database on this machine, in which a run is known by its name alone."""
+    """Returns a run of trackio, a database on this machine that knows a run by its name alone."""
     name = f"{config.name}-{_run_id(folder)[:6]}"
     run = module.init(project=PROJECT, name=name, resume="allow", config=to_dict(config))
     return Service(module, run)
@@ -113,11 +113,11 @@ OPENERS: dict[str, Callable[[Any, Path, Config], Service]] = {
     "wandb": open_wandb,
     "trackio": open_trackio,
 }
-"""By the names of `train.trackers`."""
+"""How each of `train.trackers` is opened."""
 
 
 def import_tracker(name: str) -> Any:
-    """The package of one of `train.trackers`.
+    """Returns the package of one of `train.trackers`.
 
     Raises:
         InputError: it is not installed.
@@ -131,7 +131,7 @@ def import_tracker(name: str) -> Any:
 
 
 def open_trackers(folder: Path, config: Config, step: int) -> list[Tracker]:
-    """TensorBoard and those of `train.trackers`, for a run that goes on after `step`.
+    """Returns TensorBoard and those of `train.trackers`, for a run that goes on after `step`.
 
     Raises:
         InputError: a service is not installed, or refuses.
@@ -141,7 +141,7 @@ def open_trackers(folder: Path, config: Config, step: int) -> list[Tracker]:
 
 
 def _run_id(folder: Path) -> str:
-    """Of this folder's run, also when it goes on another day; another folder's is another."""
+    """Returns an id of this folder's run, the same when it goes on another day."""
     path = folder / "tracker.id"
     if not path.is_file():
         path.write_text(uuid.uuid4().hex)

@@ -37,7 +37,7 @@ def blend_round(
     transmittance: Float[Array, "t p"],
     features: Float[Array, "t 4 p"],
 ) -> tuple[Float[Array, "t p"], Float[Array, "t 4 p"]]:
-    """Transmittance and features behind all of this round's Gaussians."""
+    """Returns transmittance and features behind all of this round's Gaussians."""
     tile, pixels = _of_one_tile, tiling.pixels
     whole = pl.BlockSpec(memory_space=pl.ANY)
     call = _kernel(
@@ -54,7 +54,10 @@ def blend_round(
 
 
 def _forward_kernel(tiling: Tiling, start, count, rows, t_in, f_in, t_out, f_out) -> None:
-    """References: a tile's range, all sorted rows, and the tile's pixels before and after."""
+    """Blends one tile.
+
+    Its references are the tile's range, all sorted rows, and the tile's pixels before and after.
+    """
     begin, end = start[...], start[...] + count[...]
     x, y, middle = _pixels(tiling, t_in.dtype)
 
@@ -81,7 +84,7 @@ def blend_round_backward(
     behind: Float[Array, "t p"],
     cotangent: Float[Array, "t 4 p"],
 ) -> BackwardState:
-    """The same behind this round; `cotangent` is that of features."""
+    """Returns what is known behind this round, and its gradient, given that of features."""
     tile, pixels = _of_one_tile, tiling.pixels
     whole = pl.BlockSpec(memory_space=pl.ANY)
     rows, nothing = table[taken.rank].ravel(), zeros((tiling.capacity * COLUMNS,), table)
@@ -107,12 +110,15 @@ def _backward_kernel(
     x, y, middle = _pixels(tiling, t_in.dtype)
     cotangent = [cotangents[i] for i in range(4)]
 
+    # Every intersection has a row of its own, so programs never write to the same place.
     def one_gaussian(index, carry):
         transmittance, behind = carry
         row = _row(rows, index, end, middle)
         hit = contribution(row[:6], x, y, transmittance)
         weight = hit.alpha * jnp.abs(transmittance)
         gained = weight * sum(c * value for c, value in zip(cotangent, row[6:], strict=True))
+
+        # From front to back, what lies behind is all of it less what has been passed.
         behind = behind - gained
         exponent = log_alpha_gradient(hit, gained, behind)
         by_x, by_y = exponent * hit.dx, exponent * hit.dy
@@ -124,6 +130,7 @@ def _backward_kernel(
             xy=jnp.sum(by_x * hit.dy),
             yy=jnp.sum(by_y * hit.dy),
         )
+
         sums = geometry_gradients(row[:6], moments) + [jnp.sum(weight * c) for c in cotangent]
         exists = index < end
         slot = triton.load(slots.at[index], mask=exists, other=0)
@@ -137,7 +144,7 @@ def _backward_kernel(
 
 
 def _over_gaussians(one_gaussian: Callable, begin: Array, end: Array, carry: tuple) -> tuple:
-    """`carry` after the tile's Gaussians, or after its last pixel is closed; T comes first."""
+    """Returns `carry`, T first, behind the tile's Gaussians, or when its last pixel closes."""
 
     def is_left(state):
         index, (transmittance, *_) = state
@@ -153,7 +160,7 @@ def _over_gaussians(one_gaussian: Callable, begin: Array, end: Array, carry: tup
 
 
 def _row(rows: Any, index: Array, end: Array, middle: list[Array]) -> list[Array]:
-    """The columns of a Gaussian, its centre counted from the tile's middle; beyond `end`, faint."""
+    """Returns the columns of a Gaussian, its center from the tile's middle; beyond `end`, zeros."""
     exists = index < end
     places = [index * COLUMNS + i for i in range(COLUMNS)]
     row = [triton.load(rows.at[place], mask=exists, other=0.0) for place in places]
@@ -163,7 +170,7 @@ def _row(rows: Any, index: Array, end: Array, middle: list[Array]) -> list[Array
 def _pixels(
     tiling: Tiling, dtype: jnp.dtype
 ) -> tuple[Float[Array, " p"], Float[Array, " p"], list[Float[Array, ""]]]:
-    """x and y of the tile's pixels from its middle, and its middle in the image, px."""
+    """Returns x and y of the tile's pixels from its middle, and that middle in the image, px."""
     place, side = lax.iota(jnp.int32, tiling.pixels), tiling.tile
     shift = side.bit_length() - 1
     tile = pl.program_id(0)
@@ -177,19 +184,19 @@ def _pixels(
 
 
 def _of_one_tile(*shape: int) -> pl.BlockSpec:
-    """The part of an array (t, *shape) that belongs to the program's tile."""
+    """Returns the part of an array (t, *shape) that belongs to the program's tile."""
     return pl.BlockSpec((None, *shape), lambda tile: (tile, *(0 for _ in shape)))
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:
-    """Also in how it varies between the devices of a `shard_map`."""
+    """Returns its shape and type, and how it varies between the devices of a `shard_map`."""
     return jax.eval_shape(lambda x: x, x)
 
 
 def _kernel(
     kernel: Callable, *, warps: int, aliases: dict[int, int] | None = None, **specs: Any
 ) -> Callable:
-    """The kernel as a function of arrays: compiled on a GPU, interpreted on a CPU."""
+    """Returns the kernel as a function of arrays: compiled on a GPU, interpreted on a CPU."""
     call = functools.partial(pl.pallas_call, kernel, input_output_aliases=aliases or {}, **specs)
     compiled = call(compiler_params=triton.CompilerParams(num_warps=warps))
     interpreted = call(interpret=True)

@@ -28,6 +28,17 @@ class Work:
     middle: Float[Array, "*groups 2 g"]
 
 
+@pytree
+class Behind:
+    """What the backward pass of a group of g tiles knows of its pixels."""
+
+    transmittance: Float[Array, "*groups g p"]
+    behind: Float[Array, "*groups g p"]
+    """What the loss gains from all that lies behind."""
+    cotangent: Float[Array, "*groups g 4 p"]
+    """The gradient in features; it never changes."""
+
+
 def blend_round(
     tiling: Tiling,
     table: Float[Array, "n 10"],
@@ -35,7 +46,7 @@ def blend_round(
     transmittance: Float[Array, "t p"],
     features: Float[Array, "t 4 p"],
 ) -> tuple[Float[Array, "t p"], Float[Array, "t 4 p"]]:
-    """Transmittance and features behind all of this round's Gaussians."""
+    """Returns transmittance and features behind all of this round's Gaussians."""
     busiest = _busiest(taken)
     by_group = functools.partial(_grouped, busiest, tiling)
     transmittance, features = lax.map(
@@ -53,12 +64,17 @@ def _blend_group(
     transmittance: Float[Array, "g p"],
     features: Float[Array, "g 4 p"],
 ) -> tuple[Float[Array, "g p"], Float[Array, "g 4 p"]]:
+    """Blends a group of tiles with all their Gaussians of this round, a chunk at a time.
+
+    Between two chunks one looks whether any pixel is still open.
+    """
     x, y = jnp.asarray(pixel_offsets(tiling), table.dtype)[:, None]
 
     def one_chunk(state):
         begin, transmittance, features = state
         _, rows = _chunk_rows(begin, tiling, table, taken, work)
 
+        # The nth Gaussian of each tile at once: elementwise over tiles and pixels.
         def one_gaussian(k, carry):
             transmittance, features = carry
             row = lax.dynamic_index_in_dim(rows, k, 1, keepdims=False)
@@ -81,19 +97,21 @@ def blend_round_backward(
     behind: Float[Array, "t p"],
     cotangent: Float[Array, "t 4 p"],
 ) -> BackwardState:
-    """The same behind this round; `cotangent` is that of features."""
+    """Returns what is known behind this round, and its gradient, given that of features."""
     busiest = _busiest(taken)
     by_group = functools.partial(_grouped, busiest, tiling)
+    pixels = Behind(
+        transmittance=by_group(transmittance),
+        behind=by_group(behind),
+        cotangent=by_group(cotangent),
+    )
+
+    # Groups write into one array of rows: each intersection belongs to one tile, and so to one.
     rows = zeros((tiling.capacity, COLUMNS), table)
     rows, (transmittance, behind) = lax.scan(
         lambda rows, xs: _blend_group_backward(tiling, table, taken, rows, *xs),
         rows,
-        (
-            _works(busiest, taken, tiling, table.dtype),
-            by_group(transmittance),
-            by_group(behind),
-            by_group(cotangent),
-        ),
+        (_works(busiest, taken, tiling, table.dtype), pixels),
     )
     return BackwardState(
         transmittance=_ungrouped(busiest, transmittance),
@@ -108,14 +126,15 @@ def _blend_group_backward(
     taken: Round,
     rows: Float[Array, "c 10"],
     work: Work,
-    transmittance: Float[Array, "g p"],
-    behind: Float[Array, "g p"],
-    cotangent: Float[Array, "g 4 p"],
+    start: Behind,
 ) -> tuple[Float[Array, "c 10"], tuple[Float[Array, "g p"], Float[Array, "g p"]]]:
-    """Writes one gradient row for each of the group's intersections in this round."""
+    """Writes one gradient row for each of the group's intersections in this round.
+
+    Returns the rows, and transmittance and gain behind them.
+    """
     pixels = jnp.asarray(pixel_offsets(tiling), table.dtype)
     x, y = pixels[:, None]
-    group, pixel_count = transmittance.shape
+    (group, pixel_count), cotangent = start.transmittance.shape, start.cotangent
 
     def one_chunk(state):
         begin, transmittance, behind, gradient_rows = state
@@ -127,12 +146,15 @@ def _blend_group_backward(
             hit = contribution([row[:, i, None] for i in range(6)], x, y, transmittance)
             weight = hit.alpha * jnp.abs(transmittance)
             gained = weight * sum(cotangent[:, i] * row[:, 6 + i, None] for i in range(4))
+
+            # From front to back, what lies behind is all of it less what has been passed.
             behind = behind - gained
             exponent = log_alpha_gradient(hit, gained, behind)
             exponents = lax.dynamic_update_index_in_dim(exponents, exponent, k, 0)
             weights = lax.dynamic_update_index_in_dim(weights, weight, k, 1)
             return hit.after, behind, exponents, weights
 
+        # Sums over pixels wait until the chunk is done: then they are products of matrices.
         exponents = zeros((tiling.chunk, group, pixel_count), table)
         weights = zeros((group, tiling.chunk, pixel_count), table)
         transmittance, behind, exponents, weights = lax.fori_loop(
@@ -142,7 +164,7 @@ def _blend_group_backward(
         gradient_rows = gradient_rows.at[slot].set(gradient, mode="drop", unique_indices=True)
         return begin + tiling.chunk, transmittance, behind, gradient_rows
 
-    state = (jnp.int32(0), transmittance, behind, rows)
+    state = (jnp.int32(0), start.transmittance, start.behind, rows)
     _, transmittance, behind, rows = lax.while_loop(
         functools.partial(_has_more, work), one_chunk, state
     )
@@ -156,17 +178,19 @@ def _row_gradients(
     cotangent: Float[Array, "g 4 p"],
     pixels: Float[Array, "2 p"],
 ) -> Float[Array, "g k 10"]:
-    """Gradients of one Gaussian on one tile, from the gradients of log alpha (`exponents`).
+    """Returns the gradients of Gaussians on tiles, from those of log alpha (`exponents`).
 
-    Sums over pixels as matrix products with the monomials 1, x, y, x^2, x y, y^2.
+    Sums over pixels are matrix products with the monomials 1, x, y, x^2, x y, y^2.
     """
     x, y = pixels
     monomials = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y])
     sums = jnp.einsum("kgp,mp->mgk", exponents, monomials, precision="highest")
     features = jnp.einsum("gkp,gcp->cgk", weights, cotangent, precision="highest")
+
+    # The same with d = center - pixel in place of the pixel:
+    # sum (cx - x)^2 = cx (cx n - sum x) - cx sum x + sum x^2, and so on.
     center_x, center_y = rows[:, :, 0], rows[:, :, 1]
     total, sum_x, sum_y, sum_xx, sum_xy, sum_yy = sums
-    # The same with d = center - pixel in place of the pixel.
     dx = center_x * total - sum_x
     dy = center_y * total - sum_y
     moments = Moments(
@@ -184,9 +208,9 @@ def _row_gradients(
 def _chunk_rows(
     begin: Int[Array, ""], tiling: Tiling, table: Float[Array, "n 10"], taken: Round, work: Work
 ) -> tuple[Int[Array, "g k"], Float[Array, "g k 10"]]:
-    """Slot (beyond capacity, where there is none) and numbers of each tile's next Gaussians.
+    """Returns slots and numbers of each tile's next Gaussians.
 
-    Centres count from the tile's middle.
+    Slots are beyond capacity where there are no more. Centers count from the tile's middle.
     """
     nth = begin + jnp.arange(tiling.chunk, dtype=jnp.int32)[None]
     exists = nth < work.count[:, None]
@@ -202,18 +226,18 @@ def _chunk_rows(
 
 
 def _has_more(work: Work, state: tuple) -> Bool[Array, ""]:
-    """Whether a group has Gaussians left and a pixel to show them."""
+    """Returns whether a group has Gaussians left and a pixel to show them."""
     begin, transmittance = state[:2]
     return (begin < jnp.max(work.count)) & jnp.any(transmittance > 0)
 
 
 def _busiest(taken: Round) -> Int[Array, " t"]:
-    """Tiles by falling count: neighbours in this order have about the same work."""
+    """Returns tiles by falling count: neighbors in this order have about the same work."""
     return jnp.argsort(-taken.tile_count, stable=True).astype(jnp.int32)
 
 
 def _works(busiest: Int[Array, " t"], taken: Round, tiling: Tiling, dtype: jnp.dtype) -> Work:
-    """The work of all groups; leading axis: groups."""
+    """Returns the work of all groups, which are the leading axis."""
     order = busiest.reshape(-1, tiling.group)
     middle = jnp.asarray(tile_centers(tiling), dtype)[:, order]
     return Work(
@@ -226,13 +250,13 @@ def _works(busiest: Int[Array, " t"], taken: Round, tiling: Tiling, dtype: jnp.d
 def _grouped(
     order: Int[Array, " t"], tiling: Tiling, tiles: Float[Array, "t ..."]
 ) -> Float[Array, "groups g ..."]:
-    """Tiles in this order, by groups."""
+    """Returns tiles in this order, by groups."""
     return tiles[order].reshape(-1, tiling.group, *tiles.shape[1:])
 
 
 def _ungrouped(
     order: Int[Array, " t"], grouped: Float[Array, "groups g ..."]
 ) -> Float[Array, "t ..."]:
-    """The inverse of `_grouped`."""
+    """Returns what was grouped in its old order: the inverse of `_grouped`."""
     flat = grouped.reshape(-1, *grouped.shape[2:])
     return jnp.zeros_like(flat).at[order].set(flat, unique_indices=True)

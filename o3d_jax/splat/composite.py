@@ -32,7 +32,7 @@ from o3d_jax.splat.tiles import (
 from o3d_jax.types import pytree
 
 BACKENDS = {"xla": blend_xla, "pallas": blend_pallas}
-"""Each has `blend_round` and `blend_round_backward`, with the same arguments."""
+"""The modules that blend a round, each by functions of the same names and arguments."""
 
 
 @pytree
@@ -47,7 +47,7 @@ class Blended:
 
 
 def blend(splats: Splats, boxes: Boxes, tiling: Tiling, backend: Backend) -> Blended:
-    """Sums over all Gaussians, front to back by depth (ties by index)."""
+    """Returns the sums over all Gaussians, front to back by depth, ties by index."""
     # Under `shard_map` gradients must vary between devices as their inputs do, and theirs all do.
     zero = sum(jnp.where(False, x[..., 0].ravel()[0], 0) for x in jax.tree.leaves(splats))
     alike = jax.tree.map(lambda x: x + zero, splats)
@@ -76,7 +76,7 @@ _blend.defvjp(_blend_forward, _blend_backward)
 
 
 def _batched(function: Callable, tiling: Tiling, backend: Backend) -> Callable[..., Any]:
-    """`function` of these, as `vmap` should see it.
+    """Returns `function` bound to these, as `vmap` should see it.
 
     XLA draws one view after the other: side by side they would wait for the slowest.
     """
@@ -90,6 +90,7 @@ def _forward(tiling: Tiling, backend: Backend, splats: Splats, boxes: Boxes) -> 
     ranked = rank_by_depth(splats.depth, boxes, tiling)
     table = table_of(splats)[ranked.gaussian]
 
+    # Rounds end when every pixel is closed: what lies behind is then never looked at.
     def one_round(state):
         position, transmittance, features = state
         taken = take_round(ranked, position, _is_open(transmittance), tiling)
@@ -116,6 +117,7 @@ def _backward(
 ) -> Splats:
     ranked = rank_by_depth(splats.depth, boxes, tiling)
     table = table_of(splats)[ranked.gaussian]
+
     # What a pixel gains from everything behind the current Gaussian, and from what T is left.
     behind = jnp.sum(cotangent.features * blended.features, axis=1)
     behind = behind + cotangent.transmittance * blended.transmittance
@@ -148,7 +150,7 @@ def _is_open(transmittance: Float[Array, "t p"]) -> Bool[Array, " t"]:
 
 
 def _unfinished(ranked: Ranked, state: tuple) -> Bool[Array, ""]:
-    """Whether another round is needed."""
+    """Returns whether another round is needed."""
     position, transmittance = state[:2]
     return (position.rank < ranked.visible) & jnp.any(transmittance > 0)
 
@@ -159,6 +161,6 @@ def _beginning(table: Float[Array, "n 10"]) -> Position:
 
 
 def _untouched(tiling: Tiling, table: Float[Array, "n 10"]) -> Float[Array, "t p"]:
-    """T before the first Gaussian; pixels beyond the image are closed from the start."""
+    """Returns T before the first Gaussian; pixels beyond the image are closed from the start."""
     start = jnp.asarray(np.where(in_image(tiling), 1, -1), table.dtype)
     return start + zeros(start.shape, table)

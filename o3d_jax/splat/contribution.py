@@ -12,7 +12,7 @@ from o3d_jax.types import pytree
 TRANSMITTANCE_MIN = 1e-4  # A pixel closes before the Gaussian that would bring it below this.
 
 COLUMNS = 10
-"""Of a table of splats: center (2), whitening (3), opacity, red, green, blue, depth."""
+"""Columns of a table of splats: center (2), whitening (3), opacity, red, green, blue, depth."""
 
 
 @pytree
@@ -65,7 +65,7 @@ def contribution(
     y: Float[Array, "*#p"],
     transmittance: Float[Array, "*p"],
 ) -> Contribution:
-    """The effect of the Gaussian with these first six columns on pixels at (x, y).
+    """Returns what the Gaussian with these first six columns does to pixels at (x, y).
 
     `transmittance` is what reaches it; 1 before the first Gaussian. Once the next Gaussian would
     bring it below 1e-4 the pixel is closed and keeps -T.
@@ -91,7 +91,7 @@ def contribution(
 def log_alpha_gradient(
     hit: Contribution, gained: Float[Array, "*p"], behind: Float[Array, "*p"]
 ) -> Float[Array, "*p"]:
-    """Gradient of the loss in log alpha: 0 where it does not count or is clamped at 0.99.
+    """Returns the gradient of the loss in log alpha: 0 where it does not count or is clamped.
 
     `gained` is the loss's gain by the Gaussian itself, `behind` by all that lies behind it.
     """
@@ -100,7 +100,7 @@ def log_alpha_gradient(
 
 
 def geometry_gradients(row: list[Float[Array, "*k"]], moments: Moments) -> list[Float[Array, "*k"]]:
-    """Gradients in the first six columns."""
+    """Returns the gradients in the first six columns."""
     _, _, p, r, s, opacity = row
     u = p * moments.x + r * moments.y
     return [
@@ -114,13 +114,13 @@ def geometry_gradients(row: list[Float[Array, "*k"]], moments: Moments) -> list[
 
 
 def table_of(splats: Splats) -> Float[Array, "n 10"]:
-    """One row a Gaussian, so that a tile reads it at once."""
+    """Returns one row a Gaussian, so that a tile reads it at once."""
     rows = [splats.center, splats.whitening, splats.opacity[None], splats.color]
     return jnp.concatenate([*rows, splats.depth[None]]).T
 
 
 def splats_of(table: Float[Array, "n 10"]) -> Splats:
-    """The inverse of `table_of`."""
+    """Returns the splats of a table: the inverse of `table_of`."""
     columns = table.T
     return Splats(
         center=columns[:2],
@@ -132,5 +132,8 @@ def splats_of(table: Float[Array, "n 10"]) -> Splats:
 
 
 def zeros(shape: tuple[int, ...], table: Float[Array, "n 10"]) -> Float[Array, "..."]:
-    """Zeros to start a loop over `table` with. Under `shard_map` they must vary like it does."""
+    """Returns zeros to start a loop over `table` with.
+
+    Under `shard_map` they must vary between devices as it does.
+    """
     return jnp.broadcast_to(jnp.where(False, table[0, 0], 0), shape)

@@ -28,7 +28,7 @@ FAR = 1e8  # What is farther away or larger, in px, is not drawn: its squares wo
 
 @pytree
 class Splats:
-    """Gaussians as one camera sees them. A pixel is at its centre: the first one at (0.5, 0.5)."""
+    """Gaussians as one camera sees them. A pixel is at its center: the first one at (0.5, 0.5)."""
 
     center: Float[Array, "2 n"]
     """x and y, px."""
@@ -54,7 +54,7 @@ class Covariance:
     """Along x and y, px^2."""
 
     determinant: Float[Array, " n"]
-    """Of the 2 x 2 matrix, px^4."""
+    """The determinant of the 2 x 2 matrix, px^4."""
 
 
 @pytree
@@ -87,7 +87,7 @@ class View:
 def view_of(
     camera_to_world: Float[Array, "4 4"], intrinsics: Float[Array, "3 3"], size: tuple[int, int]
 ) -> View:
-    """The camera in pixels, world to camera.
+    """Returns the camera in pixels, world to camera.
 
     `intrinsics` are in units of image width and height; `size` is (height, width).
     """
@@ -105,13 +105,13 @@ def view_of(
 
 
 def scaled_axes(gaussians: Gaussians, normalize_quats: bool) -> Float[Array, "3 3 n"]:
-    """Each Gaussian's axes in the world, as columns scaled by their standard deviations.
+    """Returns each Gaussian's axes in the world, columns scaled by their standard deviations.
 
-    A zero quaternion is the identity.
+    A zero quaternion stands for the identity.
     """
     quats = gaussians.quats.T
     if normalize_quats:
-        # By the largest entry first, whose square could overflow or vanish.
+        # Divided by the largest entry first, for its square could overflow or vanish.
         largest = lax.stop_gradient(jnp.max(jnp.abs(quats), axis=0))
         quats = quats / jnp.where(largest > 0, largest, 1)[None]
         norm2 = jnp.sum(quats**2, axis=0)
@@ -133,10 +133,10 @@ def project_gaussians(
     normalize_quats: bool,
     block: int = 8192,
 ) -> tuple[Splats, Boxes]:
-    """The Gaussians as `view` sees them, and the pixels that each may touch.
+    """Returns the Gaussians as `view` sees them, and the pixels that each may touch.
 
-    `size` is (height, width). `block` Gaussians at a time, and once more in a backward pass: so the
-    about 60 numbers a Gaussian between here and there are never kept.
+    `size` is (height, width). They are projected `block` at a time, and once more in a backward
+    pass: so the some 60 numbers a Gaussian between here and there are never kept.
     """
 
     @jax.checkpoint
@@ -146,6 +146,8 @@ def project_gaussians(
     n = gaussians.opacities.shape[0]
     if n <= block:
         return one_block(gaussians)
+
+    # The last block is filled up with zeros, and what comes of them is cut off.
     blocks = math.ceil(n / block)
 
     def split(x: Float[Array, "n ..."]) -> Float[Array, "blocks block ..."]:
@@ -162,9 +164,10 @@ def project_gaussians(
 def _project(
     gaussians: Gaussians, view: View, size: tuple[int, int], culling: Culling, normalize_quats: bool
 ) -> tuple[Splats, Boxes]:
-    """One block."""
+    """Projects one block."""
     position = _apply(view.rotation, gaussians.means.T) + view.translation[:, None]
     drawn = _can_be_drawn(position, scaled_axes(gaussians, normalize_quats), view)
+
     # What is not drawn has gradient 0, not 0 times infinity.
     gaussians = jax.tree.map(
         lambda x: jnp.where(drawn.reshape(-1, *(1,) * (x.ndim - 1)), x, 0), gaussians
@@ -174,20 +177,25 @@ def _project(
     slope = jnp.where(drawn[None], position[:2], 0) / depth[None]
     center = view.focal[:, None] * slope + view.principal[:, None]
 
+    # Perspective is linearized around the center, but not far outside of the image, where its
+    # derivative grows without bound.
     extent = jnp.array([size[1], size[0]], depth.dtype)
     margin = FRUSTUM_MARGIN * 0.5 * extent / view.focal
     lowest = -view.principal / view.focal - margin
     highest = (extent - view.principal) / view.focal + margin
     slope = jnp.clip(slope, lowest[:, None], highest[:, None])
+
     # Derivative of the pixel with respect to the world: rows of J R.
     tangent = view.rotation[:2, :, None] - slope[:, None] * view.rotation[2][None, :, None]
     tangent = (view.focal[:, None] / depth[None])[:, None] * tangent
     u, v = _apply(tangent, axes)
 
+    # The covariance in the image, [[a, b], [b, c]], is that of the axes as the image sees them.
     a = jnp.sum(u * u, axis=0) + LOW_PASS
     b = jnp.sum(u * v, axis=0)
     c = jnp.sum(v * v, axis=0) + LOW_PASS
-    # |u x v|^2 = |u|^2 |v|^2 - (u v)^2 without the cancellation.
+
+    # ac - b^2 = |u|^2 |v|^2 - (u v)^2 + ..., and |u x v|^2 is that difference without cancellation.
     cross = jnp.cross(u, v, axis=0)
     determinant = jnp.sum(cross**2, axis=0) + LOW_PASS * (a + c - LOW_PASS)
     p = jnp.sqrt(c / determinant)
@@ -198,6 +206,7 @@ def _project(
         opacity=gaussians.opacities,
         color=gaussians.colors.T,
     )
+
     box = _exact_boxes if culling == "exact" else _inria_boxes
     covariance = Covariance(variance=jnp.stack([a, c]), determinant=determinant)
     boxes = box(*lax.stop_gradient((splats, covariance)), size)
@@ -207,7 +216,10 @@ def _project(
 def _can_be_drawn(
     position: Float[Array, "3 n"], axes: Float[Array, "3 3 n"], view: View
 ) -> Bool[Array, " n"]:
-    """Which are in front of the camera, and of numbers that float32 can square; not a NaN."""
+    """Returns which lie in front of the camera and have numbers that float32 can square.
+
+    A NaN has not.
+    """
     x, y, depth = lax.stop_gradient(position)
     reach = jnp.max(jnp.abs(lax.stop_gradient(axes)), axis=(0, 1)) + jnp.abs(x) + jnp.abs(y)
     near_enough = (depth < FAR) & (jnp.max(lax.stop_gradient(view.focal)) * reach < FAR * depth)
@@ -217,7 +229,10 @@ def _can_be_drawn(
 def _apply(
     matrix: Float[Array, "r k *n"], vectors: Float[Array, "k *c n"]
 ) -> Float[Array, "r *c n"]:
-    """Matrix (one, or one a Gaussian) times vectors; elementwise, so float32 on any device."""
+    """Returns a matrix (one for all, or one each) times vectors.
+
+    It is computed elementwise: devices multiply matrices in less than float32.
+    """
     lead = vectors.ndim - 2
     matrix = matrix.reshape(*matrix.shape[:2], *(1,) * lead, -1)
     terms = [matrix[:, i] * vectors[i][None] for i in range(vectors.shape[0])]
@@ -225,7 +240,7 @@ def _apply(
 
 
 def _exact_boxes(splats: Splats, covariance: Covariance, size: tuple[int, int]) -> Boxes:
-    """The bounding boxes of all pixels with opacity exp(-q / 2) >= 1/255."""
+    """Returns the bounding boxes of all pixels with opacity exp(-q / 2) >= 1/255."""
     visible = splats.opacity >= ALPHA_MIN
     q = 2 * jnp.log(jnp.where(visible, splats.opacity, 1) / ALPHA_MIN)
     # Half a percent and a hundredth of a pixel wider: rounding must not exclude a pixel.
@@ -236,7 +251,7 @@ def _exact_boxes(splats: Splats, covariance: Covariance, size: tuple[int, int]) 
 
 
 def _inria_boxes(splats: Splats, covariance: Covariance, size: tuple[int, int]) -> Boxes:
-    """Whole 16 px tiles that touch the square of 3 standard deviations of the longest axis."""
+    """Returns the 16 px tiles touched by the square of 3 deviations of the longest axis."""
     mean = 0.5 * (covariance.variance[0] + covariance.variance[1])
     longest = mean + jnp.sqrt(jnp.maximum(mean * mean - covariance.determinant, 0.1))
     radius = jnp.ceil(3 * jnp.sqrt(longest))[None]
@@ -252,7 +267,7 @@ def _clipped(
     visible: Array,
     size: tuple[int, int],
 ) -> Boxes:
-    """The boxes inside the image; empty where not visible, and for a NaN."""
+    """Returns the boxes inside of the image; empty where nothing is visible, and for a NaN."""
     extent = jnp.array([size[1], size[0]], first.dtype)[:, None]
     visible = visible & ~jnp.any(jnp.isnan(first) | jnp.isnan(last), axis=0)
     first = jnp.clip(jnp.nan_to_num(first), 0, extent).astype(jnp.int32)

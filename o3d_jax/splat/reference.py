@@ -13,11 +13,11 @@ from o3d_jax.splat.project import (
     ALPHA_MAX,
     ALPHA_MIN,
     Boxes,
-    Culling,
     Splats,
     project_gaussians,
     view_of,
 )
+from o3d_jax.splat.render import RenderOptions
 from o3d_jax.types import Cameras, Gaussians, Rendering
 
 
@@ -26,11 +26,10 @@ def render_reference(
     cameras: Cameras,
     size: tuple[int, int],
     background: Float[Array, "3"],
-    *,
-    normalize_quats: bool = True,
-    culling: Culling = "exact",
+    options: RenderOptions = RenderOptions(),
 ) -> Rendering:
-    """The same as `o3d_jax.splat.render`, slowly and for one object (no batch axes)."""
+    """Returns what `o3d_jax.splat.render` does, slowly and for one object (no batch axes)."""
+    culling, normalize_quats = options.culling, options.normalize_quats
 
     @jax.checkpoint
     def one_view(camera: Cameras) -> Rendering:
@@ -44,13 +43,17 @@ def render_reference(
 def blend_reference(
     splats: Splats, boxes: Boxes | None, size: tuple[int, int], background: Float[Array, "3"]
 ) -> Rendering:
-    """One view: front to back by depth, ties by index; inside of `boxes` only, if given."""
+    """Returns one view, blended front to back by depth, ties by index.
+
+    With `boxes`, each Gaussian is drawn inside of its box only.
+    """
     order = jnp.argsort(lax.stop_gradient(splats.depth), stable=True)
     splats, boxes = jax.tree.map(lambda x: x[..., order], (splats, boxes))
     h, w = size
     y = jnp.arange(h)[None, :, None]
     x = jnp.arange(w)[None, None, :]
 
+    # Squared distance in standard deviations, by the Cholesky factor of the inverse covariance.
     dx = _over_pixels(splats.center[0]) - (x + jnp.asarray(0.5, splats.depth.dtype))
     dy = _over_pixels(splats.center[1]) - (y + jnp.asarray(0.5, splats.depth.dtype))
     p, r, s = map(_over_pixels, splats.whitening)
@@ -64,8 +67,12 @@ def blend_reference(
         inside = (first_x <= x) & (x < last_x) & (first_y <= y) & (y < last_y)
         alpha = jnp.where(inside, alpha, 0)
 
+    # A pixel closes before the Gaussian that would leave less than 1e-4 of it; where that is has no
+    # gradient.
     passed = jnp.cumprod(1 - lax.stop_gradient(alpha), axis=0)
     alpha = jnp.where(passed >= TRANSMITTANCE_MIN, alpha, 0)
+
+    # A Gaussian's weight is its alpha times what those in front of it let through.
     after = jnp.cumprod(1 - alpha, axis=0)
     before = jnp.concatenate([jnp.ones((1, h, w), after.dtype), after])
     weight = alpha * before[:-1]

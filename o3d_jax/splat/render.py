@@ -16,26 +16,33 @@ from o3d_jax.splat.tiles import Backend, Tiling, to_image
 from o3d_jax.types import Cameras, Gaussians, Rendering
 
 
+@dataclasses.dataclass(frozen=True)
+class RenderOptions:
+    """How Gaussians are read and drawn; the defaults are right for scenes of our own."""
+
+    normalize_quats: bool = True
+    """Whether quaternions are brought to length 1; LGM's rasterizer takes them as they are."""
+    culling: Culling = "exact"
+    """Which pixels a Gaussian is drawn in: "exact" takes all with alpha >= 1/255, "inria" those in
+    the 16 px tiles within 3 standard deviations, as the CUDA original does."""
+    tiling: Tiling | None = None
+    """How the work is cut up: it changes speed and memory, and the result by no more than rounding.
+    None chooses by the number of Gaussians and pixels."""
+
+
 def render(
     gaussians: Gaussians,
     cameras: Cameras,
     size: tuple[int, int],
     background: Float[Array, "3"],
-    *,
-    normalize_quats: bool = True,
-    culling: Culling = "exact",
-    tiling: Tiling | None = None,
+    options: RenderOptions = RenderOptions(),
     backend: Backend | None = None,
-    checked: bool = False,
 ) -> Rendering:
-    """Every view of every object over `background`, differentiable in all arrays.
+    """Returns every view of every object over `background`, differentiable in all arrays.
 
     `size` is (height, width) in px. Gaussians are drawn front to back by the depth of their
-    centres, ties by index; those nearer than 0.2 are not drawn. `normalize_quats=False` takes
-    quaternions as they are, as LGM's rasterizer does. `culling="inria"` confines each Gaussian to
-    the 16 px tiles within 3 standard deviations, as the CUDA original does; "exact" draws every
-    pixel with alpha >= 1/255. `tiling` changes speed and memory, and the result by no more than
-    rounding. Skew in the intrinsics is not drawn.
+    centers, ties by index; those nearer than 0.2 are not drawn. Skew in the intrinsics is not
+    drawn.
 
     `backend` is "xla", which runs everywhere and draws one view after the other (memory is linear
     in pixels, Gaussians and one round of intersections), or "pallas", kernels for NVIDIA GPUs that
@@ -44,29 +51,31 @@ def render(
     call it inside `shard_map` over objects or views; the automatic partitioner would draw
     everything on every device.
 
-    Computes in float64 if the means are, else in float32. Gaussians and cameras with a NaN or an
-    infinity show nothing and have gradient 0; `checked=True` makes them an error by `check_finite`.
-    Nor is a Gaussian drawn that is larger or farther than 1e8 px or 1e8 scene units: float32 could
-    not square that. First derivatives, in reverse mode.
+    It computes in float64 if the means are, else in float32. Gaussians and cameras with a NaN or an
+    infinity show nothing and have gradient 0; `check_finite` makes them an error. Nor is a Gaussian
+    drawn that is larger or farther than 1e8 px or 1e8 scene units: float32 could not square that.
+    There are first derivatives, in reverse mode.
 
     Raises:
-        ValueError: `size` is not positive, `tiling` is made for another one, or Gaussians and
-            cameras are not batched alike.
+        ValueError: `size` is not positive, `options.tiling` is made for another one, or Gaussians
+            and cameras are not batched alike.
     """
-    if checked:
-        check_finite(gaussians, cameras, background)
     backend = backend or ("pallas" if jax.default_backend() == "gpu" else "xla")
-    tiling = tiling or Tiling.choose(max(gaussians.means.shape[-2], 1), size, backend)
+    count = max(gaussians.means.shape[-2], 1)
+    tiling = options.tiling or Tiling.choose(count, size, backend)
     _check_shapes(gaussians, cameras, size, tiling)
+
     dtype = jnp.float64 if gaussians.means.dtype == jnp.float64 else jnp.float32
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     gaussians, cameras, background = jax.tree.map(
         lambda x: jnp.asarray(x, dtype), (gaussians, cameras, background)
     )
-    settings = (tiling, culling, normalize_quats, backend)
 
+    # XLA draws one view after the other, so that memory is that of one; a GPU has room for several.
     def one_object(pair: tuple[Gaussians, Cameras]) -> Rendering:
-        one_view = functools.partial(_render_view, *settings, pair[0], background)
+        def one_view(camera: Cameras) -> Rendering:
+            return _render_view(tiling, options, backend, pair[0], background, camera)
+
         return lax.map(one_view, pair[1]) if backend == "xla" else jax.vmap(one_view)(pair[1])
 
     batch = gaussians.means.shape[:-2]
@@ -75,6 +84,7 @@ def render(
         (_drawable(gaussians), cameras),
     )
     rendering = lax.map(one_object, flat)
+
     # Axes: object, view, the one view of `_render_view`.
     return jax.tree.map(lambda x: x.reshape(*batch, x.shape[1], *x.shape[3:]), rendering)
 
@@ -95,18 +105,21 @@ def _check_shapes(
 
 def _render_view(
     tiling: Tiling,
-    culling: Culling,
-    normalize_quats: bool,
+    options: RenderOptions,
     backend: Backend,
     gaussians: Gaussians,
     background: Float[Array, "3"],
     camera: Cameras,
 ) -> Rendering:
-    """One view of one object."""
+    """Returns one view of one object."""
     size = (tiling.height, tiling.width)
+
+    # A camera of NaNs is replaced by some other that sees nothing: its gradient is 0 then.
     camera, seen = _finite_camera(camera)
     gaussians = dataclasses.replace(gaussians, opacities=jnp.where(seen, gaussians.opacities, 0))
+
     view = view_of(camera.camera_to_world, camera.intrinsics, size)
+    culling, normalize_quats = options.culling, options.normalize_quats
     splats, boxes = project_gaussians(gaussians, view, size, culling, normalize_quats, tiling.block)
     blended = blend(splats, boxes, tiling, backend)
     features = to_image(jnp.swapaxes(blended.features, 1, 2), tiling)
@@ -119,7 +132,7 @@ def _render_view(
 
 
 def _finite_camera(camera: Cameras) -> tuple[Cameras, Bool[Array, ""]]:
-    """The camera, or some other one if it is not finite; and whether it is."""
+    """Returns the camera, or some other one if it is not finite; and whether it is."""
     numbers = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(camera)]
     is_finite = numbers[0] & numbers[1]
     some = Cameras(
@@ -131,7 +144,10 @@ def _finite_camera(camera: Cameras) -> tuple[Cameras, Bool[Array, ""]]:
 
 
 def _drawable(gaussians: Gaussians) -> Gaussians:
-    """Opacity 0 in place of Gaussians that are not finite, and one such if there are none."""
+    """Returns the Gaussians with those at opacity 0 that are not finite.
+
+    Where there are none at all, returns one that cannot be seen: what follows needs at least one.
+    """
     if gaussians.means.shape[-2] == 0:
         axis = gaussians.means.ndim - 2
 
@@ -148,14 +164,15 @@ def _drawable(gaussians: Gaussians) -> Gaussians:
 
 
 def _is_finite(x: Float[Array, "..."], axes: int) -> Bool[Array, "..."]:
-    """Whether all numbers beyond the first `axes` axes are."""
+    """Returns whether all numbers beyond the first `axes` axes are finite."""
     return jnp.all(jnp.isfinite(x), axis=tuple(range(axes, x.ndim)))
 
 
 def check_finite(gaussians: Gaussians, cameras: Cameras, background: Float[Array, "3"]) -> None:
     """Raises an error that names the field and the first index of what is not finite.
 
-    By `jax.experimental.checkify.check`: so inside of `jit` it works through `checkify.checkify`.
+    It uses `jax.experimental.checkify.check`, and inside of `jit` works through
+    `checkify.checkify`.
 
     Raises:
         JaxRuntimeError, a ValueError: there is a NaN or an infinity.

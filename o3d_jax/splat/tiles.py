@@ -20,7 +20,7 @@ from o3d_jax.types import pytree
 
 Backend = Literal["xla", "pallas"]
 
-KEY_BITS = 32  # Of a word that holds a tile and a place in the round, to sort by.
+KEY_BITS = 32  # A word that holds a tile and a place in the round, to sort by, has so many.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +56,20 @@ class Tiling:
 
     @staticmethod
     def choose(gaussians: int, size: tuple[int, int], backend: Backend = "xla") -> "Tiling":
-        """A tiling that is fast where splats are about as large as pixel-aligned ones."""
+        """Returns a tiling that is fast where splats are about as large as pixel-aligned ones."""
         height, width = (max(side, 1) for side in size)
         tile = 8 if max(size) <= 128 else 16
         tiles = math.ceil(height / tile) * math.ceil(width / tile)
-        # Of 4096 and 65536 Gaussians on a surface, at 64 and 512 px: 1.2 and 3.6 tiles each. On a
+
+        # 4096 and 65536 Gaussians on a surface touch 1.2 and 3.6 tiles each at 64 and 512 px. On a
         # GPU a second round costs more than the room for a larger first one.
         xla = backend == "xla"
         each, largest = (2, 17) if xla else (8, 20)
+
         # Every round passes over all tiles, so it should not be small against them.
         wanted = min(max(each * gaussians, 8 * tiles, 4096), max(gaussians * tiles, 1))
         most = max(2**largest, 8 * tiles)
+
         return Tiling(
             height=size[0],
             width=size[1],
@@ -115,15 +118,15 @@ class Ranked:
     """Tiles touched."""
 
     visible: Int[Array, ""]
-    """How many touch any."""
+    """How many Gaussians touch any tile."""
 
 
 @pytree
 class Position:
-    """The next intersection."""
+    """Which intersection comes next."""
 
     rank: Int[Array, ""]
-    """Its Gaussian."""
+    """The rank of its Gaussian."""
 
     nth: Int[Array, ""]
     """Its place among that Gaussian's; below its `count`."""
@@ -162,7 +165,7 @@ class Round:
 
 
 def rank_by_depth(depth: Float[Array, " n"], boxes: Boxes, tiling: Tiling) -> Ranked:
-    """The Gaussians of a view by depth (ties by index), and their rectangles of tiles."""
+    """Returns the Gaussians of a view by depth, ties by index, with their rectangles of tiles."""
     shift = tiling.tile.bit_length() - 1
     first = boxes.first >> shift
     end = (boxes.last + tiling.tile - 1) >> shift
@@ -179,13 +182,15 @@ def rank_by_depth(depth: Float[Array, " n"], boxes: Boxes, tiling: Tiling) -> Ra
 
 
 def depth_order(depth: Float[Array, " n"]) -> Int[Array, " n"]:
-    """Indices by rising depth, ties by index. Depths are positive.
+    """Returns indices by rising depth, ties by index. Depths are positive.
 
     Sorting single 32-bit words is several times faster than sorting pairs, so float32 depths are
     sorted digit by digit with the position in the low bits.
     """
     if depth.dtype != jnp.float32:
         return jnp.argsort(depth, stable=True).astype(jnp.int32)
+
+    # Least significant digit first, and each pass keeps the order of the one before: radix sort.
     n = depth.shape[0]
     position_bits = max((n - 1).bit_length(), 1)
     digit_bits = 32 - position_bits
@@ -201,30 +206,38 @@ def depth_order(depth: Float[Array, " n"]) -> Int[Array, " n"]:
 def take_round(
     ranked: Ranked, position: Position, is_open: Bool[Array, " t"], tiling: Tiling
 ) -> Round:
-    """The next intersections, without those of tiles that are no longer open."""
+    """Returns the next intersections, without those of tiles that are no longer open."""
     capacity, tiles = tiling.capacity, tiling.tiles
     gaussians = ranked.count.shape[0]
+
     # All that a round can reach: every visible Gaussian of the window has an intersection.
     window = min(capacity, gaussians)
     base = jnp.minimum(position.rank, gaussians - window)
     rank = base + jnp.arange(window, dtype=jnp.int32)
     count = lax.dynamic_slice_in_dim(ranked.count, base, window)
+
+    # Each rank's intersections begin where those of the ranks before end; earlier rounds have
+    # taken some already.
     passed = jnp.where(
         rank < position.rank, count, jnp.where(rank > position.rank, 0, position.nth)
     )
     end = _running_total(count - passed, tiling)
     start = end - (count - passed)
 
+    # The nth intersection of a Gaussian is with the nth tile of its rectangle, row by row.
     owner = _owners(start, count - passed, capacity)
     slot = jnp.arange(capacity, dtype=jnp.int32)
     nth = slot - start[owner] + passed[owner]
     columns = jnp.maximum(ranked.columns[base + owner], 1)
     column = ranked.first[0][base + owner] + lax.rem(nth, columns)
     row = ranked.first[1][base + owner] + lax.div(nth, columns)
+
+    # Slots that hold nothing, or a tile that is closed, go to a tile beyond the last.
     exists = slot < end[-1]
     tile = jnp.where(exists, row * tiling.columns + column, 0)
     tile = jnp.where(exists & is_open[tile], tile, tiles)
 
+    # Sorting keeps the order of slots, and so of depths, within each tile.
     slot, bound = _by_tile(tile, slot, tiling)
     last, last_nth = owner[-1], nth[-1] + 1
     finished = last_nth >= count[last]
@@ -244,7 +257,10 @@ def take_round(
 
 
 def sum_by_rank(rows: Float[Array, "c f"], taken: Round) -> Float[Array, "w f"]:
-    """Adds the rows (unsorted) of each rank. In a fixed order, so that repeated runs agree."""
+    """Returns the sum of each rank's unsorted rows.
+
+    They are added in a fixed order, so that repeated runs agree to the last bit.
+    """
     capacity = rows.shape[0]
     owner = jnp.concatenate([taken.owner, jnp.full_like(taken.owner, -1)])
 
@@ -263,7 +279,7 @@ def sum_by_rank(rows: Float[Array, "c f"], taken: Round) -> Float[Array, "w f"]:
 
 
 def to_image(tiles: Float[Array, "t pixels *c"], tiling: Tiling) -> Float[Array, "h w *c"]:
-    """The image that the tiles make up."""
+    """Returns the image that the tiles make up."""
     side, rows, columns = tiling.tile, tiling.rows, tiling.columns
     image = tiles[: rows * columns].reshape(rows, columns, side, side, *tiles.shape[2:])
     image = jnp.swapaxes(image, 1, 2).reshape(rows * side, columns * side, *tiles.shape[2:])
@@ -271,25 +287,25 @@ def to_image(tiles: Float[Array, "t pixels *c"], tiling: Tiling) -> Float[Array,
 
 
 def tile_centers(tiling: Tiling) -> Float[np.ndarray, "2 t"]:
-    """x and y of the middle of every tile, px."""
+    """Returns x and y of the middle of every tile, px."""
     row, column = np.divmod(np.arange(tiling.tiles), tiling.columns)
     return tiling.tile * (np.stack([column, row]) + 0.5)
 
 
 def pixel_offsets(tiling: Tiling) -> Float[np.ndarray, "2 p"]:
-    """x and y of every pixel centre of a tile, from the middle of the tile, px."""
+    """Returns x and y of every pixel center of a tile, from the middle of the tile, px."""
     row, column = np.divmod(np.arange(tiling.pixels), tiling.tile)
     return np.stack([column, row]) + 0.5 - tiling.tile / 2
 
 
 def in_image(tiling: Tiling) -> Bool[np.ndarray, "t p"]:
-    """Which pixels of the tiles the image has."""
+    """Returns which pixels of the tiles lie inside of the image."""
     x, y = tile_centers(tiling)[:, :, None] + pixel_offsets(tiling)[:, None]
     return (x < tiling.width) & (y < tiling.height)
 
 
 def _running_total(count: Int[Array, " w"], tiling: Tiling) -> Int[Array, " w"]:
-    """Sums of the first counts; right up to `capacity`, and above it beyond."""
+    """Returns the sums of the first counts: exact up to `capacity`, and beyond it above it."""
     if tiling.capacity * tiling.tiles < 2**31:
         return jnp.cumsum(count, dtype=jnp.int32)
     enough = 2**30 - 1  # The sum of two of them is an int32.
@@ -299,7 +315,7 @@ def _running_total(count: Int[Array, " w"], tiling: Tiling) -> Int[Array, " w"]:
 def _by_tile(
     tile: Int[Array, " c"], slot: Int[Array, " c"], tiling: Tiling
 ) -> tuple[Int[Array, " c"], Int[Array, " t1"]]:
-    """Slots sorted by tile, and where each tile begins (and the last ends) among them."""
+    """Returns slots sorted by tile, and where each tile begins (and the last ends) among them."""
     slot_bits = (tiling.capacity - 1).bit_length()
     tiles = jnp.arange(tiling.tiles + 1)
     if tiling.tiles.bit_length() + slot_bits > KEY_BITS:
@@ -315,7 +331,7 @@ def _by_tile(
 
 
 def _owners(start: Int[Array, " w"], count: Int[Array, " w"], capacity: int) -> Int[Array, " c"]:
-    """Whose intersection each slot holds; beyond the last one, its owner again."""
+    """Returns whose intersection each slot holds; beyond the last one, its owner again."""
     place = jnp.arange(start.shape[0], dtype=jnp.int32)
     target = jnp.where((count > 0) & (start < capacity), start, capacity)
     return lax.cummax(jnp.zeros(capacity, jnp.int32).at[target].set(place, mode="drop"))

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from o3d_jax.config import DiffusionConfig
-from o3d_jax.nn.networks import Networks, apply
+from o3d_jax.nn.networks import Ouroboros, apply
 from o3d_jax.steps.denoise import per_object
-from o3d_jax.steps.reconstruct import LATENTS, mode
-from o3d_jax.types import Condition, Frozen, Params, pytree
+from o3d_jax.steps.reconstruct import mode, training_latents
+from o3d_jax.types import Condition, pytree
 
 
 @pytree
@@ -25,41 +25,38 @@ class ConditionDraws:
 
 
 def encode_condition(
-    networks: Networks,
-    diffusion: DiffusionConfig,
-    params: Params,
-    frozen: Frozen,
+    model: Ouroboros,
     image: Float[Array, "b h w 3"],
     noise: Float[Array, "b h w 3"],
     noise_std: Float[Array, " b"],
 ) -> Condition:
-    """Encodes the input image; the latents see it with noise, the embedding without.
+    """Returns the condition for sampling: the latents see the image with noise, the embedding not.
 
     `noise` is of unit variance and added on the scale [-1, 1] of the VAE, as in SVD.
     """
     noisy = with_noise(image, noise, noise_std)
     return Condition(
-        clip=embed_image(networks, params, frozen, image),
-        latents=mode(apply(networks.vae, frozen.vae, noisy, method="encode")),
-        added_ids=added_ids(diffusion, noise_std),
+        clip=embed_image(model, image),
+        latents=mode(apply(model.networks.vae, model.frozen.vae, noisy, method="encode")),
+        added_ids=added_ids(model.config.diffusion, noise_std),
     )
 
 
 def encode_training_condition(
-    networks: Networks,
-    diffusion: DiffusionConfig,
-    params: Params,
-    frozen: Frozen,
-    image: Float[Array, "b h w 3"],
-    draws: ConditionDraws,
+    model: Ouroboros, image: Float[Array, "b h w 3"], draws: ConditionDraws
 ) -> Condition:
-    """The same in training, where the release does otherwise (PAPER.md: CLIP input, latents)."""
+    """Returns the condition in training, where the release does otherwise than in sampling.
+
+    It may show the image tower the noise, too, and draw the latents (PAPER.md: CLIP input,
+    latents).
+    """
+    diffusion = model.config.diffusion
     noisy = with_noise(image, draws.noise, draws.sigma)
-    moments = apply(networks.vae, frozen.vae, noisy, method="encode")
+    moments = apply(model.networks.vae, model.frozen.vae, noisy, method="encode")
     seen = noisy if diffusion.clip_sees_noise_in_training else image
     return Condition(
-        clip=embed_image(networks, params, frozen, seen),
-        latents=LATENTS[diffusion.training_latents](moments, draws.posterior),
+        clip=embed_image(model, seen),
+        latents=training_latents(diffusion, draws.posterior)(moments),
         added_ids=added_ids(diffusion, draws.sigma),
     )
 
@@ -67,20 +64,19 @@ def encode_training_condition(
 def with_noise(
     image: Float[Array, "b h w 3"], noise: Float[Array, "b h w 3"], std: Float[Array, " b"]
 ) -> Float[Array, "b h w 3"]:
-    """The image with noise whose deviation `std` is on the scale [-1, 1] of the VAE, as in SVD."""
+    """Returns the image with noise; `std` is on the scale [-1, 1] of the VAE, as in SVD."""
     return image + 0.5 * per_object(std, image) * noise  # [0, 1] is half as wide.
 
 
-def embed_image(
-    networks: Networks, params: Params, frozen: Frozen, image: Float[Array, "b h w 3"]
-) -> Float[Array, "b 1 d"]:
-    """The image tower's embedding; the tower may train along or be frozen."""
-    clip_params = params.clip if frozen.clip is None else frozen.clip
-    return apply(networks.clip, clip_params, image).astype(jnp.float32)
+def embed_image(model: Ouroboros, image: Float[Array, "b h w 3"]) -> Float[Array, "b 1 d"]:
+    """Returns the image tower's embedding; the tower may train along or be frozen."""
+    frozen = model.frozen.clip
+    clip_params = model.params.clip if frozen is None else frozen
+    return apply(model.networks.clip, clip_params, image).astype(jnp.float32)
 
 
 def added_ids(diffusion: DiffusionConfig, noise_std: Float[Array, " b"]) -> Float[Array, "b 3"]:
-    """SVD's micro-conditioning: frames per second - 1, motion bucket, noise on the condition."""
+    """Returns SVD's micro-conditioning: frames per second - 1, motion bucket, noise on the view."""
     ids = jnp.array([diffusion.fps - 1, diffusion.motion_bucket], jnp.float32)
     ids = jnp.broadcast_to(ids, (noise_std.shape[0], 2))
     return jnp.concatenate([ids, noise_std[:, None]], axis=-1)
@@ -89,9 +85,10 @@ def added_ids(diffusion: DiffusionConfig, noise_std: Float[Array, " b"]) -> Floa
 def drop_condition(
     condition: Condition, uniform: Float[Array, " b"], probability: float
 ) -> Condition:
-    """Drops embedding and latents for guidance, by one uniform number an object.
+    """Returns the condition without embedding, latents or both, for guidance to learn from.
 
-    With p the probability: below p no embedding, from p to 2p neither, from 2p to 3p no latents.
+    One uniform number an object decides. With p the probability: below p no embedding, from p to
+    2p neither, from 2p to 3p no latents.
     """
     keep_clip = uniform >= 2 * probability
     keep_latents = (uniform < probability) | (uniform >= 3 * probability)

@@ -12,11 +12,11 @@ from o3d_jax.types import Condition, Maps
 Network = Callable[
     [Float[Array, "b v h w c"], Float[Array, " b"], Condition, Maps], Float[Array, "b v h w c"]
 ]
-"""F of Eq. 1: scaled noisy latents, c_noise, condition and feedback to the raw prediction."""
+"""F of Eq. 1: from scaled noisy latents, c_noise, condition and feedback to a raw prediction."""
 
 
 def per_object(value: Float[Array, " b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-    """Shapes one value an object so that it multiplies `like`."""
+    """Returns one value an object, shaped so that it multiplies `like`."""
     return value.reshape(value.shape + (1,) * (like.ndim - 1))
 
 
@@ -27,14 +27,17 @@ def denoise(
     condition: Condition,
     maps: Maps,
 ) -> Float[Array, "b v h w c"]:
-    """Eq. 1: the estimate of the clean latents in noisy ones."""
+    """Returns Eq. 1, the estimate of the clean latents in noisy ones."""
     s = edm.scalings(sigma)
     raw = network(per_object(s.c_in, x) * x, s.c_noise, condition, maps)
     return per_object(s.c_skip, x) * x + per_object(s.c_out, x) * raw.astype(jnp.float32)
 
 
 def guidance_scale(views: int, low: float, high: float) -> Float[Array, " {views}"]:
-    """Guidance per view, rising linearly from the input view to the last (SVD's pipeline)."""
+    """Returns the guidance of each view, which rises linearly from the input view to the last.
+
+    SVD's pipeline does the same over frames.
+    """
     return jnp.linspace(low, high, views, dtype=jnp.float32)
 
 
@@ -46,10 +49,10 @@ def denoise_guided(
     maps: Maps,
     guidance: Float[Array, " v"],
 ) -> Float[Array, "b v h w c"]:
-    """Eq. 1 with classifier-free guidance: x_u + g (x_c - x_u), one g per view.
+    """Returns Eq. 1 with classifier-free guidance: x_u + g (x_c - x_u), one g per view.
 
-    The unconditional half has zero embedding and zero condition latents, but the same
-    feedback and cameras (RELEASE, sampling).
+    x_u is estimated with zero embedding and zero condition latents, but with the same feedback and
+    cameras as x_c (RELEASE, sampling). Both are rows of one batch, x_u first.
     """
 
     def twice(a: Float[Array, "b ..."]) -> Float[Array, "2*b ..."]:
@@ -70,5 +73,8 @@ def guide(
     with_condition: Float[Array, "b v h w c"],
     guidance: Float[Array, " v"],
 ) -> Float[Array, "b v h w c"]:
-    """The point `guidance` of the way from one estimate to the other; beyond it above 1."""
+    """Returns the point at `guidance` on the line from one estimate, 0, to the other, 1.
+
+    Above 1 it lies beyond the other.
+    """
     return without + guidance[None, :, None, None, None] * (with_condition - without)

@@ -23,13 +23,15 @@ class Draws:
 
 
 def draw(config: Config, batch: int, key: Key[Array, ""]) -> Draws:
-    """Draws a step's random numbers."""
+    """Returns a step's random numbers for `batch` objects."""
     model, diffusion = config.model, config.diffusion
     sigma_key, noise_key, views_key, condition_key = jax.random.split(key, 4)
     level_key, image_key, latents_key, drop_key = jax.random.split(condition_key, 4)
+
     image = (batch, model.image_size, model.image_size, 3)
     latents = (model.latent_size, model.latent_size, model.vae.channels)
     views = (batch, model.num_views, *latents)
+
     condition = ConditionDraws(
         sigma=edm.draw_sigma(
             level_key, (batch,), diffusion.condition_p_mean, diffusion.condition_p_std
@@ -47,7 +49,7 @@ def draw(config: Config, batch: int, key: Key[Array, ""]) -> Draws:
 
 
 def draw_coin(config: Config, step: int) -> bool:
-    """Whether a step uses feedback: one coin a step, not an object, the same on every process.
+    """Returns whether a step uses feedback: one coin a step for all objects and processes.
 
     It is drawn on the host, without waiting for a device, and chooses between two compiled
     programs. A `lax.cond` inside one would do, but on CPUs XLA runs the gradients of convolutions
@@ -58,5 +60,13 @@ def draw_coin(config: Config, step: int) -> bool:
 
 
 def feedback_share(config: Config) -> float:
-    """The probability that a step uses feedback: none where a network trains alone."""
+    """Returns the probability that a step uses feedback: none where a network trains alone."""
     return config.diffusion.feedback_probability if config.train.part == "joint" else 0.0
+
+
+def coin_sides(config: Config) -> tuple[bool, ...]:
+    """Returns what `draw_coin` can ever say, False first: there is a program for each."""
+    share = feedback_share(config)
+    if share == 0:
+        return (False,)
+    return (True,) if share == 1 else (False, True)

@@ -1,11 +1,11 @@
 """Algorithm 1's loss, and the terms of which other losses are made, too.
 
-A loss is a function of the parameters that train, the frozen ones, a batch and its random numbers;
-it returns what is minimised and its terms. `parts.py` has those of single networks.
+A loss is a function of the model, a batch and its random numbers; it returns what is minimized and
+its terms. `parts.py` has those of single networks, and says with respect to what a gradient is
+taken.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -13,21 +13,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from o3d_jax import edm
-from o3d_jax.config import Config, OptimConfig
-from o3d_jax.nn.networks import Networks, apply
+from o3d_jax.config import OptimConfig
+from o3d_jax.nn.networks import Ouroboros, apply
 from o3d_jax.nn.unet import MultiViewUnet
 from o3d_jax.steps.condition import drop_condition, encode_training_condition
 from o3d_jax.steps.denoise import denoise, per_object
 from o3d_jax.steps.draws import Draws
 from o3d_jax.steps.reconstruct import (
-    LATENTS,
     Reconstruction,
     decode_views,
     encode_views,
     feedback_maps,
     reconstruct,
+    training_latents,
 )
-from o3d_jax.types import Batch, Frozen, Maps, Params, Rendering, pytree
+from o3d_jax.types import Batch, Maps, Rendering, pytree
 
 Video = Float[Array, "b v h w c"]
 
@@ -58,77 +58,72 @@ FEEDBACK_GRADIENTS: dict[str, Callable[[Maps], Maps]] = {
     "stopped": jax.lax.stop_gradient,  # Algorithm 1: self_cond.detach().
     "flows": lambda maps: maps,
 }
-"""By `DiffusionConfig.feedback_gradient`."""
+"""The choices of `DiffusionConfig.feedback_gradient`."""
 
 
 def mean_square(a: Float[Array, "*s"], b: Float[Array, "*s"]) -> Float[Array, ""]:
-    """The distance of colors in Eq. 2."""
+    """Returns the distance of colors in Eq. 2."""
     return jnp.mean((a - b) ** 2)
 
 
 def mean_absolute(a: Float[Array, "*s"], b: Float[Array, "*s"]) -> Float[Array, ""]:
-    """The distance of colors in the release."""
+    """Returns the distance of colors in the release."""
     return jnp.mean(jnp.abs(a - b))
 
 
 COLOR_DISTANCES = {"mse": mean_square, "l1": mean_absolute}
-"""By `OptimConfig.reconstruction_loss`."""
+"""The choices of `OptimConfig.reconstruction_loss`."""
 
 
 def train_loss(
-    networks: Networks,
-    config: Config,
-    params: Params,
-    frozen: Frozen,
-    batch: Batch,
-    draws: Draws,
-    use_feedback: bool,
+    model: Ouroboros, batch: Batch, draws: Draws, use_feedback: bool
 ) -> tuple[Float[Array, ""], LossTerms]:
-    """Algorithm 1. Returns the loss and its terms.
+    """Returns Algorithm 1's loss and its terms.
 
-    One backward pass through F, always: with feedback the first pass carries no gradient and the
-    second does, without feedback there is only the first. See PAPER.md, row "Alg. 1".
+    There is one backward pass through F, always: with feedback the first pass carries no gradient
+    and the second does, without feedback there is only the first. See PAPER.md, row "Alg. 1".
     """
-    x, estimate = noised(networks, config, params, frozen, batch, draws)
+    config = model.config
+    x, estimate = noised(model, batch, draws)
+
+    # The first estimate knows nothing of the object. Where a second follows, it alone learns.
     first = estimate(Maps.nothing(*batch.images.shape[:4]))
     if use_feedback:
         first = jax.lax.stop_gradient(first)
-    noisy, clean = _reconstruct_both(networks, params, frozen, batch, first, draws.sigma)
-    maps = feedback_maps(networks, noisy.rendering, batch.cameras)
+    noisy, clean = _reconstruct_both(model, batch, first, draws.sigma)
+
+    # What the object looks like from each view goes back into the denoiser: the loop of the paper.
+    maps = feedback_maps(model, noisy.rendering, batch.cameras)
     maps = FEEDBACK_GRADIENTS[config.diffusion.feedback_gradient](maps)
     pred_x = estimate(maps) if use_feedback else first
     diffusion = diffusion_loss(pred_x, x, draws.sigma)
 
-    errors_of = functools.partial(reconstruction_errors, networks, config, frozen, batch)
-    of_noisy, of_clean = errors_of(noisy.rendering), errors_of(clean.rendering)
+    # Eq. 2 judges both objects, so LGM learns from noisy estimates and from clean views.
+    of_noisy = reconstruction_errors(model, batch, noisy.rendering)
+    of_clean = reconstruction_errors(model, batch, clean.rendering)
     return _total(config.optim, diffusion, of_noisy, of_clean)
 
 
-def noised(
-    networks: Networks,
-    config: Config,
-    params: Params,
-    frozen: Frozen,
-    batch: Batch,
-    draws: Draws,
-) -> tuple[Video, Callable[[Maps], Video]]:
-    """Clean latents, and the estimate of them from noisy ones as a function of the feedback."""
-    diffusion = config.diffusion
+def noised(model: Ouroboros, batch: Batch, draws: Draws) -> tuple[Video, Callable[[Maps], Video]]:
+    """Returns the clean latents, and a function that estimates them from noisy ones.
+
+    That function is the denoiser with all but the feedback given.
+    """
+    diffusion = model.config.diffusion
     posterior = draws.posterior.reshape(-1, *draws.posterior.shape[2:])
-    latents_of = functools.partial(LATENTS[diffusion.training_latents], noise=posterior)
-    x = encode_views(networks, frozen.vae, batch.images, latents_of)
-    condition = encode_training_condition(
-        networks, diffusion, params, frozen, batch.images[:, 0], draws.condition
-    )
+    x = encode_views(model, batch.images, training_latents(diffusion, posterior))
+
+    # Now and then the condition is left out, which classifier-free guidance needs in sampling.
+    condition = encode_training_condition(model, batch.images[:, 0], draws.condition)
     condition = drop_condition(condition, draws.condition.dropout, diffusion.condition_dropout)
     noisy_x = x + per_object(draws.sigma, x) * draws.noise
 
-    unet = one_at_a_time(networks.unet)
+    unet = one_at_a_time(model.networks.unet)
 
     def estimate(maps: Maps) -> Video:
         def network(*inputs):
             x_in, c_noise, given, feedback = inputs
-            return apply(unet, params.unet, x_in, c_noise, given, batch.cameras, feedback)
+            return apply(unet, model.params.unet, x_in, c_noise, given, batch.cameras, feedback)
 
         return denoise(network, noisy_x, draws.sigma, condition, maps)
 
@@ -136,33 +131,28 @@ def noised(
 
 
 def one_at_a_time(unet: MultiViewUnet) -> MultiViewUnet:
-    """The denoiser for batches that are not guided, in which no video reads another's context."""
+    """Returns the denoiser for batches without guidance: no video reads another's context."""
     return unet.clone(config=dataclasses.replace(unet.config, temporal_context="per_video"))
 
 
 def diffusion_loss(estimate: Video, x: Video, sigma: Float[Array, " b"]) -> Float[Array, ""]:
-    """Eq. 5 with the weight of Eq. 11."""
+    """Returns Eq. 5 with the weight of Eq. 11."""
     return (per_object(edm.loss_weight(sigma), x) * (estimate - x) ** 2).mean()
 
 
 def _reconstruct_both(
-    networks: Networks,
-    params: Params,
-    frozen: Frozen,
-    batch: Batch,
-    estimate: Float[Array, "b v h w c"],
-    sigma: Float[Array, " b"],
+    model: Ouroboros, batch: Batch, estimate: Video, sigma: Float[Array, " b"]
 ) -> tuple[Reconstruction, Reconstruction]:
-    """Objects from noisy estimates and from the true views, in one pass of LGM."""
-    decoded = decode_views(networks, frozen.vae, estimate)
+    """Returns objects from noisy estimates and from the true views, made in one pass of LGM."""
+    decoded = decode_views(model, estimate)
     c_noise = edm.scalings(sigma).c_noise
 
     def join(a, b):
         return jnp.concatenate([a, b])
 
+    # True views are told by c_noise = 0 (Sec. 3.2).
     both = reconstruct(
-        networks,
-        params.lgm,
+        model,
         join(decoded, batch.images),
         jax.tree.map(join, batch.cameras, batch.cameras),
         join(c_noise, jnp.zeros_like(c_noise)),
@@ -182,7 +172,7 @@ class ReconstructionErrors:
     """None where it is switched off."""
 
     def weighted(self, optim: OptimConfig) -> Float[Array, ""]:
-        """Their sum, as Eq. 2 and LGM weight them."""
+        """Returns their sum, as Eq. 2 and LGM weight them."""
         color = self.rgb + optim.lpips_weight * self.lpips
         return color if self.alpha is None else color + optim.alpha_weight * self.alpha
 
@@ -193,7 +183,7 @@ def _total(
     of_noisy: ReconstructionErrors,
     of_clean: ReconstructionErrors,
 ) -> tuple[Float[Array, ""], LossTerms]:
-    """Algorithm 1's sum, and what is in it."""
+    """Returns Algorithm 1's sum, and what is in it."""
     total = (
         diffusion
         + optim.noisy_weight * of_noisy.weighted(optim)
@@ -213,20 +203,19 @@ def _total(
 
 
 def reconstruction_errors(
-    networks: Networks, config: Config, frozen: Frozen, batch: Batch, rendering: Rendering
+    model: Ouroboros, batch: Batch, rendering: Rendering
 ) -> ReconstructionErrors:
-    """Eq. 2 of the renders of a batch.
+    """Returns the terms of Eq. 2 for the renders of a batch.
 
     Raises:
         ValueError: `optim.alpha_weight` is above 0, and the batch has no alpha.
     """
-    optim = config.optim
+    optim = model.config.optim
     rgb = COLOR_DISTANCES[optim.reconstruction_loss](rendering.rgb, batch.images)
 
     lpips = jnp.zeros(())
     if optim.lpips_weight > 0:
-        remat = config.model.remat
-        lpips = _lpips(networks, optim, frozen, rendering.rgb, batch.images, remat)
+        lpips = _lpips(model, rendering.rgb, batch.images)
 
     alpha = None
     if optim.alpha_weight > 0:
@@ -238,15 +227,13 @@ def reconstruction_errors(
 
 
 def _lpips(
-    networks: Networks,
-    optim: OptimConfig,
-    frozen: Frozen,
-    a: Float[Array, "b v h w 3"],
-    b: Float[Array, "b v h w 3"],
-    remat: bool,
+    model: Ouroboros, a: Float[Array, "b v h w 3"], b: Float[Array, "b v h w 3"]
 ) -> Float[Array, ""]:
-    """Mean over all views; with `remat` one after another, each computed again for its gradient."""
-    size = optim.lpips_size
+    """Returns the mean of LPIPS over all views.
+
+    With `ModelConfig.remat` views go one after another, each computed again for its gradient.
+    """
+    size = model.config.optim.lpips_size
 
     def fit(images):
         if images.shape[2] <= size:
@@ -254,10 +241,12 @@ def _lpips(
         return jax.image.resize(images, (*images.shape[:2], size, size, 3), "linear")
 
     def of_views(a: Float[Array, "*b h w 3"], b: Float[Array, "*b h w 3"]) -> Float[Array, "*b"]:
-        return apply(networks.lpips, frozen.lpips, a, b)
+        return apply(model.networks.lpips, model.frozen.lpips, a, b)
 
     a, b = fit(a), fit(b)
-    if not remat:
+    if not model.config.model.remat:
         return of_views(a, b).mean()
+
+    # VGG's features of two images of 256 px take 140 MB: they are never kept for all views.
     one_view = jax.checkpoint(lambda pair: of_views(*pair))
     return jax.lax.map(one_view, (a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))).mean()

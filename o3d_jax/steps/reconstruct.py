@@ -1,19 +1,20 @@
 """From latents to a 3D object and back to maps: VAE decoder, LGM, renderer (Secs. 3.2, 3.3)."""
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from o3d_jax.config import LgmConfig
+from o3d_jax.config import DiffusionConfig, LgmConfig
 from o3d_jax.geometry.ccm import coordinate_map, surface_depth
 from o3d_jax.geometry.released import released_coordinate_map
-from o3d_jax.nn.networks import Networks, apply
+from o3d_jax.nn.networks import Ouroboros, apply
 from o3d_jax.nn.vae import LatentMoments
-from o3d_jax.splat import Backend, render
+from o3d_jax.splat import Backend, RenderOptions, render
 from o3d_jax.types import Cameras, Gaussians, Maps, Rendering, pytree
 
 Result = TypeVar("Result")
@@ -29,34 +30,36 @@ class Reconstruction:
     rendering: Rendering
 
 
-def mode(
-    moments: LatentMoments, noise: Float[Array, "*n h w c"] | None = None
-) -> Float[Array, "*n h w c"]:
-    """The latents where the VAE's posterior is highest; takes noise only as `sampled` does."""
-    del noise
+def mode(moments: LatentMoments) -> Float[Array, "*n h w c"]:
+    """Returns the latents at which the VAE's posterior is highest."""
     return moments.mean.astype(jnp.float32)
 
 
 def sampled(moments: LatentMoments, noise: Float[Array, "*n h w c"]) -> Float[Array, "*n h w c"]:
-    """Latents drawn from the VAE's posterior, given standard normal noise (release, training)."""
+    """Returns latents drawn from the VAE's posterior, given standard normal noise (release)."""
     deviation = jnp.exp(0.5 * moments.logvar.astype(jnp.float32))
     return moments.mean.astype(jnp.float32) + deviation * noise
 
 
-LATENTS = {"mode": mode, "sampled": sampled}
-"""By `DiffusionConfig.training_latents`."""
+LatentsOf = Callable[[LatentMoments], Float[Array, "n h w c"]]
+"""A choice of latents from the VAE's posterior."""
+
+
+def training_latents(diffusion: DiffusionConfig, noise: Float[Array, "n h w c"]) -> LatentsOf:
+    """Returns how `DiffusionConfig.training_latents` chooses latents, given a step's noise."""
+    if diffusion.training_latents == "mode":
+        return mode
+    return functools.partial(sampled, noise=noise)
 
 
 def encode_views(
-    networks: Networks,
-    vae_params: Any,
-    images: Float[Array, "b v H W 3"],
-    latents_of: Callable[[LatentMoments], Float[Array, "n h w c"]] = mode,
+    model: Ouroboros, images: Float[Array, "b v H W 3"], latents_of: LatentsOf = mode
 ) -> Float[Array, "b v h w c"]:
-    """Scaled latents of images, chosen from the VAE's posterior by `latents_of`."""
+    """Returns the scaled latents of images, chosen from the VAE's posterior by `latents_of`."""
+    networks = model.networks
 
     def encode(images: Float[Array, "*n H W 3"]) -> LatentMoments:
-        return apply(networks.vae, vae_params, images, method="encode")
+        return apply(networks.vae, model.frozen.vae, images, method="encode")
 
     b, v = images.shape[:2]
     moments = in_chunks(encode, images, networks.vae_chunk)
@@ -70,9 +73,10 @@ def in_chunks(
     videos: Float[Array, "b v ..."],
     chunk: int,
 ) -> Result:
-    """A function of videos, of at most so many at a time to save memory; 0: of all at once.
+    """Returns `function(videos)`, computed for at most `chunk` videos at a time to save memory.
 
-    All chunks have one size, the largest that divides both.
+    All chunks have one size, the largest that divides both numbers. A chunk of 0 means all videos
+    at once.
     """
     size = math.gcd(videos.shape[0], chunk)  # gcd(b, 0) is b.
     if size == videos.shape[0]:
@@ -82,14 +86,16 @@ def in_chunks(
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), joined)
 
 
-def decode_views(
-    networks: Networks, vae_params: Any, latents: Float[Array, "b v h w c"]
-) -> Float[Array, "b v H W 3"]:
-    """Images of scaled latents, without gradient (Algorithm 1: nothing flows through the VAE)."""
+def decode_views(model: Ouroboros, latents: Float[Array, "b v h w c"]) -> Float[Array, "b v H W 3"]:
+    """Returns the images of scaled latents, without a gradient.
+
+    Algorithm 1 lets nothing flow through the VAE.
+    """
+    networks = model.networks
 
     def decode(latents: Float[Array, "n v h w c"]) -> Float[Array, "n v H W 3"]:
         unscaled = latents / networks.vae.config.scaling_factor
-        return apply(networks.vae, vae_params, unscaled, method="decode").astype(jnp.float32)
+        return apply(networks.vae, model.frozen.vae, unscaled, method="decode").astype(jnp.float32)
 
     # Stopped in front as well: nothing of the decoder need be kept for a gradient.
     latents = jax.lax.stop_gradient(latents)
@@ -97,14 +103,14 @@ def decode_views(
 
 
 def reconstruct(
-    networks: Networks,
-    lgm_params: Any,
+    model: Ouroboros,
     images: Float[Array, "b v h w 3"],
     cameras: Cameras,
     c_noise: Float[Array, " b"],
 ) -> Reconstruction:
-    """G(x0, c_noise): LGM on four of the views, rendered on white from all of them."""
-    gaussians = apply(networks.lgm, lgm_params, images, cameras, c_noise)
+    """Returns G(x0, c_noise): LGM's object of four of the views, drawn from all their cameras."""
+    networks = model.networks
+    gaussians = apply(networks.lgm, model.params.lgm, images, cameras, c_noise)
     size = (images.shape[2], images.shape[3])
     backend = networks.splat_backend
     rendering = draw_object(networks.lgm.config, gaussians, cameras, size, backend)
@@ -118,33 +124,37 @@ def draw_object(
     size: tuple[int, int],
     backend: Backend | None = None,
 ) -> Rendering:
-    """LGM's Gaussians on white, as it learned to be drawn; `size` is (height, width) in px."""
+    """Returns LGM's Gaussians on white, drawn as LGM learned to see them.
+
+    `size` is (height, width) in pixels.
+    """
+    normalize_quats = lgm.rotation_norm == "per_gaussian"
+    options = RenderOptions(normalize_quats=normalize_quats, culling=lgm.culling)
     return render(
         gaussians,
         cameras,
         size,
         jnp.array(WHITE),
-        normalize_quats=lgm.rotation_norm == "per_gaussian",
-        culling=lgm.culling,
-        backend=backend,
+        options,
+        backend,
     )
 
 
 def surface_map(rendering: Rendering, cameras: Cameras) -> Float[Array, "b v h w 3"]:
-    """Canonical coordinates of the mean surface (App. A.2)."""
+    """Returns the canonical coordinates of the mean surface (App. A.2)."""
     return coordinate_map(surface_depth(rendering.depth, rendering.alpha), cameras)
 
 
 def released_map(rendering: Rendering, cameras: Cameras) -> Float[Array, "b v h w 3"]:
-    """The release's coordinates, of the depth as it is rendered."""
+    """Returns the release's coordinates, made from the depth as it is rendered."""
     return released_coordinate_map(rendering.depth, cameras)
 
 
 COORDINATE_MAPS = {"paper": surface_map, "released": released_map}
-"""By `UnetConfig.ccm_convention`."""
+"""The choices of `UnetConfig.ccm_convention`."""
 
 
-def feedback_maps(networks: Networks, rendering: Rendering, cameras: Cameras) -> Maps:
-    """The maps that condition the next estimate, G of Sec. 3.3."""
-    coordinates = COORDINATE_MAPS[networks.unet.config.ccm_convention]
+def feedback_maps(model: Ouroboros, rendering: Rendering, cameras: Cameras) -> Maps:
+    """Returns the maps that condition the next estimate, G of Sec. 3.3."""
+    coordinates = COORDINATE_MAPS[model.networks.unet.config.ccm_convention]
     return Maps(rgb=jnp.clip(rendering.rgb, 0, 1), ccm=coordinates(rendering, cameras))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from o3d_jax import edm
-from o3d_jax.config import Config, SampleConfig
-from o3d_jax.nn.networks import Networks, apply
+from o3d_jax.config import SampleConfig
+from o3d_jax.nn.networks import Ouroboros, apply
 from o3d_jax.parallel.layout import Layout
 from o3d_jax.steps.condition import encode_condition
 from o3d_jax.steps.denoise import denoise_guided, guidance_scale
@@ -21,10 +21,11 @@ from o3d_jax.steps.reconstruct import (
     reconstruct,
 )
 from o3d_jax.steps.sharded import on_own_objects
-from o3d_jax.types import Cameras, Condition, Frozen, Maps, Params, pytree
+from o3d_jax.types import Cameras, Condition, Maps, pytree
 
 Video = Float[Array, "b v h w c"]
-Denoiser = Callable[[Video, Float[Array, " b"], Maps], Video]
+Denoiser = Callable[[Video, Float[Array, " b"]], Video]
+"""D of Eq. 3: from noisy latents and their noise levels to the clean estimate."""
 
 SOLVERS = {"euler": diffrax.Euler(), "heun": diffrax.Heun()}
 
@@ -55,12 +56,11 @@ def ode_step(
     denoiser: Denoiser,
     x: Float[Array, "b v h w c"],
     x0: Float[Array, "b v h w c"],
-    maps: Maps,
     sigma: Float[Array, ""],
     sigma_next: Float[Array, ""],
     solver: diffrax.AbstractSolver,
 ) -> Float[Array, "b v h w c"]:
-    """One solver step of the ODE of Eq. 3 from sigma to sigma_next, the feedback held fixed.
+    """Returns the latents after one solver step of the ODE of Eq. 3, from sigma to sigma_next.
 
     With D the denoiser, Eqs. 3 and 4 give dx/dsigma = (x - D(x; sigma)) / sigma. The slope at
     the start needs no further evaluation: `x0` is D(x; sigma). At sigma 0 the slope of the start
@@ -74,7 +74,7 @@ def ode_step(
 
         def fresh():
             sigmas = jnp.full(x.shape[0], sigma_stage)
-            return (x_stage - denoiser(x_stage, sigmas, maps)) / sigma_stage
+            return (x_stage - denoiser(x_stage, sigmas)) / sigma_stage
 
         known = (sigma_stage == sigma) | (sigma_stage == 0)
         return jax.lax.cond(known, lambda: first_slope, fresh)
@@ -86,127 +86,118 @@ def ode_step(
 
 
 def prepare(
-    networks: Networks,
-    config: Config,
-    params: Params,
-    frozen: Frozen,
-    image: Float[Array, "b h w 3"],
-    key: Key[Array, ""],
+    model: Ouroboros, image: Float[Array, "b h w 3"], key: Key[Array, ""]
 ) -> tuple[Condition, LoopState]:
-    """The condition of an input image, and pure noise with no feedback."""
+    """Returns the condition of an input image, and where the loop starts.
+
+    It starts from pure noise and without feedback.
+    """
     noise_key, condition_key = jax.random.split(key)
-    model, b = config.model, image.shape[0]
+    sizes, sample, b = model.config.model, model.config.sample, image.shape[0]
+
     noise = jax.random.normal(condition_key, image.shape, jnp.float32)
-    noise_std = jnp.full((b,), config.sample.condition_noise, jnp.float32)
-    condition = encode_condition(
-        networks, config.diffusion, params, frozen, image, noise, noise_std
-    )
-    shape = (b, model.num_views, model.latent_size, model.latent_size, model.vae.channels)
-    x = edm.initial_deviation(config.sample.sigma_max) * jax.random.normal(
-        noise_key, shape, jnp.float32
-    )
-    return condition, LoopState(x=x, maps=Maps.nothing(b, model.num_views, *image.shape[1:3]))
+    noise_std = jnp.full((b,), sample.condition_noise, jnp.float32)
+    condition = encode_condition(model, image, noise, noise_std)
+
+    shape = (b, sizes.num_views, sizes.latent_size, sizes.latent_size, sizes.vae.channels)
+    deviation = edm.initial_deviation(sample.sigma_max)
+    x = deviation * jax.random.normal(noise_key, shape, jnp.float32)
+    return condition, LoopState(x=x, maps=Maps.nothing(b, sizes.num_views, *image.shape[1:3]))
 
 
 def level(
-    networks: Networks,
-    config: Config,
-    params: Params,
-    frozen: Frozen,
+    model: Ouroboros,
     condition: Condition,
     cameras: Cameras,
     state: LoopState,
     sigma: Float[Array, ""],
     sigma_next: Float[Array, ""],
 ) -> tuple[LoopState, Estimate]:
-    """One noise level of Algorithm 2: estimate, reconstruct, move on, replace the feedback."""
-    sample = config.sample
+    """Returns what one noise level of Algorithm 2 hands on, and what it found.
+
+    It estimates the clean views, reconstructs the object, moves on to the next level, and replaces
+    the feedback.
+    """
+    sample = model.config.sample
 
     def network(x, c_noise, given, maps):
         twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), cameras)
-        return apply(networks.unet, params.unet, x, c_noise, given, twice, maps)
+        return apply(model.networks.unet, model.params.unet, x, c_noise, given, twice, maps)
 
-    guidance = guidance_scale(config.model.num_views, sample.min_guidance, sample.max_guidance)
+    # The feedback holds for a level: a solver of several stages sees the same object in all.
+    views_count = model.config.model.num_views
+    guidance = guidance_scale(views_count, sample.min_guidance, sample.max_guidance)
 
-    def denoiser(x, sigmas, maps):
-        return denoise_guided(network, x, sigmas, condition, maps, guidance)
+    def denoiser(x, sigmas):
+        return denoise_guided(network, x, sigmas, condition, state.maps, guidance)
 
+    # x0 becomes images, and these an object, which is told how noisy they may still be.
     sigmas = jnp.full(state.x.shape[0], sigma)
-    x0 = denoiser(state.x, sigmas, state.maps)
-    views = decode_views(networks, frozen.vae, x0)
+    x0 = denoiser(state.x, sigmas)
+    views = decode_views(model, x0)
     c_noise = edm.scalings(sigmas).c_noise
-    reconstruction = reconstruct(networks, params.lgm, views, cameras, c_noise)
-    x = ode_step(denoiser, state.x, x0, state.maps, sigma, sigma_next, SOLVERS[sample.solver])
+    reconstruction = reconstruct(model, views, cameras, c_noise)
+
+    # The printed algorithm never moves x; the release does, by this step (PAPER.md, "Alg. 2").
+    x = ode_step(denoiser, state.x, x0, sigma, sigma_next, SOLVERS[sample.solver])
     maps = state.maps
     if sample.feedback:
-        maps = feedback_maps(networks, reconstruction.rendering, cameras)
+        maps = feedback_maps(model, reconstruction.rendering, cameras)
     return LoopState(x=x, maps=maps), Estimate(views=views, reconstruction=reconstruction)
 
 
 def noise_levels(sample: SampleConfig) -> Float[Array, " {sample.levels}+1"]:
-    """The levels of a run, and a closing 0."""
+    """Returns the noise levels of a sampling run, from high to low, and a closing 0."""
     return edm.sigma_schedule(sample.levels, sample.sigma_min, sample.sigma_max)
 
 
-sample_step = functools.partial(jax.jit, static_argnames=("networks", "config"))(level)
+sample_step = jax.jit(level)
 """`level`, compiled: one call a noise level, so that a script can show what happens."""
 
-sample_prepare = functools.partial(jax.jit, static_argnames=("networks", "config"))(prepare)
+sample_prepare = jax.jit(prepare)
 """`prepare`, compiled."""
 
 
-@functools.partial(jax.jit, static_argnames=("networks", "config"))
+@jax.jit
 def generate(
-    networks: Networks,
-    config: Config,
-    params: Params,
-    frozen: Frozen,
-    image: Float[Array, "b h w 3"],
-    cameras: Cameras,
-    key: Key[Array, ""],
+    model: Ouroboros, image: Float[Array, "b h w 3"], cameras: Cameras, key: Key[Array, ""]
 ) -> Estimate:
-    """Algorithm 2 in one compiled loop: the last estimate, its object and its renders.
+    """Returns what Algorithm 2 ends with: the last estimate, its object and its renders.
 
-    `image` is on white and in [0, 1], `cameras` relative to its view. Differs from the printed
-    algorithm, which never moves x: see PAPER.md, row "Alg. 2".
+    All levels run in one compiled loop. `image` is on white and in [0, 1], `cameras` relative to
+    its view. Differs from the printed algorithm, which never moves x: see PAPER.md, row "Alg. 2".
     """
-    condition, state = prepare(networks, config, params, frozen, image, key)
-    sigmas = noise_levels(config.sample)
+    condition, state = prepare(model, image, key)
+    sigmas = noise_levels(model.config.sample)
+
+    def one_level(state: LoopState, sigma, sigma_next) -> tuple[LoopState, Estimate]:
+        return level(model, condition, cameras, state, sigma, sigma_next)
 
     def step(carry: tuple[LoopState, Estimate], pair):
-        state, _ = carry
-        return level(
-            networks, config, params, frozen, condition, cameras, state, pair[0], pair[1]
-        ), None
+        return one_level(carry[0], *pair), None
 
-    like = jax.eval_shape(
-        lambda s: level(
-            networks, config, params, frozen, condition, cameras, s, sigmas[0], sigmas[1]
-        )[1],
-        state,
-    )
+    # A scan's carry has its shapes from the start. All but the last estimate are overwritten.
+    _, like = jax.eval_shape(one_level, state, sigmas[0], sigmas[1])
     empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
     (_, estimate), _ = jax.lax.scan(step, (state, empty), (sigmas[:-1], sigmas[1:]))
     return estimate
 
 
-@functools.partial(jax.jit, static_argnames=("networks", "config", "layout"))
+@functools.partial(jax.jit, static_argnames="layout")
 def generate_on_devices(
-    networks: Networks,
-    config: Config,
-    params: Params,
-    frozen: Frozen,
+    model: Ouroboros,
     image: Float[Array, "b h w 3"],
     cameras: Cameras,
     key: Key[Array, ""],
     layout: Layout,
 ) -> Estimate:
-    """`generate` of objects that lie on many devices; `params` lie as a training state's average.
+    """Returns what `generate` does, for objects that lie on many devices.
 
-    Each device has a key of its own, so that what is found depends on their number.
+    The model's parameters lie as a training state's average does. Each device has a key of its
+    own, so that what is found depends on their number.
     """
 
-    def own(params: Params, frozen: Frozen, objects: tuple, key: Key[Array, ""]) -> Estimate:
-        return generate(networks, config, params, frozen, *objects, key)
+    def own(model: Ouroboros, objects: tuple, key: Key[Array, ""]) -> Estimate:
+        return generate(model, *objects, key)
 
-    return on_own_objects(own, params, frozen, (image, cameras), key, layout)
+    return on_own_objects(own, model, (image, cameras), key, layout)

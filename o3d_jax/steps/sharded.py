@@ -3,6 +3,7 @@
 So every collective is written here or in `parallel/`, and none is left to a compiler to guess.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key
 
+from o3d_jax.nn.networks import Ouroboros
 from o3d_jax.nn.sharing import shared, shares
 from o3d_jax.parallel.layout import AXES, Layout
 from o3d_jax.parallel.shards import device_number, mean_over_devices, reduce_gradient
@@ -30,13 +32,13 @@ def mean_gradient(
     accumulate: int,
     layout: Layout | None,
 ) -> tuple[Params, Terms]:
-    """Gradient and terms of the mean loss over all objects, which lie on the layout's devices.
+    """Returns gradient and terms of the mean loss over all objects, which lie on many devices.
 
     `loss` takes parameters, frozen networks and some of the objects, and returns the mean over
     these and its terms; `parts` is all that is given for the objects, by object along first axes.
     Every device splits its objects into `accumulate` parts, one after another in the memory of
     one. From stage 2 on, each part's gradient is shared out as soon as it is there, and what
-    comes back is shared out as well.
+    comes back is shared out as well. Without a layout all is on one device.
     """
     if layout is None:
         return _accumulated(jax.grad(loss, has_aux=True), params, frozen, parts, accumulate)
@@ -50,6 +52,7 @@ def mean_gradient(
             found = shares(found)
             return reduce_gradient(found, of_gradient, layout) if early else found, terms
 
+        # Networks gather shared parameters layer by layer, where they use them.
         boxes = shared(params, of_params), shared(frozen, of_frozen)
         found, terms = _accumulated(gradient, *boxes, parts, accumulate)
         found = found if early else reduce_gradient(found, of_gradient, layout)
@@ -71,7 +74,7 @@ def _accumulated(
     parts: Parts,
     accumulate: int,
 ) -> tuple[Params, Terms]:
-    """The mean over so many parts of the objects, one after another."""
+    """Returns the mean gradient and terms over so many parts of the objects, one after another."""
     if accumulate == 1:  # No loop: on CPUs, XLA is slower with convolutions in one.
         return gradient(params, frozen, parts)
     several = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), parts)
@@ -87,29 +90,32 @@ def _accumulated(
 
 
 def on_own_objects(
-    function: Callable[[Params, Frozen, Objects, Key[Array, ""]], Result],
-    params: Params,
-    frozen: Frozen,
+    function: Callable[[Ouroboros, Objects, Key[Array, ""]], Result],
+    model: Ouroboros,
     objects: Objects,
     key: Key[Array, ""],
     layout: Layout,
 ) -> Result:
-    """What each device makes of its objects, with a key of its own; `params` are the average's."""
-    of_params, of_frozen = layout.axes(params, stage=1), layout.axes(frozen, stage=3)
+    """Returns what each device makes of its own objects, with a key of its own.
+
+    The model's parameters lie as a training state's average does.
+    """
+    of_params, of_frozen = layout.axes(model.params, stage=1), layout.axes(model.frozen, stage=3)
 
     def on_device(params: Params, frozen: Frozen, objects: Objects, key: Key[Array, ""]) -> Result:
+        boxes = {"params": shared(params, of_params), "frozen": shared(frozen, of_frozen)}
         own = jax.random.fold_in(key, device_number())
-        return function(shared(params, of_params), shared(frozen, of_frozen), objects, own)
+        return function(dataclasses.replace(model, **boxes), objects, own)
 
     return jax.shard_map(
         on_device,
         mesh=layout.mesh,
         in_specs=(
-            layout.specs(params, 1),
-            layout.specs(frozen, 3),
+            layout.specs(model.params, 1),
+            layout.specs(model.frozen, 3),
             PartitionSpec(AXES),
             PartitionSpec(),
         ),
         out_specs=PartitionSpec(AXES),
         check_vma=False,
-    )(params, frozen, objects, key)
+    )(model.params, model.frozen, objects, key)

@@ -10,13 +10,46 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from o3d_jax.config import Config, OptimConfig
-from o3d_jax.nn.networks import Networks
+from o3d_jax.nn.networks import Networks, Ouroboros
 from o3d_jax.parallel.layout import Layout
 from o3d_jax.steps.draws import draw
 from o3d_jax.steps.losses import LossTerms
 from o3d_jax.steps.parts import part_loss
 from o3d_jax.steps.sharded import mean_gradient
 from o3d_jax.types import Batch, Frozen, Params, TrainState, pytree
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """All of a training that is no array: hashable, a static argument of `jax.jit`."""
+
+    config: Config
+    networks: Networks
+    optimizer: optax.GradientTransformation
+    layout: Layout | None = None
+    """Where arrays lie; None is for one device."""
+
+    @property
+    def on_devices(self) -> Layout:
+        """The layout, for what runs on many devices only."""
+        if self.layout is None:
+            raise ValueError("this training has no layout; make_layout makes one")
+        return self.layout
+
+    def model(self, params: Params, frozen: Frozen) -> Ouroboros:
+        """Returns the model with these parameters."""
+        return Ouroboros(networks=self.networks, config=self.config, params=params, frozen=frozen)
+
+
+@pytree
+class StepInputs:
+    """What a training step reads besides the state and the frozen networks."""
+
+    batch: Batch
+    key: Key[Array, ""]
+    """The run's: the number of the step is folded in."""
+    stop: Bool[Array, " n"] | None = None
+    """One value from every device's process, which asks to stop or doesn't."""
 
 
 @pytree
@@ -35,7 +68,7 @@ class StepReport:
 
 
 def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
-    """By the number of steps taken before, skipped ones not counted."""
+    """Returns the learning rate by the number of steps taken before; skipped ones don't count."""
     if optim.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(
             0.0, optim.learning_rate, optim.warmup_steps, steps, optim.learning_rate / 20
@@ -48,7 +81,7 @@ def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping the global norm (Sec. 4.1)."""
+    """Returns AdamW after clipping of the global norm (Sec. 4.1)."""
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
         optax.adamw(learning_rate(optim, steps), weight_decay=optim.weight_decay),
@@ -56,7 +89,7 @@ def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformati
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the average starts at the parameters."""
+    """Returns the state before the first step; the average starts at the parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -65,93 +98,63 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     )
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("use_feedback", "networks", "config", "optimizer", "layout"),
-    donate_argnames="state",
-)
+@functools.partial(jax.jit, static_argnames=("training", "use_feedback"), donate_argnames="state")
 def train_step(
+    training: Training,
     state: TrainState,
     frozen: Frozen,
-    batch: Batch,
-    key: Key[Array, ""],
+    given: StepInputs,
     *,
     use_feedback: bool,
-    networks: Networks,
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    layout: Layout | None = None,
-    stop: Bool[Array, " n"] | None = None,
 ) -> tuple[TrainState, StepReport]:
-    """One step of Algorithm 1: the next state, and what there is to say of the step.
+    """Takes one step of Algorithm 1: returns the next state, and a report of the step.
 
-    `key` is the run's key; the step number is folded in. `use_feedback` is `draw_coin`'s. State and
-    frozen networks lie as `layout` says, and so does the next state; None is for one device.
-    `stop` has a value from every process, which asks to stop or doesn't. Where the loss or the
-    gradient is not finite, the next state is the last but for its number.
+    `use_feedback` is `draw_coin`'s. State and frozen networks lie as the layout says, and so does
+    the next state. Where the loss or the gradient is not finite, the next state is the last but for
+    its number.
     """
-    gradient, report = _gradient(
-        state, frozen, batch, key, use_feedback, networks, config, layout, stop
-    )
-    return _next_state(state, gradient, report, config, optimizer, layout), report
+    gradient, report = _gradient(training, state, frozen, given, use_feedback)
+    return _next_state(training, state, gradient, report), report
 
 
-@functools.partial(jax.jit, static_argnames=("use_feedback", "networks", "config", "layout"))
+@functools.partial(jax.jit, static_argnames=("training", "use_feedback"))
 def train_step_gradient(
+    training: Training,
     state: TrainState,
     frozen: Frozen,
-    batch: Batch,
-    key: Key[Array, ""],
+    given: StepInputs,
     *,
     use_feedback: bool,
-    networks: Networks,
-    config: Config,
-    layout: Layout | None = None,
-    stop: Bool[Array, " n"] | None = None,
 ) -> tuple[Params, StepReport]:
-    """The first half of `train_step`, as a program of its own: gradient and report.
+    """Returns gradient and report: the first half of `train_step`, as a program of its own.
 
     XLA compiles the halves for CPUs in a third of the time and half of the memory of the whole.
     """
-    return _gradient(state, frozen, batch, key, use_feedback, networks, config, layout, stop)
+    return _gradient(training, state, frozen, given, use_feedback)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("config", "optimizer", "layout"),
-    donate_argnames="state",
-)
-def train_step_update(
-    state: TrainState,
-    gradient: Params,
-    report: StepReport,
-    *,
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    layout: Layout | None = None,
-) -> TrainState:
-    """The second half of `train_step`: the next state."""
-    return _next_state(state, gradient, report, config, optimizer, layout)
+@functools.partial(jax.jit, static_argnames="training", donate_argnames="state")
+def train_step_update(training: Training, state: TrainState, gradient: Params) -> TrainState:
+    """Returns the next state for a gradient that is finite: the second half of `train_step`.
+
+    Whoever calls it looks at the report first. To choose here between old and new values, array by
+    array, would treble what XLA needs to compile this for CPUs.
+    """
+    return _placed(_update(training, state, gradient), training.layout)
 
 
 def _gradient(
-    state: TrainState,
-    frozen: Frozen,
-    batch: Batch,
-    key: Key[Array, ""],
-    use_feedback: bool,
-    networks: Networks,
-    config: Config,
-    layout: Layout | None,
-    stop: Bool[Array, " n"] | None,
+    training: Training, state: TrainState, frozen: Frozen, given: StepInputs, use_feedback: bool
 ) -> tuple[Params, StepReport]:
-    step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 0)
-    draws = draw(config, batch.images.shape[0], step_key)
+    config, layout = training.config, training.layout
+    step_key = jax.random.fold_in(jax.random.fold_in(given.key, state.step), 0)
+    draws = draw(config, given.batch.images.shape[0], step_key)
 
-    loss = part_loss(networks, config, use_feedback)
-    accumulate = config.train.accumulate
-    parts = (batch, draws)
-    gradient, terms = mean_gradient(loss, state.params, frozen, parts, accumulate, layout)
+    loss = part_loss(training.networks, config, use_feedback)
+    parts = (given.batch, draws)
+    gradient, terms = mean_gradient(
+        loss, state.params, frozen, parts, config.train.accumulate, layout
+    )
 
     norm = optax.tree.norm(gradient)
     report = StepReport(
@@ -159,44 +162,38 @@ def _gradient(
         gradient_norm=norm,
         sigma=None if terms.diffusion is None else draws.sigma,
         is_finite=jnp.isfinite(terms.total) & jnp.isfinite(norm),
-        is_last=jnp.zeros((), bool) if stop is None else jnp.any(stop),
+        is_last=jnp.zeros((), bool) if given.stop is None else jnp.any(given.stop),
     )
     if layout is None:
         return gradient, report
+
     # Left alone, XLA splits small arrays beside large ones, and the next step is compiled anew.
     places = layout.shardings(gradient, stage=2), jax.tree.map(lambda _: layout.whole, report)
     return jax.lax.with_sharding_constraint((gradient, report), places)
 
 
 def _next_state(
-    state: TrainState,
-    gradient: Params,
-    report: StepReport,
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    layout: Layout | None,
+    training: Training, state: TrainState, gradient: Params, report: StepReport
 ) -> TrainState:
-    """The updated state; where the step is to be skipped, the old one but for its number."""
+    """Returns the updated state, or where the step is skipped the old one but for its number."""
     is_finite = report.is_finite
-    new_state = _update(state, gradient, config, optimizer, layout)
+    new_state = _update(training, state, gradient)
     new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
-    new_state = dataclasses.replace(new_state, step=state.step + 1)
+    return _placed(dataclasses.replace(new_state, step=state.step + 1), training.layout)
+
+
+def _placed(state: TrainState, layout: Layout | None) -> TrainState:
     if layout is None:
-        return new_state
-    return jax.lax.with_sharding_constraint(new_state, layout.of_state(new_state))
+        return state
+    return jax.lax.with_sharding_constraint(state, layout.of_state(state))
 
 
-def _update(
-    state: TrainState,
-    gradient: Params,
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    layout: Layout | None,
-) -> TrainState:
-    """The state after the optimizer's step, and the average with it.
+def _update(training: Training, state: TrainState, gradient: Params) -> TrainState:
+    """Returns the state after the optimizer's step, and the average with it.
 
     From stage 1 on each device makes its share of both, then the parameters are put together.
     """
+    layout = training.layout
 
     def share(tree: Any) -> Any:
         if layout is None:
@@ -204,9 +201,11 @@ def _update(
         return jax.lax.with_sharding_constraint(tree, layout.shardings(tree, stage=1))
 
     before = share(state.params)
-    updates, opt_state = optimizer.update(share(gradient), state.opt_state, before)
+    updates, opt_state = training.optimizer.update(share(gradient), state.opt_state, before)
     params: Any = share(optax.apply_updates(before, updates))
+
+    # By hand: optax.incremental_update asks for 1 - decay, and computes decay from its rounding.
     count = state.step.astype(jnp.float32)
-    decay = jnp.minimum(config.optim.ema_decay, (1 + count) / (10 + count))
+    decay = jnp.minimum(training.config.optim.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
     return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)

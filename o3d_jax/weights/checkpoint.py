@@ -51,7 +51,7 @@ class Model:
 
 
 def config_from_dict(values: Any, kind: type = Config, where: str = "config") -> Any:
-    """The config of `to_dict`'s plain values.
+    """Returns the config that `to_dict` made these plain values of.
 
     Raises:
         InputError: an unknown field (names the nearest known one), a value that is no choice, or a
@@ -99,7 +99,7 @@ def _read_config(folder: Path) -> Config:
 
 
 MODEL_FILES = ("config.json", "checksum", "report.txt")
-"""What is in a model's folder beside `weights`; the report is of what it was converted from."""
+"""The files in a model's folder beside `weights`; the report says what it was converted from."""
 
 
 def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None = None) -> None:
@@ -119,7 +119,7 @@ def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Of processes that were killed while they wrote this model, and only what is surely that."""
+    """Removes what killed processes left of this model, and nothing else."""
     names = (*MODEL_FILES, "weights/*", "weights.orbax-checkpoint-tmp/*")
     for scratch in folder.parent.glob(f".{folder.name}-????????"):
         # An older model may be in there, moved aside: it is not of these names.
@@ -129,7 +129,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def on_first_host(tree: Tree, dtype: str | None = None) -> Tree:
-    """Whole arrays in numpy, on process 0; on the others, nothing is kept and leaves are None.
+    """Returns whole arrays in numpy on process 0; on the others nothing is kept, leaves are None.
 
     With several processes all must call it. Arrays are gathered one by one, so that no device
     holds more than one of them beside its own share.
@@ -147,7 +147,7 @@ def on_first_host(tree: Tree, dtype: str | None = None) -> Tree:
 
 
 def _checkpointer_of_one() -> ocp.StandardCheckpointer:
-    """For process 0 alone: orbax's own ones let all processes wait for each other."""
+    """Returns a checkpointer for process 0 alone: by default all processes wait for each other."""
     if jax.process_count() == 1:
         return ocp.StandardCheckpointer()
     options = ocp.options.MultiprocessingOptions(
@@ -158,7 +158,7 @@ def _checkpointer_of_one() -> ocp.StandardCheckpointer:
 
 @contextlib.contextmanager
 def model_folder(folder: Path, config: Config) -> Iterator[Path]:
-    """Where orbax is to put a model's arrays; `folder` appears, whole, when the block ends."""
+    """Yields where a model's arrays are to go; `folder` appears, whole, when the block ends."""
     folder = folder.absolute()
     whole = all((folder / name).is_file() for name in ("config.json", "checksum"))
     # Only orbax knows the names below; they are ours where a model of ours was.
@@ -175,7 +175,7 @@ def model_folder(folder: Path, config: Config) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Orbax has its own errors; of these, a full disk is the user's to mend: an OSError."""
+    """Turns orbax's error for a full disk, which is the user's to mend, into an OSError."""
     try:
         yield
     except ValueError as error:
@@ -185,7 +185,7 @@ def full_disk_named(folder: Path) -> Iterator[None]:
 
 
 def _checksum(folder: Path) -> str:
-    """Of names and contents of all files."""
+    """Returns a digest of the names and contents of all files."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(folder)).encode())
@@ -196,7 +196,7 @@ def _checksum(folder: Path) -> str:
 
 
 def named_parts(weights: Weights) -> dict[str, Any]:
-    """The networks that are there, by their names in a checkpoint."""
+    """Returns the networks that are there, by their names in a checkpoint."""
     parts = {
         "unet": weights.params.unet,
         "lgm": weights.params.lgm,
@@ -229,7 +229,7 @@ def load_model(folder: Path) -> Model:
 
 
 def whole_config(folder: Path) -> Config:
-    """The config of a model; its arrays are there, as they were written.
+    """Returns the config of a model whose arrays are there as they were written.
 
     Raises:
         InputError: no checkpoint there, or a damaged one.
@@ -248,7 +248,7 @@ def whole_config(folder: Path) -> Config:
 
 
 def _host_target(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:
-    """Abstract arrays to restore into, on this process's first device whatever wrote them."""
+    """Returns shapes to restore into, on this process's first device whatever wrote them."""
     metadata: Any = checkpointer.metadata(folder / "weights").item_metadata
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
@@ -259,7 +259,7 @@ def _host_target(checkpointer: ocp.StandardCheckpointer, folder: Path) -> Any:
 
 
 def check_fits(found: Any, wanted: Any, what: str) -> None:
-    """Compares a tree of arrays with the one a config asks for.
+    """Compares the shapes of a tree of arrays with those that a config asks for.
 
     Raises:
         InputError: a missing, superfluous or misshapen parameter; the first three are named.

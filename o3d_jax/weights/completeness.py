@@ -16,11 +16,11 @@ NEEDED = {
     "vae": ("frozen_vae",),
     "image tower": ("clip", "frozen_clip"),
 }
-"""What sampling needs, and the names in a checkpoint of which one has it."""
+"""What sampling needs, and the names in a checkpoint one of which must have it."""
 
 
 def complete_config(folder: Path) -> Config:
-    """The config of a model that can sample; its arrays are not read.
+    """Returns the config of a model that can sample; its arrays are not read.
 
     Raises:
         InputError: no checkpoint there, a damaged one, or one that lacks a network.

@@ -17,21 +17,20 @@ from o3d_jax.types import Frozen, Params
 from o3d_jax.weights.checkpoint import BUNDLED, Model, Weights, check_fits, load_model
 
 SOURCES = {"vae": "vae", "unet": "unet", "clip": "unet", "lgm": "lgm"}
-"""The part whose training leaves each network."""
+"""The part of the training that leaves each network behind."""
 
 
-def start_weights(config: Config, networks: Networks) -> Weights:
-    """The weights that a training of `config.train.part` starts from.
+def start_weights(config: Config, networks: Networks, key: Key[Array, ""]) -> Weights:
+    """Returns the weights that a training of `config.train.part` starts from.
 
     Frozen networks are those of a checkpoint; those that train are, too, where it has them, else
-    fresh. The checkpoint is `config.weights`; else what trainings of single parts left beside the
-    run; else, for the VAE, the bundled model of this name.
+    they are made fresh from the key. The checkpoint is `config.weights`; else what trainings of
+    single parts left beside the run; else, for the VAE, the bundled model of this name.
 
     Raises:
         InputError: no VAE, an image tower that is neither trained nor loaded, or weights that
             don't fit the config.
     """
-    key, _ = jax.random.split(jax.random.key(config.seed))  # The second is the training's.
 
     def fresh(key: Key[Array, ""]) -> Weights:
         made = init_networks(networks, config.model, key, config.train.train_image_encoder)
@@ -41,6 +40,8 @@ def start_weights(config: Config, networks: Networks) -> Weights:
     read = functools.cache(load_model)  # Several networks may be of one checkpoint.
     shapes = jax.eval_shape(fresh, key)
     frozen = _frozen(config, read, shapes.frozen)
+
+    # Fresh ones are made only if a network is missing: at full size it takes minutes.
     wanted = _networks(shapes.params)
     found = {name: _trained(config, read, name, shape) for name, shape in wanted.items()}
     known = {name: network for name, network in found.items() if network is not None}
@@ -49,13 +50,13 @@ def start_weights(config: Config, networks: Networks) -> Weights:
 
 
 def _networks(params: Params) -> dict[str, Any]:
-    """Those that are there, by name."""
+    """Returns the networks that are there, by name."""
     named = ((field.name, getattr(params, field.name)) for field in dataclasses.fields(params))
     return {name: network for name, network in named if network is not None}
 
 
 def _trained(config: Config, read: Callable[[Path], Model], name: str, shapes: Any) -> Any:
-    """A network that is to be trained on; None if there is none yet."""
+    """Returns a network that is to be trained further; None if there is none yet."""
     beside = config.run_dir / config.name / SOURCES[name] / "model"
     folder = beside if config.weights is None else config.weights
     if config.weights is None and not folder.is_dir():
@@ -80,7 +81,7 @@ def _check(model: Model, part: Any, config: Config, shapes: Any, name: str, fold
 
 
 def _checkpoint(config: Config) -> Path:
-    """Where the frozen networks are."""
+    """Returns the folder that holds the frozen networks."""
     if config.weights is not None:
         return config.weights
     beside = config.run_dir / config.name / "vae" / "model"
@@ -94,7 +95,7 @@ def _checkpoint(config: Config) -> Path:
 
 
 def _frozen(config: Config, read: Callable[[Path], Model], shapes: Frozen) -> Frozen:
-    """The checkpoint's frozen networks, those that the config needs."""
+    """Returns those of a checkpoint's frozen networks that the config needs."""
     remedies = {
         "vae": "give another checkpoint as --weights",
         "clip": "give converted SVD weights as --weights, or set --train.train-image-encoder",

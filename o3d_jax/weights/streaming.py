@@ -20,10 +20,10 @@ from o3d_jax.weights.checkpoint import Weights, model_folder, named_parts, whole
 Value = TypeVar("Value")
 
 Keys = tuple[str, ...]
-"""Where an array is in a checkpoint: network, "params", then its flax path."""
+"""The place of an array in a checkpoint: network, "params", then its flax path."""
 
 GROUP_BYTES = 2**28
-"""Arrays read or written at once: to do it singly would take a tenth of a second for each."""
+"""Bytes of arrays that are read or written at once: singly each would take a tenth of a second."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _InTurn(ocp.type_handlers.NumpyHandler):
 
 
 def grouped(values: Sequence[Value], nbytes: Callable[[Value], int]) -> Iterator[list[Value]]:
-    """The values in order, in lists of at most `GROUP_BYTES`, or of a single larger one."""
+    """Yields the values in order, in lists of at most `GROUP_BYTES`, or of a single larger one."""
     group: list[Value] = []
     used = 0
     for value in values:
@@ -91,7 +91,7 @@ class StoredModel:
     leaves: dict[Keys, jax.ShapeDtypeStruct]
 
     def arrays(self, wanted: Sequence[Keys]) -> Iterator[Shaped[np.ndarray, "..."]]:
-        """These arrays, in this order and as they are stored; a few are in memory at a time."""
+        """Yields these arrays in this order, as they are stored; a few are in memory at a time."""
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             for group in grouped(wanted, lambda keys: _nbytes(self.leaves[keys])):
                 flat = dict.fromkeys(self.leaves, ocp.PLACEHOLDER) | dict.fromkeys(group, 0)
@@ -117,7 +117,7 @@ def check_space(out: Path, nbytes: int) -> None:
 
 
 def open_model(folder: Path) -> StoredModel:
-    """A model's config and what arrays it has.
+    """Returns a model's config, and what arrays it has.
 
     Raises:
         InputError: no checkpoint there, or a damaged one.

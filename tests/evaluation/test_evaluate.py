@@ -219,7 +219,7 @@ def test_a_protocol_s_frames_sizes_and_objects_are_used(
     assert model["frames"] == [2, 5, 6, 1] and model["resolution"] == 32
     assert [o["orbit_name"] for o in model["orbits"]] == ["cup/1"]
     assert found["protocol"]["objects"] == {"names": ["cup"], "orbits": [1]}
-    assert with_oracle[0][1].sample.levels == 2
+    assert with_oracle[0][0].config.sample.levels == 2
     # Enlarged by blocks, views are the picture again; the border of white is clipped on both sides.
     assert model["summary"]["views"]["psnr"]["value"] == pytest.approx(21.25, abs=0.01)
     assert model["summary"]["views"]["psnr"]["low"] is None  # Of one object.
@@ -331,7 +331,7 @@ def test_views_are_those_of_generate(toy, quick_compilation, monkeypatch, render
     cameras = jax.tree.map(lambda a: a[None], cameras)
     image = jnp.asarray(picture(0, 16), jnp.float32)[None] / 255
     key = jax.random.fold_in(jax.random.key(0), zlib.crc32(b"hat/0"))
-    found = generate(toy.networks, toy.config, toy.params, toy.frozen, image, cameras, key)
+    found = generate(toy, image, cameras, key)
     # One program; its inputs differ by float32 rounding.
     np.testing.assert_allclose(measured[0], found.views[0], atol=1e-4)
     np.testing.assert_allclose(measured[1], found.reconstruction.rendering.rgb[0], atol=1e-4)

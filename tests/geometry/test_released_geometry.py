@@ -14,6 +14,7 @@ from o3d_jax.geometry.released import (
     released_coordinate_map,
     released_rays,
 )
+from o3d_jax.splat import RenderOptions
 from o3d_jax.splat.reference import render_reference
 from o3d_jax.types import Cameras, Gaussians
 
@@ -86,7 +87,7 @@ def test_drawn_quaternions_draw_what_raw_ones_do(length):
         )
         cameras = orbit(10.0, np.array([30.0]), 1.5, 49.1)
         return render_reference(
-            gaussians, cameras, (24, 20), jnp.ones(3), normalize_quats=normalize
+            gaussians, cameras, (24, 20), jnp.ones(3), RenderOptions(normalize)
         ).rgb
 
     rng_means, rng_colors = rng.uniform(-0.4, 0.4, (n, 3)), rng.uniform(size=(n, 3))

@@ -27,7 +27,7 @@ from o3d_jax.config import (
     OptimConfig,
     SampleConfig,
 )
-from o3d_jax.nn.networks import Networks, build_networks
+from o3d_jax.nn.networks import Networks, Ouroboros, build_networks
 from o3d_jax.nn.networks import apply as apply_network
 from o3d_jax.steps import condition as conditioning
 from o3d_jax.steps import losses, sample
@@ -76,7 +76,7 @@ def recording(steps: Any) -> Iterator[Recorded]:
     """Puts the stand-in and a recorder of the U-Net into a module of steps."""
     kept = Recorded()
 
-    def reconstruct(networks, lgm, views, cameras, c_noise):
+    def reconstruct(model, views, cameras, c_noise):
         kept.views.append(views)
         kept.times.append(c_noise)
         return stand_in(views)
@@ -205,12 +205,12 @@ def check_train_loss(golden: Golden) -> dict[str, Any]:
 
     def loss(unet: Any) -> tuple[jax.Array, tuple[losses.LossTerms, Recorded]]:
         params, frozen = Params(unet=unet, lgm=None), Frozen(vae=vae)
-        given = (networks, config, params, frozen, batch, draws, use_feedback)
+        model = Ouroboros(networks=networks, config=config, params=params, frozen=frozen)
         with (
             recording(losses) as kept,
             mock.patch.object(conditioning, "embed_image", lambda *_: embedding),
         ):
-            total, terms = losses.train_loss(*given)
+            total, terms = losses.train_loss(model, batch, draws, use_feedback)
         return total, (terms, vars(kept))
 
     (total, (terms, kept)), gradient = quick(jax.value_and_grad(loss, has_aux=True))(unet)
@@ -290,11 +290,9 @@ def _run_loop(golden: Golden, temporal: str) -> dict[str, Any]:
     unet, vae = weights(golden, networks, Batch(images=images, cameras=cameras))
     clip = filled(golden, "image_encoder", networks.clip, image)
     params, frozen = Params(unet=unet, lgm=None), Frozen(vae=vae, clip=clip)
-    condition = quick(encode_condition, static_argnums=(0, 1))(
-        networks,
-        config.diffusion,
-        params,
-        frozen,
+    model = Ouroboros(networks=networks, config=config, params=params, frozen=frozen)
+    condition = quick(encode_condition)(
+        model,
         image,
         jnp.asarray(channels_last(golden.given("rng0_cond_noise_randn"))),
         jnp.full(len(image), sample_config.condition_noise),
@@ -306,9 +304,8 @@ def _run_loop(golden: Golden, temporal: str) -> dict[str, Any]:
 
     @quick
     def level(state, sigma, sigma_next):
-        given = (networks, config, params, frozen, condition, cameras)
         with recording(sample) as kept:
-            state, estimate = sample.level(*given, state, sigma, sigma_next)
+            state, estimate = sample.level(model, condition, cameras, state, sigma, sigma_next)
         return state, estimate, vars(kept)
 
     sigmas, states, estimates, records = sample.noise_levels(sample_config), [start], [], []

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from rows import Arrays, Limit, Row, UnknownFileError, compare
 
-from o3d_jax.splat import Culling, render
+from o3d_jax.splat import Culling, RenderOptions, render
 from o3d_jax.splat.project import NEAR
 from o3d_jax.types import Cameras, Gaussians, Rendering
 
@@ -69,7 +69,7 @@ def _splat_ours(arrays: Arrays, culling: Culling, dtype: type) -> tuple[Renderin
 
     def functional(gaussians):
         rendering = render(
-            gaussians, cameras, size, background, normalize_quats=normalize_quats, culling=culling
+            gaussians, cameras, size, background, RenderOptions(normalize_quats, culling)
         )
         total = jnp.sum(jnp.asarray(arrays["w_color"], dtype) * rendering.rgb)
         total += jnp.sum(jnp.asarray(arrays["w_alpha"], dtype)[..., None] * rendering.alpha)

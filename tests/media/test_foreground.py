@@ -7,29 +7,7 @@ from PIL import Image
 
 from o3d_jax.errors import InputError
 from o3d_jax.media.foreground import extract_foreground, read_foreground, recentre_on_white
-
-
-def disc(height, width, center, radius, oversample=8):
-    """Coverage of pixels by a disc, by counting sub-pixels."""
-    y = (np.arange(height * oversample) + 0.5)[:, None] / oversample - center[0]
-    x = (np.arange(width * oversample) + 0.5)[None] / oversample - center[1]
-    inside = (x**2 + y**2 <= radius**2).astype(np.float32)
-    return inside.reshape(height, oversample, width, oversample).mean(axis=(1, 3))
-
-
-def over(coverage, color, background):
-    """Opaque RGBA of an object over a background."""
-    color, background = np.float32(color), np.float32(background)
-    blend = coverage[..., None] * color[None, None] + (1 - coverage[..., None]) * background
-    return np.concatenate([blend, np.ones_like(blend[..., :1])], axis=-1).astype(np.float32)
-
-
-ORANGE, WHITE, GREEN = (0.9, 0.4, 0.1), (1.0, 1.0, 1.0), (0.1, 0.8, 0.2)
-
-
-def test_alpha_of_the_file_is_kept_as_it_is():
-    rgba = np.random.default_rng(0).uniform(size=(5, 7, 4)).astype(np.float32)
-    np.testing.assert_array_equal(extract_foreground(rgba), rgba)
+from support.pictures import GREEN, ORANGE, WHITE, disc, over
 
 
 @pytest.mark.parametrize("background", [WHITE, GREEN, (0.0, 0.0, 0.0)])
@@ -39,7 +17,7 @@ def test_a_disc_on_a_plain_background_comes_out_with_its_coverage_and_colour(bac
     rgba = over(coverage, ORANGE, background)
     rng = np.random.default_rng(1)
     rgba[..., :3] = (rgba[..., :3] + noise * rng.standard_normal((50, 61, 3))).clip(0, 1)
-    result = extract_foreground(rgba)
+    result = extract_foreground(rgba).rgba
     # Blends closer to the background than its tolerance (noise: twice the 99 % quantile of the
     # largest of three channels, 2 * 3 sigma, of a contrast of 0.6) count as background.
     np.testing.assert_allclose(result[..., 3], coverage, atol=0.02 + 12 * noise)
@@ -55,28 +33,28 @@ def test_a_whitish_object_on_white_stays_whole_and_so_does_its_white_centre():
     rgba = over(coverage, (0.95, 0.95, 0.93), WHITE)
     rgba[..., :3] += eye[..., None] * (1 - rgba[..., :3])
     # Blends below the least tolerance, 2 / 255 of a contrast of 0.07, count as background.
-    np.testing.assert_allclose(extract_foreground(rgba)[..., 3], coverage, atol=0.12)
+    np.testing.assert_allclose(extract_foreground(rgba).rgba[..., 3], coverage, atol=0.12)
 
 
 def test_thin_parts_stay_opaque_and_dust_goes():
     rgba = over(disc(60, 80, (30, 40), 20), ORANGE, WHITE)
     rgba[30, 58:76, :3] = (0.5, 0.8, 0.6)  # A wire, one pixel thick; no blend with orange.
     rgba[5, 5, :3] = 0  # Dust.
-    alpha = extract_foreground(rgba)[..., 3]
+    alpha = extract_foreground(rgba).rgba[..., 3]
     assert (alpha[30, 65:76] == 1).all() and alpha[5, 5] == 0
 
 
 def test_an_object_hardly_off_its_background_is_opaque_to_its_edge():
     """Where 8-bit steps are as large as the contrast, no blend can be told."""
     coverage = disc(40, 60, (20, 30), 15)
-    alpha = extract_foreground(over(coverage, (0.985, 0.985, 0.985), WHITE))[..., 3]
+    alpha = extract_foreground(over(coverage, (0.985, 0.985, 0.985), WHITE)).rgba[..., 3]
     assert set(np.unique(alpha)) == {0, 1}
     np.testing.assert_array_equal(alpha == 1, coverage > 2 / 255 / 0.015)  # Least tolerance.
 
 
 def test_an_object_that_touches_the_border_does_not_make_it_busy():
     coverage = disc(60, 80, (55, 40), 18)
-    alpha = extract_foreground(over(coverage, ORANGE, WHITE))[..., 3]
+    alpha = extract_foreground(over(coverage, ORANGE, WHITE)).rgba[..., 3]
     np.testing.assert_allclose(alpha, coverage, atol=0.02)
 
 
@@ -91,10 +69,13 @@ def busy():
     return rgba
 
 
+BOTH_STEPS = r"--mask FILE.* pip install 'o3d-jax\[rembg\]', then `rembg d u2net` .*u2net\.onnx;"
+
+
 def test_a_busy_background_without_rembg_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "rembg", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"busy; give .* pip install 'o3d-jax\[rembg\]'"):
+    with pytest.raises(InputError, match=BOTH_STEPS):
         extract_foreground(busy())
 
 
@@ -120,7 +101,7 @@ def fake_rembg(monkeypatch):
 
 def test_rembg_without_local_weights_is_refused_with_the_path(fake_rembg, tmp_path, monkeypatch):
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=r"u2net\.onnx .* not downloaded") as refusal:
+    with pytest.raises(InputError, match=r"by rembg: `rembg d u2net` .* nothing is") as refusal:
         extract_foreground(busy())
     assert str(tmp_path / "u2net.onnx") in str(refusal.value)
 
@@ -128,7 +109,7 @@ def test_rembg_without_local_weights_is_refused_with_the_path(fake_rembg, tmp_pa
 def test_rembg_with_local_weights_gives_its_mask(fake_rembg, tmp_path, monkeypatch):
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
     (tmp_path / "u2net.onnx").write_bytes(b"weights")
-    result = extract_foreground(busy())
+    result = extract_foreground(busy()).rgba
     np.testing.assert_array_equal(result[..., :3], busy()[..., :3])
     assert (result[:, :10, 3] == 1).all() and (result[:, 10:, 3] == 0).all()
 
@@ -190,7 +171,9 @@ def test_a_foreground_is_read_from_a_file_and_a_refusal_names_the_file(tmp_path)
     rgba = np.zeros((20, 30, 4), np.uint8)
     rgba[5:15, 8:18] = (255, 0, 0, 255)
     Image.fromarray(rgba).save(tmp_path / "cube.png")
-    np.testing.assert_array_equal(read_foreground(tmp_path / "cube.png"), rgba / np.float32(255))
+    np.testing.assert_array_equal(
+        read_foreground(tmp_path / "cube.png").rgba, rgba / np.float32(255)
+    )
     Image.new("RGB", (9, 7), "blue").save(tmp_path / "sky.png")
     with pytest.raises(InputError, match=r"sky\.png: the image is one plain color"):
         read_foreground(tmp_path / "sky.png")

@@ -7,7 +7,6 @@ import pytest
 
 from o3d_jax.config import UnetConfig
 from o3d_jax.nn.unet_blocks import (
-    CONTEXTS,
     AlphaBlender,
     DownBlock,
     Downsample,
@@ -16,6 +15,7 @@ from o3d_jax.nn.unet_blocks import (
     SpatioTemporalTransformer,
     TokenAttention,
     TransformerBlock,
+    interleaved,
 )
 from support.quick import difference, jit, normal
 from support.synthetic import synthetic_variables
@@ -150,10 +150,9 @@ def test_interleaved_tokens_read_the_video_of_their_number_modulo_batch():
     tokens = 5
     repeated = np.broadcast_to(np.asarray(x)[None, :, 0, 0], (tokens, 2, 3))
     expected = repeated.reshape(2 * tokens, 3).reshape(2, 1, tokens, 3)
-    np.testing.assert_array_equal(CONTEXTS["interleaved"](x, tokens), expected)
+    np.testing.assert_array_equal(interleaved(x, tokens), expected)
     assert not np.array_equal(expected, np.broadcast_to(x, expected.shape))
-    np.testing.assert_array_equal(CONTEXTS["interleaved"](x[:1], tokens), x[:1])
-    np.testing.assert_array_equal(CONTEXTS["per_video"](x, tokens), x)
+    np.testing.assert_array_equal(interleaved(x[:1], tokens), x[:1])
 
 
 @pytest.mark.parametrize("context", ["per_video", "interleaved"])
@@ -170,10 +169,10 @@ def test_only_interleaved_contexts_cross_between_videos_and_only_across_frames(c
 
 def test_interleaved_contexts_stay_within_each_objects_pair():
     x = normal(0, 6, 1, 1, 3)  # Three objects: unconditional halves, then conditional ones.
-    found = CONTEXTS["interleaved"](x, 5)
+    found = interleaved(x, 5)
     for i in range(3):
-        pair = CONTEXTS["interleaved"](x[i::3], 5)
+        pair = interleaved(x[i::3], 5)
         np.testing.assert_array_equal(found[i::3], pair)
         assert np.abs(np.diff(pair[0, 0, :, 0])).min() > 0  # Neighbors read different halves.
     with pytest.raises(ValueError, match="3 videos"):
-        CONTEXTS["interleaved"](x[:3], 5)
+        interleaved(x[:3], 5)

@@ -80,9 +80,9 @@ def euler_level(x, raw, sigma, sigma_next):
     )
     maps = Maps.nothing(2, 3, 1, 1)
     x0 = denoise(network, x, jnp.full(2, sigma), condition, maps)
-    stepped = ode_step(no_denoiser, x, x0, maps, sigma, sigma_next, diffrax.Euler())
+    stepped = ode_step(no_denoiser, x, x0, sigma, sigma_next, diffrax.Euler())
     return stepped, x0, seen[0]
 
 
-def no_denoiser(x, sigmas, maps):
+def no_denoiser(x, sigmas):
     raise AssertionError("an Euler step needs no second estimate")

@@ -19,8 +19,8 @@ from o3d_jax.planning import plan
 from o3d_jax.planning.collectives import Collectives, collectives
 from o3d_jax.planning.report import Bytes, Plan, Seconds, _exhausted, knobs
 from o3d_jax.planning.topologies import FREE_SHARE, Chip, Topology, describe, gpu_target
-from o3d_jax.run.programs import System
-from o3d_jax.steps.train import make_optimizer
+from o3d_jax.run.programs import step_shapes
+from o3d_jax.steps.train import Training, make_optimizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -242,10 +242,10 @@ def test_tiny_is_planned_for_a_tpu(tmp_path, tiny):
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(out.read_text())
     assert found["fits"] and found["devices"] == 4
-    system = System(
+    training = Training(
         tiny, build_networks(tiny.model), make_optimizer(tiny.optim, 9), layout_of(tiny)
     )
-    whole = 4 * sum(a.size for a in jax.tree.leaves(system.inputs().state.params))
+    whole = 4 * sum(a.size for a in jax.tree.leaves(step_shapes(training).state.params))
     held = found["bytes"]
     # Stage 2: parameters whole; of what is shared out over four a quarter and what is small.
     assert held["parameters"] == whole and whole / 4 < held["average"] < whole / 2

@@ -19,15 +19,15 @@ from o3d_jax.run.banner import (
     program_memory,
 )
 from o3d_jax.types import Frozen, Params
+from o3d_jax.weights.checkpoint import Weights
 
 
 def networks():
     unet = {
         "params": {"down_blocks_0": np.ones((3, 5)), "down_blocks_1": np.ones(7), "out": np.ones(2)}
     }
-    return Params(unet=unet, lgm={"params": {"in": np.ones(1100)}}), Frozen(
-        vae={"params": {"a": np.ones(9)}}
-    )
+    params = Params(unet=unet, lgm={"params": {"in": np.ones(1100)}})
+    return Weights(params=params, frozen=Frozen(vae={"params": {"a": np.ones(9)}}))
 
 
 def lines(text):
@@ -41,7 +41,7 @@ def test_a_banner_says_what_runs_where_and_with_what(tiny):
     text = banner(
         config,
         mesh,
-        *networks(),
+        networks(),
         processes=[ProcessInfo(0, "left", 5), ProcessInfo(1, "right-hand", 3)],
         memory=ProgramMemory(3 * 2**30, 2**30, 2**31, 2**30),
         settings=[Setting("optim.learning-rate", "0.1", "command line")],
@@ -64,7 +64,7 @@ def test_a_banner_says_what_runs_where_and_with_what(tiny):
 
 
 def test_trained_and_frozen_parameters_are_in_their_columns(tiny):
-    text = banner(tiny, make_layout(tiny.train).mesh, *networks())
+    text = banner(tiny, make_layout(tiny.train).mesh, networks())
     head = next(line for line in text.splitlines() if "trains" in line)
     for name, column in (("unet", "trains"), ("vae", "frozen")):
         line = next(line for line in text.splitlines() if f" {name} " in line)

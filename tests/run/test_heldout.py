@@ -36,7 +36,9 @@ def figures_of(toy, part, batch, devices):
         place(batch, jax.tree.map(lambda _: layout.batch, batch)),
         place(jax.random.key(5), layout.whole),
     )
-    return heldout_figures_on_devices(toy.networks, config, *placed, layout)
+    average, frozen, objects, key = placed
+    model = replace(toy, config=config, params=average, frozen=frozen)
+    return heldout_figures_on_devices(model, objects, key, layout)
 
 
 def draws_of(config, objects, devices):

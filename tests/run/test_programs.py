@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from o3d_jax.nn.networks import build_networks
 from o3d_jax.parallel.layout import make_layout
 from o3d_jax.run.heldout import HeldOutFigures
-from o3d_jax.run.programs import Programs
+from o3d_jax.run.programs import Evaluator
+from o3d_jax.steps.train import Training
 from o3d_jax.types import Frozen, Params, TrainState
 from support.estimates import estimate
 from support.toy_networks import random_batch
@@ -23,29 +26,30 @@ class Recorded:
     def __init__(self, config, objects, devices, samples=True):
         self.batch = random_batch(config, objects)
         self.keys, self.sizes, self.sampled = [], [], []
-        self.programs = SimpleNamespace(
+        layout = make_layout(config.train, jax.devices()[:devices])
+        self.evaluator = SimpleNamespace(
             figures=self.figures,
             sampler=self.sampler if samples else None,
             heldout=jax.tree.map(np.asarray, self.batch),
-            layout=make_layout(config.train, jax.devices()[:devices]),
+            training=Training(config, build_networks(config.model), optax.sgd(1.0), layout),
         )
         none = Params(unet=None, lgm=None)
         average = Params(unet="average", lgm=None)
         self.state = TrainState(step=jnp.array(4), params=none, ema=average, opt_state=None)
 
     def evaluate(self, **options):
-        return Programs.evaluate(self.programs, self.state, FROZEN, **options)
+        return Evaluator.evaluate(self.evaluator, self.state, FROZEN, **options)
 
-    def figures(self, params, frozen, batch, key):
-        assert (params.unet, frozen) == ("average", FROZEN)
+    def figures(self, model, batch, key):
+        assert (model.params.unet, model.frozen) == ("average", FROZEN)
         self.keys.append(jax.random.key_data(key).tolist())
         self.sizes.append(len(batch.images))
         seen = batch.images.mean(axis=(1, 2, 3, 4))
         losses = seen[:, None] * jnp.arange(6.0)[None]
         return HeldOutFigures(diffusion=losses, lgm=seen, vae=None, images=batch.images)
 
-    def sampler(self, params, frozen, image, cameras, key):
-        assert (params.unet, frozen) == ("average", FROZEN)
+    def sampler(self, model, image, cameras, key):
+        assert (model.params.unet, model.frozen) == ("average", FROZEN)
         self.sampled.append(jax.random.key_data(key).tolist())
         views = jnp.tile(image[:, None], (1, cameras.intrinsics.shape[1], 1, 1, 1))
         return estimate(views, views + 1)

@@ -119,7 +119,11 @@ def test_a_ball_of_a_million_pixels_covers_the_image_evenly():
 def test_checked_mode_names_what_is_not_finite(field, place):
     gaussians = scene(5)
     gaussians = dataclasses.replace(gaussians, **{field: getattr(spoilt(gaussians), field)})
-    draw = functools.partial(render, size=FRAME, background=BACKGROUND, checked=True)
+
+    def draw(gaussians, cameras):
+        check_finite(gaussians, cameras, BACKGROUND)
+        return render(gaussians, cameras, FRAME, BACKGROUND)
+
     error, shape = jax.eval_shape(checkify.checkify(draw), gaussians, front_camera(FRAME))
     assert shape.rgb.shape == (1, *FRAME, 3)
     check = jax.jit(checkify.checkify(lambda g: check_finite(g, front_camera(FRAME), BACKGROUND)))

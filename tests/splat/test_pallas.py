@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
-from o3d_jax.splat import Tiling, render
+from o3d_jax.splat import RenderOptions, Tiling, render
 from o3d_jax.splat.tiles import rank_by_depth
 from support.splats import (
     BACKGROUND,
@@ -33,6 +33,7 @@ gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 }
 device_description_str: "NVIDIA H200" runtime_version { major: 12 minor: 9 }
 """
+IN_ROUNDS = RenderOptions(tiling=ROUNDS)
 
 
 def test_kernels_draw_what_xla_draws_and_so_do_gradients():
@@ -40,9 +41,9 @@ def test_kernels_draw_what_xla_draws_and_so_do_gradients():
     splats, boxes = project_views(gaussians, cameras)
     count = jax.vmap(lambda depth, boxes: rank_by_depth(depth, boxes, ROUNDS).count)
     assert (count(splats.depth, boxes).sum(axis=1) > 3 * ROUNDS.capacity).all()
-    draw = functools.partial(render, tiling=ROUNDS)
+    draw = functools.partial(render, options=IN_ROUNDS)
     expected = pull_back(draw, gaussians, cameras, BACKGROUND, weights)
-    kernels = functools.partial(render, tiling=ROUNDS, backend="pallas")
+    kernels = functools.partial(render, options=IN_ROUNDS, backend="pallas")
     ours = pull_back(kernels, gaussians, cameras, BACKGROUND, weights)
     assert_same(ours, expected)
     # Images to the last bits: the same operations in the same order. Only how a compiler
@@ -65,7 +66,7 @@ def _over_devices(**options):
     )
 
     def sharded(gaussians, cameras, size, background):
-        draw = functools.partial(render, size=size, tiling=ROUNDS, backend="pallas")
+        draw = functools.partial(render, size=size, options=IN_ROUNDS, backend="pallas")
         return place(lambda g, c, b: draw(g, c, background=b))(gaussians, cameras, background)
 
     return sharded
@@ -86,7 +87,7 @@ def test_kernels_shard_over_views():
 def test_kernels_draw_in_float64_too(float64):  # noqa: F811
     gaussians, cameras = scene(5, dtype=float64), front_camera((21, 34), float64)
     draws = [
-        jax.jit(functools.partial(render, size=(21, 34), tiling=ROUNDS, backend=backend))
+        jax.jit(functools.partial(render, size=(21, 34), options=IN_ROUNDS, backend=backend))
         for backend in ("xla", "pallas")
     ]
     expected, ours = (draw(gaussians, cameras, background=BACKGROUND) for draw in draws)

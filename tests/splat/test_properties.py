@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o3d_jax.splat import Tiling, render
+from o3d_jax.splat import RenderOptions, Tiling, render
 from o3d_jax.splat.reference import render_reference
 from o3d_jax.types import Gaussians
 from support.splats import front_camera
@@ -94,7 +94,7 @@ def image_and_gradients(draw, gaussians):
     return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(gaussians, camera, background)
 
 
-ours = functools.partial(render, tiling=TILING)
+ours = functools.partial(render, options=RenderOptions(tiling=TILING))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from o3d_jax.splat import render
+from o3d_jax.splat import RenderOptions, render
 from o3d_jax.splat.tiles import depth_order, rank_by_depth
 from o3d_jax.types import Cameras
 from support.splats import (
@@ -65,7 +65,7 @@ def test_length_of_a_quaternion_does_not_matter(length):
     np.testing.assert_array_equal(ours, expected)  # A power of two costs no rounding.
 
 
-ten_rounds = functools.partial(render, tiling=TEN_ROUNDS)
+ten_rounds = functools.partial(render, options=RenderOptions(tiling=TEN_ROUNDS))
 
 
 def test_ten_rounds_draw_what_one_round_draws():

@@ -44,6 +44,10 @@ def test_nothing_is_dropped_at_probability_zero():
     assert dropped([0.0, 0.5], 0.0) == [(False, False)] * 2
 
 
+def with_defaults(toy):
+    return replace(toy, config=replace(toy.config, diffusion=DiffusionConfig()))
+
+
 @pytest.fixture
 def noisy(batch):
     image = batch.images[:, 0]
@@ -53,9 +57,7 @@ def noisy(batch):
 
 def test_latents_see_noise_on_the_scale_of_the_vae_and_the_embedding_does_not(toy, noisy):
     image, noise, std = noisy
-    found = encode_condition(
-        toy.networks, DiffusionConfig(), toy.params, toy.frozen, image, noise, std
-    )
+    found = encode_condition(with_defaults(toy), image, noise, std)
     vae_input = (2 * image - 1) + std[:, None, None, None] * noise
     expected = toy.networks.vae.apply(toy.frozen.vae, (vae_input + 1) / 2, method="encode").mean
     # float32 rounding; not times the scaling factor, as in SVD.
@@ -68,5 +70,5 @@ def test_frozen_image_tower_is_used_where_there_is_one(toy, noisy):
     moved = jax.tree.map(lambda w: w + 0.5, toy.params.clip)
     frozen = Frozen(vae=toy.frozen.vae, clip=moved)
     params = replace(toy.params, clip=None)
-    found = encode_condition(toy.networks, DiffusionConfig(), params, frozen, *noisy)
+    found = encode_condition(replace(with_defaults(toy), params=params, frozen=frozen), *noisy)
     np.testing.assert_allclose(found.clip, toy.networks.clip.apply(moved, noisy[0]))

@@ -3,7 +3,9 @@ becomes of a trained VAE."""
 
 import functools
 from dataclasses import fields, replace
+from unittest.mock import create_autospec
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +15,13 @@ import pytest
 from o3d_jax.nn.vae import Vae
 from o3d_jax.parallel.layout import make_layout
 from o3d_jax.parallel.shards import place, place_batch
+from o3d_jax.run.programs import Halves
 from o3d_jax.splat.reference import render_reference
 from o3d_jax.steps.draws import draw, draw_coin
 from o3d_jax.steps.parts import KL_WEIGHT, scale_latents, split_parts
 from o3d_jax.steps.train import (
+    StepInputs,
+    Training,
     init_state,
     make_optimizer,
     train_step,
@@ -24,7 +29,7 @@ from o3d_jax.steps.train import (
     train_step_update,
 )
 from o3d_jax.types import Frozen, Params
-from support import handwritten
+from support import handwritten, step_reports
 from support.toy_networks import filled, random_batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -144,13 +149,13 @@ def one_step(toy, config, batch, layout, in_halves):
     params, frozen = split_parts(config.train.part, toy.params, toy.frozen)
     fresh = init_state(jax.tree.map(jnp.copy, params), optimizer)
     state = place(fresh, layout.of_state(fresh))
-    rest = place(frozen, layout.of_frozen(frozen)), place_batch(layout, batch), jax.random.key(3)
-    common = {"config": config, "layout": layout}
-    both = common | {"networks": toy.networks, "use_feedback": draw_coin(config, 0)}
+    frozen = place(frozen, layout.of_frozen(frozen))
+    given = StepInputs(batch=place_batch(layout, batch), key=jax.random.key(3))
+    training, coin = Training(config, toy.networks, optimizer, layout), draw_coin(config, 0)
     if in_halves:
-        gradient, report = train_step_gradient(state, *rest, **both)
-        return train_step_update(state, gradient, report, **common, optimizer=optimizer), report
-    return train_step(state, *rest, **both, optimizer=optimizer)
+        gradient, report = train_step_gradient(training, state, frozen, given, use_feedback=coin)
+        return train_step_update(training, state, gradient), report
+    return train_step(training, state, frozen, given, use_feedback=coin)
 
 
 @pytest.mark.parametrize("part", list(NETWORKS))
@@ -186,6 +191,23 @@ def test_a_step_of_a_part_follows_the_gradient_of_its_loss_by_hand(toy, batch8, 
         assert named(state.params) == named(state.ema) == NETWORKS[part]
 
 
+def test_a_step_in_halves_skips_what_is_not_finite(toy, batch8):
+    """The state keeps its values and its places, as the compiled halves ask, but for its number."""
+    layout = make_layout(replace(toy.config.train, smallest_shared=90), jax.devices())
+    fresh = init_state(jax.tree.map(jnp.copy, toy.params), make_optimizer(toy.config.optim, 10))
+    state = place(fresh, layout.of_state(fresh))
+    gradient, update = (create_autospec(jax.stages.Compiled, instance=True) for _ in range(2))
+    gradient.return_value = toy.params, step_reports.report(finite=False)
+    halves = Halves(gradient, update)
+
+    given = StepInputs(batch=batch8, key=jax.random.key(3))
+    after, report = halves(state, toy.frozen, given)
+
+    assert not report.is_finite and after.step == 1 and not update.called
+    chex.assert_trees_all_equal(replace(after, step=state.step), state)
+    chex.assert_trees_all_equal(*(jax.tree.map(lambda a: a.sharding, s) for s in (after, state)))
+
+
 def test_no_part_but_joint_training_has_feedback(toy):
     for part in NETWORKS:
         assert not any(draw_coin(config_of(toy, part), step) for step in range(20))
@@ -196,7 +218,8 @@ def test_silhouettes_are_asked_for_where_they_are_learned(toy, batch):
     config = config_of(toy, "lgm")
     optimizer = make_optimizer(config.optim, 10)
     state = init_state(Params(unet=None, lgm=toy.params.lgm), optimizer)
-    options = {"networks": toy.networks, "config": config, "optimizer": optimizer}
+    training = Training(config, toy.networks, optimizer)
     frozen = Frozen(vae=None, lpips=toy.frozen.lpips)
+    given = StepInputs(batch=batch, key=jax.random.key(0))
     with pytest.raises(ValueError, match="optim.alpha_weight 0.4 needs batches with alpha"):
-        train_step(state, frozen, batch, jax.random.key(0), use_feedback=False, **options)
+        train_step(training, state, frozen, given, use_feedback=False)

@@ -1,5 +1,7 @@
 """Latents to images, to an object, to maps."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ SCALE = 0.18215  # SVD's.
 
 
 def test_latents_are_the_scaled_mode_of_each_view(toy, batch):
-    latents = encode_views(toy.networks, toy.frozen.vae, batch.images)
+    latents = encode_views(toy, batch.images)
     vae = toy.networks.vae
     for i, j in [(0, 1), (2, 3)]:
         one = vae.apply(toy.frozen.vae, batch.images[i, j : j + 1], method="encode").mean[0]
@@ -22,7 +24,7 @@ def test_latents_are_the_scaled_mode_of_each_view(toy, batch):
 def test_decoding_undoes_the_scale(toy):
     latents = jax.random.normal(jax.random.key(0), (2, 4, 3, 5, 4))
     expected = toy.networks.vae.apply(toy.frozen.vae, latents, method="decode")
-    found = decode_views(toy.networks, toy.frozen.vae, SCALE * latents)
+    found = decode_views(toy, SCALE * latents)
     np.testing.assert_allclose(found, expected, atol=2e-6)  # float32 rounding.
 
 
@@ -30,7 +32,7 @@ def test_decoding_has_no_gradient(toy):
     latents = jax.random.normal(jax.random.key(0), (1, 4, 3, 5, 4))
 
     def total(latents, vae):
-        return decode_views(toy.networks, vae, latents).sum()
+        return decode_views(replace(toy, frozen=replace(toy.frozen, vae=vae)), latents).sum()
 
     gradient = jax.grad(total, argnums=(0, 1))(latents, toy.frozen.vae)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -52,7 +54,8 @@ def test_an_object_is_drawn_on_white_from_every_camera(toy, batch):
             )
 
     networks = type(toy.networks)(**(vars(toy.networks) | {"lgm": Ghost(toy.networks.lgm.config)}))
-    found = reconstruct(networks, {}, batch.images, batch.cameras, jnp.zeros(3)).rendering
+    ghostly = replace(toy, networks=networks, params=replace(toy.params, lgm={}))
+    found = reconstruct(ghostly, batch.images, batch.cameras, jnp.zeros(3)).rendering
     assert found.rgb.shape == batch.images.shape
     expected = 0.5 * batch.images.mean(axis=(1, 2, 3)) + 0.5
     expected = jnp.broadcast_to(expected[:, None, None, None], found.rgb.shape)
@@ -75,9 +78,9 @@ def rendering(alpha, depth):
 
 
 def test_maps_show_clipped_color_and_the_mean_surface(toy):
-    maps = feedback_maps(toy.networks, *rendering(alpha=0.8, depth=0.8 * 1.25))
+    maps = feedback_maps(toy, *rendering(alpha=0.8, depth=0.8 * 1.25))
     np.testing.assert_allclose(maps.rgb.ravel(), [0, 0.3, 1])
     # The surface is at z = 2 - 1.25 = 0.75, so at 0.875 of [-1, 1].
     np.testing.assert_allclose(maps.ccm.ravel(), [0.5, 0.5, 0.875], atol=1e-6)
-    thin = feedback_maps(toy.networks, *rendering(alpha=0.4, depth=0.4 * 1.25))
+    thin = feedback_maps(toy, *rendering(alpha=0.4, depth=0.4 * 1.25))
     np.testing.assert_array_equal(thin.ccm.ravel(), [0.5, 0.5, 0.5])

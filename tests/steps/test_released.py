@@ -3,7 +3,6 @@ the original's numbers."""
 
 import runpy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,7 +21,7 @@ from o3d_jax.config import (
 from o3d_jax.steps import losses
 from o3d_jax.steps.condition import encode_training_condition
 from o3d_jax.steps.draws import draw
-from o3d_jax.steps.reconstruct import encode_views
+from o3d_jax.steps.reconstruct import encode_views, training_latents
 from support import handwritten
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -85,8 +84,8 @@ def with_switches(config: Config, **switches) -> Config:
 
 def run(toy, batch, config, draws):
     def loss(params):
-        given = (toy.networks, config, params, toy.frozen, batch, draws, True)
-        return losses.train_loss(*given)
+        model = replace(toy, config=config, params=params)
+        return losses.train_loss(model, batch, draws, True)
 
     return jax.jit(jax.grad(loss, has_aux=True))(toy.params)
 
@@ -139,7 +138,7 @@ def test_lpips_size_is_what_larger_views_are_reduced_to(toy):
 
     def distance(size):
         optim = replace(toy.config.optim, lpips_size=size)
-        return losses._lpips(toy.networks, optim, toy.frozen, a, b, False)
+        return losses._lpips(replace(toy, config=replace(toy.config, optim=optim)), a, b)
 
     def reduced(x):
         return jax.image.resize(x, (1, 2, size, size, 3), "linear")
@@ -174,12 +173,12 @@ def test_sampled_latents_are_the_posteriors_mean_and_deviation_times_noise(toy, 
     moments = vae.apply(toy.frozen.vae, batch.images, method="encode")
     noise = draws.posterior
     expected = scale * (moments.mean + jnp.sqrt(jnp.exp(moments.logvar)) * noise)
-    latents_of = partial(losses.LATENTS["sampled"], noise=noise.reshape(-1, *noise.shape[2:]))
-    found = encode_views(toy.networks, toy.frozen.vae, batch.images, latents_of)
-    np.testing.assert_allclose(found, expected, atol=1e-6)  # float32 rounding.
     config = with_switches(toy.config, training_latents="sampled")
-    given = (toy.networks, config, toy.params, toy.frozen, batch)
-    np.testing.assert_allclose(losses.noised(*given, draws)[0], expected, atol=1e-6)
+    latents_of = training_latents(config.diffusion, noise.reshape(-1, *noise.shape[2:]))
+    found = encode_views(toy, batch.images, latents_of)
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # float32 rounding.
+    model = replace(toy, config=config)
+    np.testing.assert_allclose(losses.noised(model, batch, draws)[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -190,8 +189,7 @@ def test_condition_in_training_by_both_switches(toy, batch, draws, noisy):
     moments = toy.networks.vae.apply(toy.frozen.vae, seen, method="encode")
     kinds = {"training_latents": "sampled", "clip_sees_noise_in_training": True}
     config = with_switches(toy.config, **(kinds if noisy else {}))
-    given = (toy.networks, config.diffusion, toy.params, toy.frozen, image, condition)
-    found = encode_training_condition(*given)
+    found = encode_training_condition(replace(toy, config=config), image, condition)
     clip = toy.networks.clip.apply(toy.params.clip, seen if noisy else image)
     latents = moments.mean
     if noisy:

@@ -26,32 +26,22 @@ def setting(toy, batch):
     """Arguments of `generate`; two objects, because a batch is one thing more to confuse."""
     assert toy.config.sample == SampleConfig(levels=LEVELS)
     two = jax.tree.map(lambda a: a[:2], batch)
-    return {
-        "networks": toy.networks,
-        "config": toy.config,
-        "params": toy.params,
-        "frozen": toy.frozen,
-        "image": two.images[:, 0],
-        "cameras": two.cameras,
-    }
+    return {"model": toy, "image": two.images[:, 0], "cameras": two.cameras}
 
 
 @pytest.fixture(scope="module")
 def start(setting):
-    given = {k: v for k, v in setting.items() if k != "cameras"}
-    return sample.sample_prepare(**given, key=jax.random.key(5))
+    return sample.sample_prepare(setting["model"], setting["image"], jax.random.key(5))
 
 
 def run_loop(setting, start, sigmas, config=None, step=sample.sample_step):
     """Every level's state before it, and what it found; then the last state."""
     condition, state = start
-    shared = {k: v for k, v in setting.items() if k != "image"}
-    shared["config"] = config or setting["config"]
+    model, cameras = setting["model"], setting["cameras"]
+    model = replace(model, config=config or model.config)
     states, found = [state], []
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        state, estimate = step(
-            **shared, condition=condition, state=state, sigma=sigma, sigma_next=sigma_next
-        )
+        state, estimate = step(model, condition, cameras, state, sigma, sigma_next)
         states.append(state)
         found.append(estimate)
     return states, found
@@ -59,7 +49,7 @@ def run_loop(setting, start, sigmas, config=None, step=sample.sample_step):
 
 @pytest.fixture(scope="module")
 def loop(setting, start):
-    return run_loop(setting, start, sample.noise_levels(setting["config"].sample))
+    return run_loop(setting, start, sample.noise_levels(setting["model"].config.sample))
 
 
 def one_level_by_hand(networks, params, frozen, condition, cameras, x, maps, sigma, sigma_next):
@@ -93,7 +83,8 @@ def by_hand(setting, start):
     condition, state = start
     x, maps, levels = state.x, Maps.nothing(2, 4, 16, 16), []
     for sigma, sigma_next in zip(SIGMAS, [*SIGMAS[1:], 0.0], strict=True):
-        given = [setting[name] for name in ("networks", "params", "frozen")]
+        model = setting["model"]
+        given = [model.networks, model.params, model.frozen]
         x, maps, views, drawn = step(
             *given, condition, setting["cameras"], x, maps, sigma, sigma_next
         )
@@ -152,8 +143,7 @@ def test_alg2_starts_from_noise_of_sigma_max_without_feedback(toy, setting, star
     assert not np.any(state.maps.rgb)
     assert not np.any(state.maps.ccm)
     image = jnp.broadcast_to(setting["image"][:1], (40, 16, 16, 3))
-    given = (toy.networks, toy.config, toy.params, toy.frozen, image, jax.random.key(0))
-    _, many = sample.prepare(*given)
+    _, many = sample.prepare(toy, image, jax.random.key(0))
     noise = np.asarray(many.x) / 700
     assert noise.shape == (40, 4, 8, 8, 4)
     # 40,960 normal draws: four standard deviations of mean and deviation.
@@ -162,23 +152,15 @@ def test_alg2_starts_from_noise_of_sigma_max_without_feedback(toy, setting, star
 
 
 def test_condition_has_the_noise_that_its_id_tells(toy, setting):
-    given = {k: v for k, v in setting.items() if k not in ("cameras", "config")}
     strong = replace(toy.config, sample=replace(toy.config.sample, condition_noise=0.5))
     conditions = [
-        sample.prepare(**given, config=config, key=jax.random.key(2))[0]
+        sample.prepare(replace(toy, config=config), setting["image"], jax.random.key(2))[0]
         for config in (toy.config, strong)
     ]
     ids = [c.added_ids[0] for c in conditions]
     np.testing.assert_allclose(ids, [[6, 127, 0.02], [6, 127, 0.5]], rtol=1e-7)  # float32.
-    clean = encode_condition(
-        toy.networks,
-        toy.config.diffusion,
-        toy.params,
-        toy.frozen,
-        setting["image"],
-        jnp.zeros_like(setting["image"]),
-        jnp.zeros(2),
-    )
+    image = setting["image"]
+    clean = encode_condition(toy, image, jnp.zeros_like(image), jnp.zeros(2))
     moved = [np.abs(np.asarray(c.latents - clean.latents)).mean() for c in conditions]
     # 25 times the noise; tanh in the toy encoder bends that a little.
     assert 15 < moved[1] / moved[0] < 30
@@ -195,13 +177,14 @@ def test_alg2_ends_at_the_last_clean_estimate(toy, loop):
 def test_alg2_what_is_returned_was_made_from_the_views_returned(setting, loop):
     _, found = loop
     c_noise = jnp.full(2, 0.25 * np.log(0.002))
-    lgm = setting["networks"].lgm.apply
-    gaussians = lgm(setting["params"].lgm, found[-1].views, setting["cameras"], c_noise)
+    model = setting["model"]
+    lgm, cameras = model.networks.lgm, setting["cameras"]
+    gaussians = lgm.apply(model.params.lgm, found[-1].views, cameras, c_noise)
     np.testing.assert_allclose(found[-1].reconstruction.gaussians.means, gaussians.means, atol=1e-5)
 
 
 def test_feedback_matters_and_can_be_switched_off(setting, start, loop):
-    config = replace(setting["config"], sample=SampleConfig(levels=LEVELS, feedback=False))
+    config = replace(setting["model"].config, sample=SampleConfig(levels=LEVELS, feedback=False))
     sigmas = sample.noise_levels(config.sample)
     states, found = run_loop(setting, start, sigmas, config)
     for state in states:
@@ -214,12 +197,12 @@ def test_feedback_matters_and_can_be_switched_off(setting, start, loop):
 
 def test_all_levels_share_one_compiled_program(setting, start, loop):
     before = sample.sample_step._cache_size()
-    run_loop(setting, start, sample.noise_levels(setting["config"].sample))
+    run_loop(setting, start, sample.noise_levels(setting["model"].config.sample))
     assert before >= 1
     assert sample.sample_step._cache_size() == before
 
 
-def gaussian_denoiser(x, sigma, maps):
+def gaussian_denoiser(x, sigma):
     """The best estimate for data of unit variance: Wiener's x / (1 + sigma^2)."""
     return x / (1 + sigma**2)[:, None, None, None, None]
 
@@ -227,12 +210,12 @@ def gaussian_denoiser(x, sigma, maps):
 def solve(solver, steps):
     """From sigma 3 to 0.5; the exact solution scales x by sqrt(1.25 / 10)."""
     x = jnp.linspace(-2, 2, 2 * 3 * 2 * 5).reshape(2, 3, 1, 2, 5)
-    maps, start = Maps.nothing(2, 3, 1, 2), x
+    start = x
     sigmas = jnp.linspace(3.0, 0.5, steps + 1)
 
     def step(x, pair):
-        x0 = gaussian_denoiser(x, jnp.full(2, pair[0]), maps)
-        return sample.ode_step(gaussian_denoiser, x, x0, maps, *pair, solver), None
+        x0 = gaussian_denoiser(x, jnp.full(2, pair[0]))
+        return sample.ode_step(gaussian_denoiser, x, x0, *pair, solver), None
 
     x, _ = jax.lax.scan(step, x, (sigmas[:-1], sigmas[1:]))
     return np.abs(np.asarray(x - start * np.sqrt(1.25 / 10))).max()
@@ -249,19 +232,15 @@ def test_eq3_steps_converge_to_the_exact_solution_with_the_order_of_their_solver
 @pytest.mark.parametrize("solver", [diffrax.Euler(), diffrax.Heun()])
 def test_eq3_last_step_lands_on_the_estimate(solver):
     x, x0 = jax.random.normal(jax.random.key(0), (2, 2, 3, 1, 2, 4))
-    maps = Maps.nothing(2, 3, 1, 2)
-    found = sample.ode_step(
-        gaussian_denoiser, x, x0, maps, jnp.array(0.002), jnp.array(0.0), solver
-    )
+    found = sample.ode_step(gaussian_denoiser, x, x0, jnp.array(0.002), jnp.array(0.0), solver)
     # float32: (x - x0) / 0.002 * 0.002, plus x.
     np.testing.assert_allclose(found, x0, atol=1e-6)
 
 
 def test_euler_step_by_hand():
     x, x0 = jnp.full((1, 1, 1, 1, 1), 10.0), jnp.full((1, 1, 1, 1, 1), 4.0)
-    maps = Maps.nothing(1, 1, 1, 1)
     found = sample.ode_step(
-        gaussian_denoiser, x, x0, maps, jnp.array(3.0), jnp.array(1.0), sample.SOLVERS["euler"]
+        gaussian_denoiser, x, x0, jnp.array(3.0), jnp.array(1.0), sample.SOLVERS["euler"]
     )
     # The slope is (10 - 4) / 3 = 2, and sigma falls by 2.
     np.testing.assert_allclose(found, 6, rtol=1e-6)

@@ -15,7 +15,7 @@ from o3d_jax.parallel.layout import AXES, Layout, make_layout, own_rows
 from o3d_jax.parallel.shards import place, place_batch
 from o3d_jax.steps.draws import draw, draw_coin
 from o3d_jax.steps.losses import _lpips
-from o3d_jax.steps.train import init_state, make_optimizer, train_step
+from o3d_jax.steps.train import StepInputs, Training, init_state, make_optimizer, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 RATE = 1e-3  # The tiny configuration's.
@@ -45,18 +45,9 @@ def run(toy, optimizer):
             state = init_state(jax.tree.map(jnp.copy, toy.params), optimizer)
         reports = []
         for coin in coins:
-            state, report = train_step(
-                state,
-                frozen,
-                batch,
-                jax.random.key(seed),
-                use_feedback=coin,
-                networks=toy.networks,
-                config=config,
-                optimizer=optimizer,
-                layout=layout,
-                stop=stop,
-            )
+            training = Training(config, toy.networks, optimizer, layout)
+            given = StepInputs(batch=batch, key=jax.random.key(seed), stop=stop)
+            state, report = train_step(training, state, frozen, given, use_feedback=coin)
             reports.append(report if raw else (report.terms, report.gradient_norm))
         return state, reports
 
@@ -173,15 +164,10 @@ def held(tree):
 
 def argument_bytes(arguments, toy, optimizer, layout):
     """Of the compiled step, on one device."""
-    lowered = train_step.lower(
-        *arguments,
-        use_feedback=True,
-        networks=toy.networks,
-        config=toy.config,
-        optimizer=optimizer,
-        layout=layout,
-        stop=None,
-    )
+    state, frozen, batch, key = arguments
+    training = Training(toy.config, toy.networks, optimizer, layout)
+    given = StepInputs(batch=batch, key=key)
+    lowered = train_step.lower(training, state, frozen, given, use_feedback=True)
     return lowered.compile().memory_analysis().argument_size_in_bytes
 
 
@@ -371,6 +357,11 @@ def test_cosine_falls_to_a_twentieth():
     np.testing.assert_allclose(found, [0, 5e-4, *expected], rtol=1e-3)
 
 
+def with_remat(toy, remat):
+    model = replace(toy.config.model, remat=remat)
+    return replace(toy, config=replace(toy.config, model=model))
+
+
 @pytest.mark.parametrize("remat", [False, True])
 def test_perceptual_loss_is_blind_to_detail_finer_than_its_size(toy, remat):
     size = 512  # Twice the 256 px at which images are compared.
@@ -378,8 +369,7 @@ def test_perceptual_loss_is_blind_to_detail_finer_than_its_size(toy, remat):
     checks = jnp.broadcast_to(0.5 + 0.4 * sign[..., None], (1, 1, size, size, 3))
     gray = jnp.full_like(checks, 0.5)
     same, fine, coarse = (
-        _lpips(toy.networks, toy.config.optim, toy.frozen, gray, other, remat)
-        for other in (gray, checks, gray + 0.4)
+        _lpips(with_remat(toy, remat), gray, other) for other in (gray, checks, gray + 0.4)
     )
     # The averaging leaves something of the checks along the border only.
     assert abs(fine - same) < 0.01 * (coarse - same)
@@ -388,7 +378,7 @@ def test_perceptual_loss_is_blind_to_detail_finer_than_its_size(toy, remat):
 def test_perceptual_loss_view_by_view_is_the_same_and_so_is_its_gradient(toy, batch8):
     def loss(images, remat):
         other = batch8.images[::-1][:3]
-        return _lpips(toy.networks, toy.config.optim, toy.frozen, images, other, remat)
+        return _lpips(with_remat(toy, remat), images, other)
 
     once, by_view = (jax.value_and_grad(loss)(batch8.images[:3], r) for r in (False, True))
     np.testing.assert_allclose(by_view[0], once[0], rtol=1e-6)  # Sums in another order.

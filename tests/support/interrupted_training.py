@@ -24,9 +24,9 @@ from support.toy_networks import toy_system
 
 BEGINNINGS = {
     "step": (train, "draw_coin", 3),
-    "evaluation": (programs.Programs, "evaluate", 1),
+    "evaluation": (programs.Evaluator, "evaluate", 1),
     "model": (train, "save_model", 1),
-    "stuck": (programs.Programs, "evaluate", 1),
+    "stuck": (programs.Evaluator, "evaluate", 1),
     "refusal": (train, "draw_coin", 3),  # In process 1 only.
 }
 """Functions, and the call of them at which a phase begins."""

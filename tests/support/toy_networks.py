@@ -4,7 +4,7 @@ What `steps/` does with its networks can be seen with any networks; these compil
 Tests of the real ones are in `tests/nn`; `test_paper.py` puts both together.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -18,10 +18,10 @@ from o3d_jax.nn.clip import ClipVision
 from o3d_jax.nn.layers import PointwiseConv
 from o3d_jax.nn.lgm import Lgm, activate
 from o3d_jax.nn.lpips import Lpips
-from o3d_jax.nn.networks import Networks, build_networks, init_networks
+from o3d_jax.nn.networks import Networks, Ouroboros, build_networks, init_networks
 from o3d_jax.nn.unet import MultiViewUnet
 from o3d_jax.nn.vae import LatentMoments, Vae
-from o3d_jax.types import Batch, Cameras, Condition, Frozen, Gaussians, Maps, Params
+from o3d_jax.types import Batch, Cameras, Condition, Gaussians, Maps
 
 
 def shrink(images: Float[Array, "*b h w c"], factor: int) -> Float[Array, "*b h2 w2 c"]:
@@ -156,17 +156,7 @@ class ToyLpips(Lpips):
         return jnp.sqrt((mix(a) - mix(b)) ** 2 + 1e-4).mean(axis=(-3, -2, -1))
 
 
-@dataclass(frozen=True)
-class System:
-    """Everything a step needs, with no weight at zero."""
-
-    config: Config
-    networks: Networks
-    params: Params
-    frozen: Frozen
-
-
-def toy_system(config: Config) -> System:
+def toy_system(config: Config) -> Ouroboros:
     """Toys in place of the networks of a configuration, and every term of the loss in use."""
     optim = replace(config.optim, lpips_weight=0.7, clean_weight=0.6)
     real = build_networks(config.model)
@@ -184,14 +174,14 @@ def toy_system(config: Config) -> System:
     return filled_system(replace(config, optim=optim), toys)
 
 
-def filled_system(config: Config, networks: Networks) -> System:
+def filled_system(config: Config, networks: Networks) -> Ouroboros:
     """The networks with parameters of which none is zero."""
     shapes = jax.eval_shape(
         lambda key: init_networks(networks, config.model, key, config.train.train_image_encoder),
         jax.random.key(0),
     )
     params, frozen = filled(shapes)
-    return System(config=config, networks=networks, params=params, frozen=frozen)
+    return Ouroboros(config=config, networks=networks, params=params, frozen=frozen)
 
 
 def filled(shapes):

@@ -22,16 +22,16 @@ from o3d_jax.errors import InputError
 SCRIPT = Path(__file__).with_name("blender_script.py")
 
 LAST_WORDS = 300
-"""Characters of what Blender says in the end that a message repeats."""
+"""How many of the last characters that Blender says a message repeats."""
 
 
 class Blender(NamedTuple):
-    """Where it is, and how well it draws."""
+    """Where Blender is, and how well it draws."""
 
     python: Path
     """A Python that can import bpy."""
     samples: int
-    """Rays a pixel."""
+    """Rays for each pixel."""
 
 
 def check_blender(blender: Blender) -> None:
@@ -51,12 +51,12 @@ def check_blender(blender: Blender) -> None:
 
 
 def blender_command(blender: Blender, task: Path) -> list[str]:
-    """What is run to draw what a task file describes."""
+    """Returns the command that draws what a task file describes."""
     return [str(blender.python), str(SCRIPT), str(task)]
 
 
 def task_of(path: Path, name: str, plan: OrbitPlan, samples: int, out: Path) -> dict[str, object]:
-    """What the script is told; frames go to `out`, as 00000.png and so on."""
+    """Returns what the script is told; frames go to `out`, as 00000.png and so on."""
     ball = SAFE_FILL * visible_radius(plan.radius, plan.fov)
     poses = plan.poses(name).reshape(-1, 4, 4) @ np.diag([1.0, -1.0, -1.0, 1.0])
     return {
@@ -75,7 +75,7 @@ def task_of(path: Path, name: str, plan: OrbitPlan, samples: int, out: Path) -> 
 def render_with_blender(
     blender: Blender, path: Path, name: str, plan: OrbitPlan, max_bytes: int
 ) -> RenderedModel:
-    """All orbits of a model, as `render_model` gives them; without maps.
+    """Returns all orbits of a model, as `render_model` does, but without maps.
 
     Raises:
         InputError: the model is one that `read_mesh` or `check_references` refuses, or Blender
@@ -83,6 +83,7 @@ def render_with_blender(
     """
     check_references(ModelFiles(path, max_bytes))  # Blender would follow them to anywhere.
     remarks = read_mesh(path, max_bytes, plan.up).remarks
+
     with tempfile.TemporaryDirectory() as scratch:
         task = Path(scratch) / "task.json"
         task.write_text(json.dumps(task_of(path, name, plan, blender.samples, Path(scratch))))

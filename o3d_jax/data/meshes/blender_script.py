@@ -14,13 +14,13 @@ import bpy  # pyright: ignore[reportMissingImports]
 from mathutils import Matrix, Vector  # pyright: ignore[reportMissingImports]
 
 WORLD_LIGHT = 0.6
-"""Of the white surroundings."""
+"""Strength of the white surroundings."""
 SUN_LIGHT, SUN_ANGLE = 1.6, 30.0
-"""W / m^2 and degrees across of the main light: soft shadows."""
+"""The main light's strength in W / m^2, and its width in degrees, which makes soft shadows."""
 SUN_FROM = (0.5, 0.6, 0.62)
-"""In the y-up world."""
+"""Direction of the main light, in the y-up world."""
 TO_Z_UP = Matrix(((1, 0, 0, 0), (0, 0, -1, 0), (0, 1, 0, 0), (0, 0, 0, 1)))
-"""From our y-up world to Blender's z-up one; the glTF importer turns models the same way."""
+"""The turn from our y-up world to Blender's z-up one; its glTF importer turns models likewise."""
 
 
 def load(task: dict) -> list:
@@ -37,11 +37,11 @@ def load(task: dict) -> list:
 
 
 def set_materials(meshes: list) -> None:
-    """Shows the colours of vertices of meshes that have no material, as of PLY files."""
+    """Shows the colors of vertices where meshes have no material, as in PLY files."""
     for mesh in meshes:
         if mesh.data.materials or not mesh.data.color_attributes:
             continue
-        material = bpy.data.materials.new("vertex colours")
+        material = bpy.data.materials.new("vertex colors")
         material.use_nodes = True
         tree = material.node_tree
         source = tree.nodes.new("ShaderNodeVertexColor")
@@ -52,7 +52,7 @@ def set_materials(meshes: list) -> None:
 
 
 def move_into_view(meshes: list, up: str, side: float, ball: float) -> None:
-    """Turns the model upright, moves its box's centre to the origin, scales as `meshes.fit`."""
+    """Turns the model upright, moves its box's center to the origin, scales as `meshes.fit`."""
     turn = TO_Z_UP.inverted() if up == "z" else Matrix.Identity(4)
     graph = bpy.context.evaluated_depsgraph_get()
     points = []
@@ -73,7 +73,7 @@ def move_into_view(meshes: list, up: str, side: float, ball: float) -> None:
 
 
 def add_lights() -> None:
-    """White surroundings and a soft sun."""
+    """Adds white surroundings and a soft sun."""
     world = bpy.data.worlds.new("world")
     world.use_nodes = True
     world.node_tree.nodes["Background"].inputs["Color"].default_value = (1, 1, 1, 1)
@@ -82,8 +82,8 @@ def add_lights() -> None:
     sun = bpy.data.lights.new("sun", "SUN")
     sun.energy, sun.angle = SUN_LIGHT, math.radians(SUN_ANGLE)
     lamp = bpy.data.objects.new("sun", sun)
-    towards = TO_Z_UP.to_3x3() @ Vector(SUN_FROM)
-    lamp.rotation_euler = towards.to_track_quat("Z", "Y").to_euler()
+    toward = TO_Z_UP.to_3x3() @ Vector(SUN_FROM)
+    lamp.rotation_euler = toward.to_track_quat("Z", "Y").to_euler()
     bpy.context.scene.collection.objects.link(lamp)
 
 
@@ -111,7 +111,7 @@ def draw_frames(task: dict) -> None:
 
 
 def main() -> None:
-    """Reads the task."""
+    """Does the task of the file that is named on the command line."""
     task = json.loads(Path(sys.argv[1]).read_text())
     meshes = load(task)
     set_materials(meshes)

@@ -1,4 +1,4 @@
-"""Draws a mesh from cameras around it, under even light: the Python side of the rasteriser."""
+"""Draws a mesh from cameras around it, under even light: the Python side of the rasterizer."""
 
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from o3d_jax.data.meshes.scene import (
     Fragments,
     MeshView,
     Picture,
+    Scene,
     Surface,
     Textures,
     new_canvas,
@@ -25,33 +26,26 @@ from o3d_jax.data.meshes.scene import (
 from o3d_jax.data.meshes.shading import cast, halve
 
 LIGHTS = 24
-"""On the dome: enough that their shadows blend; each costs a look at its shadow map a surface."""
+"""Lights on the dome: enough that their shadows blend, for each costs a look at its shadow map."""
 SHADOW_MAP = 192
-"""Texels along a side."""
+"""Texels along a side of a shadow map."""
 BRIGHTEST = 0.95
 """Light on the surface that gets most; below 1, so that white does not blow out."""
 NORMALS = 1024
-"""Directions among which that surface is looked for."""
+"""How many directions that surface is looked for among."""
 FLOOR = 0.38
 """Share of the light that nothing shadows, so that no crease is black."""
 FROM_ABOVE = 0.45
 """A light right above is 1 + this times as strong as one at the horizon, one below 1 - this."""
 KEY = np.array([0.5, 0.6, 0.62])
-"""Towards the main light: above, right and in front of the first camera."""
+"""Direction of the main light: above, right and in front of the first camera."""
 KEY_STRENGTH = 0.8
-"""Of the main light at its middle, where one at the horizon has 1."""
+"""Strength of the main light at its middle, where one at the horizon has 1."""
 KEY_WIDTH = 6.0
 """Exponent of the cosine; the larger, the smaller the main light."""
 
 LEVELS = 16
-"""Of a texture, at most: 32768 texels a side."""
-
-
-class Scene(NamedTuple):
-    """What does not change from view to view."""
-
-    surface: Surface
-    dome: Dome
+"""The most levels of a texture: it has 32768 texels a side then."""
 
 
 class Drawn(NamedTuple):
@@ -88,7 +82,7 @@ def prepare_scene(mesh: Mesh) -> Scene:
 def draw_orbit(
     scene: Scene, camera_to_world: Float[np.ndarray, "frames 4 4"], fov: float, size: int
 ) -> Drawn:
-    """Square frames of `size` pixels.
+    """Returns square frames of `size` pixels.
 
     Args:
         camera_to_world: OpenCV axes.
@@ -99,7 +93,7 @@ def draw_orbit(
     for pose in np.asarray(camera_to_world, np.float64):
         focal = 0.5 * size / np.tan(np.deg2rad(fov) / 2)
         rotation = np.ascontiguousarray(pose[:3, :3].T)
-        view = MeshView(rotation, pose[:3, 3].copy(), float(focal), size / 2)
+        view = MeshView(rotation, pose[:3, 3].copy(), float(focal), size / 2, DISPLAY)
         picture, fragments = _draw(scene, view, canvas, fragments)
         frames.append(picture)
     return Drawn(*(np.stack(field) for field in zip(*frames, strict=True)))
@@ -110,27 +104,33 @@ def _draw(
 ) -> tuple[Picture, Fragments]:
     picture = new_picture(len(canvas.first))
     count = scatter(scene.surface, view, canvas, fragments)
+
+    # With too little room for what is transparent, all is drawn again with enough.
     if count > len(fragments.owner):
         canvas.first[:] = -1
         fragments = new_fragments(count)
         scatter(scene.surface, view, canvas, fragments)
-    fill_picture(scene.surface, scene.dome, view, canvas, fragments, DISPLAY, picture)
+    fill_picture(scene, view, canvas, fragments, picture)
     return picture, fragments
 
 
 def make_dome(reach: float) -> Dome:
-    """White lights evenly on a sphere, brighter above and around the main light; maps are empty.
+    """Returns white lights all around, brighter above and around the main light; maps are empty.
 
     Strengths are such that no surface gets more than BRIGHTEST.
     """
     directions, height = _spiral(LIGHTS)
     key = np.clip(directions @ (KEY / np.linalg.norm(KEY)), 0, 1) ** KEY_WIDTH
     strengths = 1 + FROM_ABOVE * height + KEY_STRENGTH * key
+
     every, _ = _spiral(NORMALS)
     brightest = (np.clip(every @ directions.T, 0, 1) @ strengths).max()
+
+    # Axes of each shadow map: any two that are at right angles to the light.
     up = np.where(np.abs(height[:, None]) > 0.9, [[1.0, 0, 0]], [[0, 1.0, 0]])
     right = np.cross(up, directions)
     right /= np.linalg.norm(right, axis=-1, keepdims=True)
+
     return Dome(
         np.stack([right, np.cross(directions, right), directions], axis=1).astype(np.float32),
         (strengths * (BRIGHTEST - FLOOR) / brightest).astype(np.float32),
@@ -141,7 +141,7 @@ def make_dome(reach: float) -> Dome:
 
 
 def _spiral(count: int) -> tuple[Float[np.ndarray, "{count} 3"], Float[np.ndarray, " {count}"]]:
-    """Directions evenly on a sphere (golden spiral), and their heights."""
+    """Returns directions evenly on a sphere (golden spiral), and their heights."""
     k = np.arange(count) + 0.5
     height, turn = 1 - 2 * k / count, np.pi * (1 + 5**0.5) * k
     ring = np.sqrt(1 - height**2)

@@ -30,22 +30,22 @@ from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
 
 NAME_BYTES = 200
-"""Longest name of an object; file systems allow 255 bytes, and temporary names need some."""
+"""The longest name of an object: file systems allow 255 bytes, and temporary names need some."""
 
 
 class RenderJob(NamedTuple):
     """A model to render; pickled, it travels to another process."""
 
     name: str
-    """Of the object: its path below the models' folder, without suffix, with "__" for "/"."""
+    """The object's: its path below the models' folder, without suffix, with "__" for "/"."""
     path: Path
     out: Path
     plan: OrbitPlan
     max_bytes: int
     time_limit: float
-    """Seconds."""
+    """Seconds that the model may take."""
     blender: Blender | None
-    """Draws instead of the software rasteriser."""
+    """What draws instead of the software rasterizer."""
 
 
 class Outcome(NamedTuple):
@@ -53,11 +53,11 @@ class Outcome(NamedTuple):
 
     name: str
     fault: str
-    """Empty if it went well."""
+    """Why it failed; empty if it went well."""
     drawing: float
     """Processor seconds, reading included; not those of another program."""
     writing: float
-    """Processor seconds."""
+    """Processor seconds for writing."""
     remark: str = ""
     """What the model's owner should know though it went well; mostly empty."""
 
@@ -66,9 +66,9 @@ class Models(NamedTuple):
     """What lies below a folder."""
 
     paths: dict[str, Path]
-    """Of each object's name."""
+    """The model's file by each object's name."""
     refused: list[Outcome]
-    """Files that cannot be rendered for their names or places."""
+    """Files that cannot be rendered because of their names or places."""
 
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -80,7 +80,7 @@ class _OutOfTime(BaseException):
 
 
 def find_models(root: Path) -> Models:
-    """The models below a folder, by name; hidden files and folders are left out.
+    """Returns the models below a folder, by name; hidden files and folders are left out.
 
     Raises:
         InputError: no such folder, or there is no model in it.
@@ -93,6 +93,7 @@ def find_models(root: Path) -> Models:
         inside = path.relative_to(root)
         if path.suffix.lower() not in READERS or any(p.startswith(".") for p in inside.parts[:-1]):
             continue
+
         name = "__".join(inside.with_suffix("").parts)
         fault = _fault_of(name, path, home)
         if not fault and name in found.paths:
@@ -101,13 +102,14 @@ def find_models(root: Path) -> Models:
             found.refused.append(Outcome(repr(inside.as_posix())[1:-1], fault, 0.0, 0.0))
         else:
             found.paths[name] = path
+
     if not found.paths and not found.refused:
         raise InputError(f"{root} has no {', '.join(READERS)} files below it")
     return found
 
 
 def _fault_of(name: str, path: Path, home: Path) -> str:
-    """Why a file cannot be rendered, before it is opened."""
+    """Returns why a file cannot be rendered, before it is opened; empty if it can."""
     if name.startswith(".") or "\\" in name or ":" in name or not name.isprintable():
         return "its name is not fit for a folder; rename it"
     if len(name.encode(errors="surrogateescape")) > NAME_BYTES:
@@ -122,7 +124,7 @@ def _fault_of(name: str, path: Path, home: Path) -> str:
 
 
 def is_finished(job: RenderJob) -> bool:
-    """Whether all orbits of an object are there, with all their files."""
+    """Returns whether all orbits of an object are there, with all their files."""
     return all(
         _is_whole(job.out / job.name / str(number), job.plan) for number in range(job.plan.orbits)
     )
@@ -147,6 +149,8 @@ def work(job: RenderJob) -> Outcome:
         OSError: the disk is full, or OUT cannot be written to: other jobs would fail as well.
     """
     start = time.process_time()
+
+    # A fault is the model's, and the next one may be better; a full disk is everyone's.
     try:
         with _limited(job.time_limit):
             model = _drawn(job)
@@ -162,6 +166,7 @@ def work(job: RenderJob) -> Outcome:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # It names no file, or one that is gone.
             error.filename = str(job.out)
         raise
+
     seconds = (drawn - start, time.process_time() - drawn)
     return Outcome(job.name, "", *seconds, remark="; ".join(model.remarks))
 
@@ -214,7 +219,7 @@ def _limited(seconds: float) -> Iterator[None]:
 def run_in_processes(
     jobs: Sequence[RenderJob], workers: int, work: Callable[[RenderJob], Outcome] = work
 ) -> Iterator[Outcome]:
-    """The outcomes, as they come; a job whose process dies is tried once more, alone.
+    """Yields the outcomes as they come; a job whose process dies is tried once more, alone.
 
     Args:
         work: does a job; a function of a module, so that other processes find it.
@@ -225,6 +230,8 @@ def run_in_processes(
         with _pool(workers) as pool:
             submit = partial(pool.submit, work)
             yield from _until_one_dies(submit, waiting, suspects, 2 * workers)
+
+        # The pool does not say whose process died: each of those that ran is tried by itself.
         for job in suspects:
             with _pool(1) as pool:
                 try:
@@ -245,9 +252,13 @@ def _until_one_dies(
     suspects: list[RenderJob],
     at_once: int,
 ) -> Iterator[Outcome]:
-    """Takes jobs off the end of `waiting`; leaves those that died with the pool in `suspects`."""
+    """Takes jobs off the end of `waiting` and yields their outcomes, until a process dies.
+
+    Jobs that died with the pool are left in `suspects`.
+    """
     running: dict[Future[Outcome], RenderJob] = {}
     while waiting or running:
+        # Few at once: all that are submitted are suspects when a process dies.
         while waiting and len(running) < at_once:
             job = waiting.pop()
             try:
@@ -257,6 +268,7 @@ def _until_one_dies(
                 suspects += running.values()
                 return
             running[future] = job
+
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             try:
@@ -269,10 +281,10 @@ def _until_one_dies(
 
 
 def run_by_beam(jobs: Sequence[RenderJob], options: Sequence[str]) -> list[Outcome]:
-    """The outcomes; OUT must be a place that all of Beam's workers can write to.
+    """Returns the outcomes; OUT must be a place that all of Beam's workers can write to.
 
     Args:
-        options: of the pipeline, as `--runner=FlinkRunner`.
+        options: the pipeline's, as `--runner=FlinkRunner`.
 
     Raises:
         InputError: Beam is not installed.
@@ -284,6 +296,8 @@ def run_by_beam(jobs: Sequence[RenderJob], options: Sequence[str]) -> list[Outco
         raise InputError(
             "--runner beam needs Apache Beam: pip install apache-beam; or leave the option out"
         ) from error
+
+    # A pipeline returns nothing: its outcomes are written where this process can read them.
     report = jobs[0].out.absolute() / ".beam_outcomes.json"
     with beam.Pipeline(options=pipeline_options.PipelineOptions(list(options))) as pipeline:
         outcomes = (
@@ -294,6 +308,7 @@ def run_by_beam(jobs: Sequence[RenderJob], options: Sequence[str]) -> list[Outco
             | "all" >> beam.combiners.ToList()
         )
         _ = outcomes | "report" >> beam.Map(_save, report)
+
     saved = [Outcome(*fields) for fields in json.loads(report.read_text())]
     report.unlink()
     return saved
@@ -305,6 +320,6 @@ def _save(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 def settings(plan: OrbitPlan, blender: Blender | None) -> dict[str, Any]:
-    """All that the images depend on besides the models, as plain values."""
+    """Returns all that the images depend on besides the models, as plain values."""
     renderer = f"software {LOOK}" if blender is None else f"Blender, {blender.samples} samples"
     return json.loads(json.dumps({**dataclasses.asdict(plan), "renderer": renderer}))

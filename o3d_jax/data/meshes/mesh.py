@@ -1,4 +1,4 @@
-"""What the readers of model files give and what the rasteriser takes.
+"""What the readers of model files give and what the rasterizer takes.
 
 Colors are linear light in [0, 1]; textures keep the sRGB bytes of their files.
 """
@@ -34,7 +34,7 @@ class TextureUse(NamedTuple):
     """A texture that a material shows, and how."""
 
     texture: int = -1
-    """Index; -1 for none."""
+    """Its index; -1 for none."""
     wrap_u: Wrap = Wrap.REPEAT
     wrap_v: Wrap = Wrap.REPEAT
 
@@ -43,21 +43,21 @@ class Material(NamedTuple):
     """How a surface looks; the defaults are glTF's."""
 
     base: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
-    """Linear RGB and alpha, times the texture's and the vertices'."""
+    """Linear RGB and alpha; they multiply those of the texture and of the vertices."""
     emission: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Linear RGB, times the emission texture's."""
+    """Linear RGB; it multiplies the emission texture's."""
     color: TextureUse = TextureUse()
-    """Multiplies the base color, at a part's `uvs`."""
+    """The texture that multiplies the base color, at a part's `uvs`."""
     opacity: TextureUse = TextureUse()
-    """Whose alpha multiplies the base's, at a part's `opacity_uvs`; without one, the color's."""
+    """The one whose alpha multiplies the base's, at `opacity_uvs`; without one, the color's."""
     glow: TextureUse = TextureUse()
-    """Multiplies the emission, at a part's `glow_uvs`."""
+    """The one that multiplies the emission, at a part's `glow_uvs`."""
     mode: AlphaMode = AlphaMode.OPAQUE
     cutoff: float = 0.5
     two_sided: bool = False
-    """If not, the back is not drawn."""
+    """Whether the back is drawn, too."""
     lit: bool = True
-    """If not, the base color is what one sees."""
+    """Whether light falls on it; if not, the base color is what one sees."""
 
 
 class PerCorner(NamedTuple):
@@ -81,7 +81,7 @@ class MeshPart(NamedTuple):
     colors: PerCorner | None = None
     """Linear RGB and alpha."""
     opacity_uvs: PerCorner | None = None
-    """As `uvs`, which stand for them where they are not given."""
+    """Where the opacity's texture is looked up; None where that is at `uvs`."""
     glow_uvs: PerCorner | None = None
 
 
@@ -110,7 +110,7 @@ MATERIAL = np.dtype(
         ("lit", np.bool_),
     ]
 )
-"""A `Material`, for compiled code: the fields in the same order."""
+"""The record that compiled code takes for a `Material`, with its fields in the same order."""
 
 
 class Mesh(NamedTuple):
@@ -120,7 +120,7 @@ class Mesh(NamedTuple):
     """In float64 until `fit` has moved them to the origin: at map coordinates of 5,000,000 m,
     float32 has steps of half a meter."""
     normals: Float32[np.ndarray, "t 3 3"]
-    """Of unit length."""
+    """Normals of unit length."""
     uvs: Float32[np.ndarray, "t 3 2"]
     colors: Float32[np.ndarray, "t 3 4"]
     """Linear RGB and alpha."""
@@ -134,21 +134,21 @@ class Mesh(NamedTuple):
     textures: tuple[Texels, ...]
     """sRGB and alpha."""
     remarks: tuple[str, ...] = ()
-    """As in `ModelContent`."""
+    """What its owner should know, as in `ModelContent`."""
 
 
 CREASE_COSINE = np.cos(np.deg2rad(40.0))
 """Faces that meet at a smaller angle are smoothed, where a file has no normals."""
 
 BRIGHTEST_GLOW = 1e6
-"""Of a channel; 1 is already white."""
+"""The most light that a channel may emit; 1 is already white."""
 
 SLAB = 2**17
 """Triangles that are worked on at a time, so that what is only needed on the way stays small."""
 
 
 def to_mesh(model: ModelContent, smooth: bool) -> Mesh:
-    """The triangles of all parts; those without area or with a corner not finite are left out.
+    """Returns the triangles of all parts that have an area, and corners that are finite.
 
     Args:
         smooth: whether normals that the file lacks are made to vary over faces that meet at
@@ -171,7 +171,7 @@ def to_mesh(model: ModelContent, smooth: bool) -> Mesh:
 
 
 def _first(mesh: Mesh, count: int) -> Mesh:
-    """The first triangles of a mesh."""
+    """Returns the first triangles of a mesh."""
     uvs = mesh.uvs[:count]
     return mesh._replace(
         corners=mesh.corners[:count],
@@ -185,7 +185,7 @@ def _first(mesh: Mesh, count: int) -> Mesh:
 
 
 def _room(parts: list[MeshPart], model: ModelContent) -> Mesh:
-    """A mesh with room for all triangles of some parts."""
+    """Returns a mesh with room for all triangles of some parts."""
     count = sum(len(part.faces) for part in parts)
     uvs = np.empty((count, 3, 2), np.float32)
     opacity = any(part.opacity_uvs is not None for part in parts)
@@ -205,7 +205,7 @@ def _room(parts: list[MeshPart], model: ModelContent) -> Mesh:
 
 
 def _usable(materials: list[Material]) -> Shaped[np.ndarray, " m"]:
-    """Materials as records, with light that is finite and not negative."""
+    """Returns materials as records, with light that is finite and not negative."""
     records = np.array([tuple(each) for each in materials], MATERIAL)
     records["base"] = np.nan_to_num(records["base"]).clip(0, 1)
     records["emission"] = np.nan_to_num(records["emission"]).clip(0, BRIGHTEST_GLOW)
@@ -213,7 +213,7 @@ def _usable(materials: list[Material]) -> Shaped[np.ndarray, " m"]:
 
 
 def some_of(part: MeshPart, rows: slice | Bool[np.ndarray, " f"]) -> MeshPart:
-    """Some of the triangles of a part."""
+    """Returns some of the triangles of a part."""
     values = {
         name: each._replace(faces=each.faces[rows])
         for name, each in part._asdict().items()
@@ -223,13 +223,13 @@ def some_of(part: MeshPart, rows: slice | Bool[np.ndarray, " f"]) -> MeshPart:
 
 
 class _Flat(NamedTuple):
-    """Triangles by themselves."""
+    """Triangles, each with corners of its own."""
 
     corners: Float64[np.ndarray, "f 3 3"]
     across: Float64[np.ndarray, "f 3"]
-    """Along the normals, twice as long as the areas."""
+    """Vectors along the normals, twice as long as the areas."""
     kept: Bool[np.ndarray, " f"]
-    """Which of them have an area, and one that is finite."""
+    """Which triangles have an area, and one that is finite."""
 
 
 def _flat(part: MeshPart) -> _Flat:
@@ -248,14 +248,18 @@ def _fill(mesh: Mesh, count: int, part: MeshPart, means: bool) -> int:
     corners, across, kept = _flat(part)
     corners, across = corners[kept], across[kept]
     flat = across / np.linalg.norm(across, axis=-1, keepdims=True)
+
+    # The file's normals where it has some, or their means; else those of the faces.
     rows = slice(count, count + len(corners))
     mesh.corners[rows], mesh.material[rows] = corners, part.material
     mesh.normals[rows] = flat[:, None]
     if part.normals is not None:
         normals = _unit(np.asarray(part.normals.rows, np.float64)[part.normals.faces[kept]], flat)
+
         # A corner whose own face is creased against the mean keeps its face's normal.
         creased = means & ((normals * flat[:, None]).sum(-1, keepdims=True) < CREASE_COSINE)
         mesh.normals[rows] = np.where(creased, flat[:, None], normals)
+
     mesh.colors[rows] = np.clip(_values(part.colors, kept, (1.0, 1.0, 1.0, 1.0)), 0, 1)
     mesh.uvs[rows] = _values(part.uvs, kept, (0.0, 0.0))
     if mesh.opacity_uvs is not mesh.uvs:
@@ -268,7 +272,7 @@ def _fill(mesh: Mesh, count: int, part: MeshPart, means: bool) -> int:
 def _values(
     each: PerCorner | None, kept: Bool[np.ndarray, " f"], default: tuple[float, ...]
 ) -> Float[np.ndarray, "k 3 c"]:
-    """Of the triangles that are kept; 0 where a file has nonsense."""
+    """Returns the values of the triangles that are kept; 0 where a file has nonsense."""
     if each is None:
         return np.broadcast_to(np.array(default), (int(kept.sum()), 3, len(default)))
     values = np.asarray(each.rows, np.float64)[each.faces[kept]]
@@ -279,14 +283,14 @@ def _values(
 def _unit(
     normals: Float[np.ndarray, "f 3 3"], flat: Float[np.ndarray, "f 3"]
 ) -> Float[np.ndarray, "f 3 3"]:
-    """The normals at length 1; the face's where a file has nonsense."""
+    """Returns the normals at length 1, or the face's where a file has nonsense."""
     length = np.linalg.norm(normals, axis=-1, keepdims=True)
     usable = np.isfinite(length) & (length > 1e-12)
     return np.where(usable, normals / np.where(usable, length, 1), flat[:, None])
 
 
 def _means(part: MeshPart) -> PerCorner:
-    """For each point, the mean of the normals, weighted by area, of the faces that meet in it.
+    """Returns for each point the mean normal of the faces that meet in it, weighted by area.
 
     Vertices in the same place are one point.
     """

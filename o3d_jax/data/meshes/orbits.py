@@ -16,7 +16,7 @@ from o3d_jax.errors import InputError
 from o3d_jax.geometry.orbits import orbit_poses
 
 LOOK = 2
-"""Raised by whoever changes how a model comes out, so that sets of images don't mix.
+"""A number that whoever changes how a model comes out raises, so that sets of images don't mix.
 
 Then COMPILED_IN is raised as well, in picture.py and rasterize.py. The pixels that it stands for
 are in tests/data/meshes, where a test compares them.
@@ -30,24 +30,24 @@ class OrbitPlan:
     size: int = 512
     """Pixels along a side of a frame (paper: 512)."""
     orbits: int = 2
-    """Of each model (paper: 2)."""
+    """Orbits of each model (paper: 2)."""
     frames: int = 16
-    """Of each orbit, at even steps of azimuth from the front on (paper: 16)."""
+    """Frames of an orbit, at even steps of azimuth from the front on (paper: 16)."""
     elevation: tuple[float, float] = (-5.0, 30.0)
     """Degrees; each orbit's is drawn evenly from this range (paper: -5 to 30)."""
     radius: float = 1.5
-    """Of the orbits, scene units (LGM: 1.5; release: 1.7417)."""
+    """Radius of the orbits, scene units (LGM: 1.5; release: 1.7417)."""
     fov: float = 49.1
-    """Degrees, both ways (LGM: 49.1; release: 39.6)."""
+    """Field of view in degrees, both ways (LGM: 49.1; release: 39.6)."""
     fit: Literal["view", "cube"] = "view"
-    """How large a model is, around the centre of its box. "view": its longest side 1, or less so
+    """How large a model is, around the center of its box. "view": its longest side 1, or less so
     that nothing is cropped; "cube": its longest side 2, to fill [-1, 1]^3, whatever is cropped."""
     up: Literal["y", "z"] = "y"
     """The models' axis that points up; glTF says y, OBJ and PLY leave it open."""
     maps: bool = False
     """Whether depth and position are kept beside the images."""
     seed: int = 0
-    """Of the elevations, together with each model's name."""
+    """Seed of the elevations, together with each model's name."""
 
     def __post_init__(self) -> None:
         """Raises an InputError for values that no camera can have."""
@@ -68,6 +68,7 @@ class OrbitPlan:
         for name, value, fine, allowed in bounds:
             if not fine:
                 raise InputError(f"--{name} {value} is not {allowed}")
+
         if self.fit == "cube" and self.radius < 1.75:
             raise InputError(
                 f"--radius {self.radius} is inside the cube's corners, which --fit cube fills; "
@@ -75,13 +76,13 @@ class OrbitPlan:
             )
 
     def elevations(self, name: str) -> Float[np.ndarray, " orbits"]:
-        """Degrees, for the model of a name."""
+        """Returns the elevations of the orbits of the model of a name, degrees."""
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         generator = np.random.default_rng(int.from_bytes(digest[:16], "little"))
         return generator.uniform(*self.elevation, self.orbits)
 
     def poses(self, name: str) -> Float[np.ndarray, "orbits frames 4 4"]:
-        """camera_to_world (OpenCV axes), for the model of a name."""
+        """Returns camera_to_world (OpenCV axes) for the model of a name."""
         azimuths = np.arange(self.frames) * 360 / self.frames
         return np.stack(
             [orbit_poses(float(e), azimuths, self.radius) for e in self.elevations(name)]
@@ -92,13 +93,13 @@ class RenderedModel(NamedTuple):
     """What is drawn of a model."""
 
     orbits: list[RenderedOrbit]
-    """Named `<name>/<number>`."""
+    """The orbits, named `<name>/<number>`."""
     remarks: tuple[str, ...]
     """What its owner should know, each part of a sentence."""
 
 
 def fitted_mesh(path: Path, plan: OrbitPlan, max_bytes: int) -> Mesh:
-    """A model where and as large as it is rendered.
+    """Returns a model where and as large as it is rendered.
 
     Raises:
         InputError: it cannot be read, or has no shape.
@@ -110,7 +111,7 @@ def fitted_mesh(path: Path, plan: OrbitPlan, max_bytes: int) -> Mesh:
 
 
 def render_model(path: Path, name: str, plan: OrbitPlan, max_bytes: int) -> RenderedModel:
-    """All orbits of a model.
+    """Returns all orbits of a model.
 
     Raises:
         InputError: the model cannot be read, or has no shape.

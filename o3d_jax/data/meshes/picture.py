@@ -1,4 +1,4 @@
-"""From what shows at each sample to a picture: colour once a surface a pixel; in numba.
+"""From what shows at each sample to a picture: color once a surface a pixel; in numba.
 
 Every triangle that shows in a pixel is shaded once there, in the middle of the samples showing
 it; transparent ones are laid over the others sample by sample.
@@ -7,7 +7,7 @@ it; transparent ones are laid over the others sample by sample.
 from typing import NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from o3d_jax.data.compiled import inlined, kernel
 from o3d_jax.data.meshes.scene import (
@@ -16,16 +16,15 @@ from o3d_jax.data.meshes.scene import (
     SAMPLE_Y,
     SAMPLES,
     Canvas,
-    Dome,
     Fragments,
     MeshView,
     Picture,
-    Surface,
+    Scene,
 )
-from o3d_jax.data.meshes.shading import Shaded, shade, spot
+from o3d_jax.data.meshes.shading import Shaded, Texel, shade, spot
 
 COMPILED_IN = 2
-"""`orbits.LOOK`: with a new one here, numba takes note of changes in shading.py and scene.py."""
+"""The same as `orbits.LOOK`: by a new one numba notices changes in shading.py and scene.py."""
 
 
 class Place(NamedTuple):
@@ -39,7 +38,7 @@ class Place(NamedTuple):
 @kernel
 @no_type_check
 def middle(bits: int, row: int, column: int) -> Place:
-    """The middle of some samples of a pixel."""
+    """Returns the middle of some samples of a pixel."""
     x, y, n = 0, 0, 0
     for i in range(SAMPLES):
         if bits >> i & 1:
@@ -49,16 +48,16 @@ def middle(bits: int, row: int, column: int) -> Place:
 
 @inlined
 @no_type_check
-def look(s: Surface, dome: Dome, canvas: Canvas, t: int, x: float, y: float) -> Shaded:
-    """What a triangle looks like at a place in the image."""
-    return shade(s, dome, t, spot(canvas.planes, t, x, y), canvas.planes[t, 9])
+def look(scene: Scene, canvas: Canvas, t: int, x: float, y: float) -> Shaded:
+    """Returns what a triangle looks like at a place in the image."""
+    at = spot(canvas.planes, t, x, y)
+    return shade(scene.surface, scene.dome, t, at, canvas.planes[t, 9])
 
 
 @kernel
 @no_type_check
 def behind(
-    s: Surface,
-    dome: Dome,
+    scene: Scene,
     canvas: Canvas,
     row: int,
     column: int,
@@ -70,6 +69,8 @@ def behind(
     for i in range(SAMPLES):
         if done >> i & 1:
             continue
+
+        # All samples of one triangle are shaded together, in their middle.
         bits = 0
         for j in range(i, SAMPLES):
             if owner[j] == owner[i]:
@@ -80,8 +81,9 @@ def behind(
                 if bits >> j & 1:
                     samples[j] = 0
             continue
+
         where = middle(bits, row, column)
-        shaded = look(s, dome, canvas, owner[i] - 1, where.x, where.y)
+        shaded = look(scene, canvas, owner[i] - 1, where.x, where.y)
         for j in range(i, SAMPLES):
             if bits >> j & 1:
                 samples[j, 0], samples[j, 1], samples[j, 2] = shaded.r, shaded.g, shaded.b
@@ -94,8 +96,7 @@ def behind(
 @kernel
 @no_type_check
 def in_front(
-    s: Surface,
-    dome: Dome,
+    scene: Scene,
     canvas: Canvas,
     fragments: Fragments,
     row: int,
@@ -105,6 +106,7 @@ def in_front(
     """Lays a pixel's fragments over its samples, the farthest first; returns the nearest."""
     best = Shaded(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     while True:
+        # They are in no order, and few: the farthest that is left is looked for anew each time.
         farthest, least, f = -1, np.inf, canvas.first[row, column]
         while f >= 0:
             if fragments.covered[f]:
@@ -117,9 +119,10 @@ def in_front(
         if farthest < 0:
             canvas.first[row, column] = -1
             return best
+
         bits = fragments.covered[farthest]
         where = middle(bits, row, column)
-        best = look(s, dome, canvas, fragments.owner[farthest], where.x, where.y)
+        best = look(scene, canvas, fragments.owner[farthest], where.x, where.y)
         for i in range(SAMPLES):
             if bits >> i & 1:
                 rest = 1 - best.a
@@ -137,19 +140,16 @@ def paint(
     picture: Picture,
     row: int,
     column: int,
-    r: float,
-    g: float,
-    b: float,
-    a: float,
+    sums: Texel,
     best: Shaded,
-    display: UInt8[np.ndarray, " 4096"],
 ) -> None:
     """Fills a pixel, from the sums over its samples and from what shows most."""
-    scale = 4095 / a
-    picture.rgba[row, column, 0] = display[int(min(r * scale + 0.5, 4095.0))]
-    picture.rgba[row, column, 1] = display[int(min(g * scale + 0.5, 4095.0))]
-    picture.rgba[row, column, 2] = display[int(min(b * scale + 0.5, 4095.0))]
-    picture.rgba[row, column, 3] = int(a * (255 / SAMPLES) + 0.5)
+    display, scale = view.display, 4095 / sums.a
+    picture.rgba[row, column, 0] = display[int(min(sums.r * scale + 0.5, 4095.0))]
+    picture.rgba[row, column, 1] = display[int(min(sums.g * scale + 0.5, 4095.0))]
+    picture.rgba[row, column, 2] = display[int(min(sums.b * scale + 0.5, 4095.0))]
+    picture.rgba[row, column, 3] = int(sums.a * (255 / SAMPLES) + 0.5)
+
     where = (best.x, best.y, best.z)
     depth = 0.0  # Not 1 / nearness, since backs have yielded a little.
     for k in range(3):
@@ -161,18 +161,9 @@ def paint(
 @kernel
 @no_type_check
 def fill_picture(
-    s: Surface,
-    dome: Dome,
-    view: MeshView,
-    canvas: Canvas,
-    fragments: Fragments,
-    display: UInt8[np.ndarray, " 4096"],
-    picture: Picture,
+    scene: Scene, view: MeshView, canvas: Canvas, fragments: Fragments, picture: Picture
 ) -> None:
-    """Shades what shows, fills the picture (which is empty), and empties the canvas.
-
-    `display` has the sRGB bytes of linear values at equal steps from 0 to 1.
-    """
+    """Shades what shows, fills the picture (which is empty), and empties the canvas."""
     h, w = canvas.first.shape
     samples = np.empty((SAMPLES, 4), np.float32)
     for row in range(h):
@@ -183,20 +174,23 @@ def fill_picture(
             transparent = canvas.first[row, column] >= 0
             if alike and owner == 0 and not transparent:
                 continue
+
+            # Most pixels show one opaque triangle; the others are put together sample by sample.
             if alike and not transparent:
-                best = look(s, dome, canvas, owner - 1, column + 0.5, row + 0.5)
+                best = look(scene, canvas, owner - 1, column + 0.5, row + 0.5)
                 r, g, b, a = SAMPLES * best.r, SAMPLES * best.g, SAMPLES * best.b, 1.0 * SAMPLES
             else:
-                best = behind(s, dome, canvas, row, column, samples)
+                best = behind(scene, canvas, row, column, samples)
                 if transparent:
-                    nearest = in_front(s, dome, canvas, fragments, row, column, samples)
+                    nearest = in_front(scene, canvas, fragments, row, column, samples)
                     best = nearest if best.nearness == 0 else best
                 r, g, b, a = 0.0, 0.0, 0.0, 0.0
                 for i in range(SAMPLES):
                     r, g, b = r + samples[i, 0], g + samples[i, 1], b + samples[i, 2]
                     a += samples[i, 3]
+
             if a * (255 / SAMPLES) >= 0.5:  # Else alpha is 0, and what it is of does not show.
-                paint(view, picture, row, column, r, g, b, a, best, display)
+                paint(view, picture, row, column, Texel(r, g, b, a), best)
             for i in range(SAMPLES):
                 canvas.owner[row, column, i] = 0
                 canvas.nearness[row, column, i] = 0

@@ -1,4 +1,4 @@
-"""A rasteriser of triangles in numba: which of them is in front at each of 16 samples a pixel.
+"""A rasterizer of triangles in numba: which of them is in front at each of 16 samples a pixel.
 
 Coverage is exact: corners are rounded to 1/256 pixel and edges are integers, so that triangles
 sharing an edge share no sample and leave none out. picture.py makes a picture of the result.
@@ -24,13 +24,13 @@ from o3d_jax.data.meshes.scene import (
 from o3d_jax.data.meshes.shading import BLEND, MASK, between, level_of, opacity, patch, spot
 
 COMPILED_IN = 2
-"""`orbits.LOOK`: with a new one here, numba takes note of changes in shading.py and scene.py."""
+"""The same as `orbits.LOOK`: by a new one numba notices changes in shading.py and scene.py."""
 
 NEAREST = 1e-3
 """Triangles with a corner nearer to the camera's plane, in scene units, are not drawn."""
 YIELD_TWO_SIDED, YIELD_ONE_SIDED = 1 - 1e-5, 1 - 0.01
-"""Backs count as this much less near, so that they yield to fronts in about the same place: leaves
-that are two triangles, linings, shells for a renderer that leaves out the backs of one-sided faces
+"""Factors of a back's nearness, by which it yields to a front in about the same place: leaves that
+are two triangles, linings, shells for a renderer that leaves out the backs of one-sided faces
 as the file allows. Here these show where nothing is in front of them or close behind."""
 
 
@@ -39,7 +39,10 @@ as the file allows. Here these show where nothing is in front of them or close b
 def place_triangle(
     s: Surface, view: MeshView, canvas: Canvas, t: int, at: Int64[np.ndarray, "3 2"]
 ) -> bool:
-    """Whether a triangle may be seen; then its plane, and its corners in steps of the grid."""
+    """Returns whether a triangle may be seen; if so, fills its plane and its corners `at`.
+
+    These are in steps of the grid.
+    """
     r, o, c = view.rotation, view.origin, s.corners[t]
     near = (1.0, 1.0, 1.0)
     for k in range(3):
@@ -54,14 +57,20 @@ def place_triangle(
         if not (abs(px) < 1e5 and abs(py) < 1e5):
             return False
         at[k, 0], at[k, 1] = int(np.floor(px * GRID + 0.5)), int(np.floor(py * GRID + 0.5))
+
+    # Rounded corners may lie on a line; the triangle then covers no sample.
     x1, y1 = (at[1, 0] - at[0, 0]) / GRID, (at[1, 1] - at[0, 1]) / GRID
     x2, y2 = (at[2, 0] - at[0, 0]) / GRID, (at[2, 1] - at[0, 1]) / GRID
     area = x1 * y2 - x2 * y1
     if area == 0:
         return False
+
+    # y points down, so a triangle whose corners run counter-clockwise has a negative area here.
     bias = 1.0
     if area > 0:
         bias = YIELD_TWO_SIDED if s.materials[s.material[t]].two_sided else YIELD_ONE_SIDED
+
+    # 1 / depth and weight / depth are linear in the image: two slopes each say all.
     n0, n1, n2 = near[0] * bias, near[1] * bias, near[2] * bias
     p = canvas.planes[t]
     p[0], p[1], p[2] = at[0, 0] / GRID, at[0, 1] / GRID, n0
@@ -70,6 +79,7 @@ def place_triangle(
     p[3] = ((n1 - n0) * y2 - (n2 - n0) * y1) / area
     p[4] = ((n2 - n0) * x1 - (n1 - n0) * x2) / area
     p[9] = -1.0 if area > 0 else 1.0
+
     if area < 0:  # From here on only coverage matters: the same way round for all.
         for k in range(2):
             at[1, k], at[2, k] = at[2, k], at[1, k]
@@ -79,7 +89,10 @@ def place_triangle(
 @kernel
 @no_type_check
 def cut_out(s: Surface, canvas: Canvas, t: int, x: float, y: float) -> int:
-    """A bit for each sample of a pixel where a cut-out triangle is there; alpha taken as linear."""
+    """Returns a bit for each sample of a pixel where a cut-out triangle is there.
+
+    Within the pixel, alpha is taken as linear.
+    """
     m = s.materials[s.material[t]]
     at = spot(canvas.planes, t, x, y)
     alpha = m.base[3] * between(s.colors, t, 3, at)
@@ -88,11 +101,14 @@ def cut_out(s: Surface, canvas: Canvas, t: int, x: float, y: float) -> int:
         use, uvs = m.opacity, s.opacity_uvs
     if use.texture < 0:
         return 0xFFFF if alpha >= m.cutoff else 0
+
+    # Alpha in the middle and a pixel beside it, across and down: its slopes.
     p = patch(uvs, t, at)
     level = level_of(s.textures, use.texture, p)
     here = opacity(s.textures, use, level, p.u, p.v)
     across = opacity(s.textures, use, level, p.u + p.ux, p.v + p.vx)
     down = opacity(s.textures, use, level, p.u + p.uy, p.v + p.vy)
+
     bits = 0
     for k in range(SAMPLES):
         dx, dy = SAMPLE_X[k] / GRID, SAMPLE_Y[k] / GRID
@@ -102,17 +118,28 @@ def cut_out(s: Surface, canvas: Canvas, t: int, x: float, y: float) -> int:
 
 
 class Scratch(NamedTuple):
-    """Of the triangle that is being drawn; lengths are in steps of the grid."""
+    """What is known of the triangle that is being drawn; lengths are in steps of the grid."""
 
     at: Int64[np.ndarray, "3 2"]
     """Its corners."""
     edges: Int64[np.ndarray, "3 4"]
-    """Of each edge: its function at the first pixel's middle, the function's steps from pixel to
-    pixel across and down, and how far it may vary within a pixel. Inside, all three are >= 0."""
+    """Each edge's function at the first pixel's middle, the function's steps from pixel to pixel
+    across and down, and how far it may vary within a pixel. Inside, all three are >= 0."""
     offsets: Int64[np.ndarray, "3 16"]
-    """Of each edge: its function at the samples, less that in the pixel's middle."""
+    """Each edge's function at the samples, less that in the pixel's middle."""
     nearer: Float32[np.ndarray, " 16"]
     """1 / depth at the samples, less that in the pixel's middle."""
+
+
+class Here(NamedTuple):
+    """A triangle in the middle of a pixel."""
+
+    z: float
+    """1 / depth."""
+    edges: tuple[int, int, int]
+    """The edges' functions."""
+    whole: bool
+    """Whether it covers the whole pixel, so that no edge matters."""
 
 
 class Box(NamedTuple):
@@ -127,16 +154,19 @@ class Box(NamedTuple):
 @kernel
 @no_type_check
 def begin(canvas: Canvas, t: int, scratch: Scratch) -> Box:
-    """Prepares a triangle that `place_triangle` has placed."""
+    """Prepares a triangle that `place_triangle` has placed; returns the pixels it may cover."""
     at, edges = scratch.at, scratch.edges
     h, w = canvas.first.shape
     left = max((min(at[0, 0], at[1, 0], at[2, 0]) - FARTHEST) // GRID, 0)
     right = min((max(at[0, 0], at[1, 0], at[2, 0]) + FARTHEST) // GRID, w - 1)
     top = max((min(at[0, 1], at[1, 1], at[2, 1]) - FARTHEST) // GRID, 0)
     bottom = min((max(at[0, 1], at[1, 1], at[2, 1]) + FARTHEST) // GRID, h - 1)
+
+    # An edge's function is a cross product, so linear: its value once, then its steps.
     for k in range(3):
         ax, ay, bx, by = at[k, 0], at[k, 1], at[(k + 1) % 3, 0], at[(k + 1) % 3, 1]
         dx, dy = bx - ax, by - ay
+
         # A sample on an edge belongs to one of its two triangles: they run along it opposite ways.
         own = dy < 0 or (dy == 0 and dx > 0)
         x, y = left * GRID + GRID // 2, top * GRID + GRID // 2
@@ -145,6 +175,7 @@ def begin(canvas: Canvas, t: int, scratch: Scratch) -> Box:
         edges[k, 3] = FARTHEST * (abs(dx) + abs(dy))
         for i in range(SAMPLES):
             scratch.offsets[k, i] = dx * SAMPLE_Y[i] - dy * SAMPLE_X[i]
+
     for i in range(SAMPLES):
         rise = canvas.planes[t, 3] * SAMPLE_X[i] + canvas.planes[t, 4] * SAMPLE_Y[i]
         scratch.nearer[i] = rise / GRID
@@ -153,35 +184,27 @@ def begin(canvas: Canvas, t: int, scratch: Scratch) -> Box:
 
 @kernel
 @no_type_check
-def shown(
-    canvas: Canvas,
-    scratch: Scratch,
-    row: int,
-    column: int,
-    z: float,
-    edges: tuple[int, int, int],
-    whole: bool,
-) -> int:
-    """A bit for each sample of a pixel that a triangle covers, in front of what is there.
-
-    `z` is 1 / depth in the pixel's middle, `edges` the functions there, and `whole` says that
-    none of them matters.
-    """
-    bits = 0
+def shown(canvas: Canvas, scratch: Scratch, row: int, column: int, here: Here) -> int:
+    """Returns a bit for each sample of a pixel that a triangle covers, before what is there."""
+    bits, edges = 0, here.edges
     for i in range(SAMPLES):
         inside = (edges[0] + scratch.offsets[0, i]) | (edges[1] + scratch.offsets[1, i])
         inside |= edges[2] + scratch.offsets[2, i]
-        front = z + scratch.nearer[i] > canvas.nearness[row, column, i]
-        bits |= ((whole or inside >= 0) and front) << i
+        front = here.z + scratch.nearer[i] > canvas.nearness[row, column, i]
+        bits |= ((here.whole or inside >= 0) and front) << i
     return bits
 
 
 @kernel
 @no_type_check
 def keep(
-    canvas: Canvas, fragments: Fragments, count: int, t: int, row: int, column: int, bits: int
+    canvas: Canvas, fragments: Fragments, count: int, pixel: tuple[int, int], seen: tuple[int, int]
 ) -> int:
-    """Adds a fragment, if there is something of it and room; returns how many there are."""
+    """Adds a fragment, if there is something of it and room; returns how many there are.
+
+    `seen` is a triangle and the bits of the samples that it covers.
+    """
+    (row, column), (t, bits) = pixel, seen
     if not bits:
         return count
     if count < len(fragments.owner):
@@ -205,6 +228,8 @@ def cover(
     px, py, pz = canvas.planes[t, 0], canvas.planes[t, 1], canvas.planes[t, 2]
     zx, zy = canvas.planes[t, 3], canvas.planes[t, 4]
     s0, s1, s2 = edges[0, 3], edges[1, 3], edges[2, 3]
+
+    # The edges' functions go along: one step down for a row, one across for a pixel.
     for row in range(box.top, box.bottom + 1):
         e0, e1, e2 = edges[0, 0], edges[1, 0], edges[2, 0]
         for k in range(3):
@@ -214,11 +239,12 @@ def cover(
                 x, y = column + 0.5, row + 0.5
                 z = np.float32(pz + zx * (x - px) + zy * (y - py))
                 whole = e0 >= s0 and e1 >= s1 and e2 >= s2
-                bits = shown(canvas, scratch, row, column, z, (e0, e1, e2), whole)
+                bits = shown(canvas, scratch, row, column, Here(z, (e0, e1, e2), whole))
                 if bits and mode == MASK:
                     bits &= cut_out(s, canvas, t, x, y)
+
                 if mode == BLEND:
-                    count = keep(canvas, fragments, count, t, row, column, bits)
+                    count = keep(canvas, fragments, count, (row, column), (t, bits))
                 elif bits:
                     for i in range(SAMPLES):
                         if bits >> i & 1:
@@ -238,12 +264,15 @@ def scatter(s: Surface, view: MeshView, canvas: Canvas, fragments: Fragments) ->
         np.empty((3, SAMPLES), np.int64),
         np.empty(SAMPLES, np.float32),
     )
+
     transparent = 0
     for t in range(len(s.corners)):
         if s.materials[s.material[t]].mode == BLEND:
             transparent += 1
         elif place_triangle(s, view, canvas, t, scratch.at):
             cover(s, canvas, fragments, 0, t, scratch)
+
+    # What is transparent comes last, when it is known what hides it.
     count = 0
     if transparent:
         for t in range(len(s.corners)):

@@ -13,17 +13,17 @@ from o3d_jax.data.meshes.readers.ply import read_ply_mesh
 from o3d_jax.errors import InputError
 
 READERS = {".glb": read_gltf, ".gltf": read_gltf, ".obj": read_obj_mesh, ".ply": read_ply_mesh}
-"""Of each suffix."""
+"""The reader of each suffix."""
 
 SAFE_FILL = 0.96
-"""Of the radius of the ball that a camera sees whole: what a model may fill."""
+"""How much a model may fill of the ball that a camera sees whole, by its radius."""
 
 
 def read_mesh(path: Path, max_bytes: int, up: Literal["y", "z"] = "y") -> Mesh:
-    """The triangles of a model file, y-up.
+    """Returns the triangles of a model file, y-up.
 
     Args:
-        max_bytes: largest size of the file, and of each file that it refers to.
+        max_bytes: the largest size of the file, and of each file that it refers to.
         up: the file's axis that points up; glTF says y, OBJ and PLY say nothing.
 
     Raises:
@@ -44,15 +44,15 @@ def read_mesh(path: Path, max_bytes: int, up: Literal["y", "z"] = "y") -> Mesh:
 
 
 def visible_radius(radius: float, fov: float) -> float:
-    """Of the ball around the origin that a camera at a distance sees whole; `fov` in degrees."""
+    """Returns the radius of the ball that a camera at a distance sees whole; `fov` in degrees."""
     return radius * float(np.sin(np.deg2rad(fov) / 2))
 
 
 def fit(mesh: Mesh, side: float, ball: float) -> Mesh:
-    """The mesh with its box's centre at the origin, as large as both limits allow.
+    """Returns the mesh with its box's center at the origin, as large as both limits allow.
 
     Args:
-        side: of the box's longest side, scene units.
+        side: length of the box's longest side, scene units.
         ball: radius of a ball around the origin that holds it.
 
     Raises:

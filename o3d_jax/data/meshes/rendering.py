@@ -37,7 +37,7 @@ from o3d_jax.media.sheets import grid
 SETTINGS, FAILURES, SHEET = "render_settings.json", "failures.txt", "contact_sheet.png"
 
 SHEET_VIEWS, SHEET_TILE = 4, 160
-"""Of each orbit on the contact sheet, and their largest size in pixels."""
+"""Views of each orbit on the contact sheet, and their largest size in pixels."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class RenderOrbits:
     ids: Path | None = None
     """File with the names of the objects to render, or bare ids, one a line; all if not given."""
     workers: int = os.cpu_count() or 1
-    """Processes."""
+    """Processes that render side by side."""
     max_megabytes: int = 1024
     """Largest model file, and largest file that a model refers to, in MiB."""
     time_limit: float = 600.0
-    """Seconds for a model; looked at between its parts, not in the middle of drawing a frame."""
+    """Seconds for a model; the clock is looked at between frames, not in the middle of one."""
     sheet: int = 24
     """Objects on the contact sheet; 0 for none."""
     renderer: Literal["software", "blender"] = "software"
@@ -64,11 +64,11 @@ class RenderOrbits:
     blender: Path | None = None
     """A Python that can import bpy, for --renderer blender."""
     blender_samples: int = 64
-    """Rays a pixel."""
+    """Rays for each pixel."""
     runner: Literal["processes", "beam"] = "processes"
     """Apache Beam spreads the models over a cluster."""
     beam_options: str = ""
-    """Of Beam's pipeline: --beam-options="--runner=FlinkRunner --flink_master=..."."""
+    """Options of Beam's pipeline: --beam-options="--runner=FlinkRunner --flink_master=..."."""
 
 
 def render_orbits(order: RenderOrbits) -> int:
@@ -83,6 +83,7 @@ def render_orbits(order: RenderOrbits) -> int:
     if order.renderer == "blender":
         blender = Blender(order.blender or Path(sys.executable), order.blender_samples)
         check_blender(blender)
+
     jobs = [
         RenderJob(
             name, path, order.out, order.plan, order.max_megabytes << 20, order.time_limit, blender
@@ -91,6 +92,8 @@ def render_orbits(order: RenderOrbits) -> int:
     ]
     order.out.mkdir(parents=True, exist_ok=True)
     _check_settings(order, blender)
+
+    # What an earlier run has finished is left alone, so that a run goes on where it broke off.
     todo = [job for job in jobs if not is_finished(job)]
     outcomes, start = list(models.refused), time.monotonic()
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="object") as bar:
@@ -99,6 +102,7 @@ def render_orbits(order: RenderOrbits) -> int:
             bar.update()
             if outcome.fault:
                 bar.write(f"{outcome.name}: {' '.join(outcome.fault.split())}", sys.stderr)
+
     seconds = time.monotonic() - start
     failed = [outcome for outcome in outcomes if outcome.fault]
     _write_lists(order, jobs, failed)
@@ -129,7 +133,7 @@ def _wanted(order: RenderOrbits, models: Models) -> dict[str, Path]:
 
 
 def _check_settings(order: RenderOrbits, blender: Blender | None) -> None:
-    """Images of different settings must not mix in one folder."""
+    """Raises an InputError if OUT has images of other settings: they must not mix in one folder."""
     path, wanted = order.out / SETTINGS, settings(order.plan, blender)
     if not path.exists():
         with written_whole(path) as temporary:
@@ -159,6 +163,8 @@ def _run(order: RenderOrbits, jobs: list[RenderJob]) -> Iterable[Outcome]:
 
 def _write_lists(order: RenderOrbits, jobs: list[RenderJob], failed: list[Outcome]) -> None:
     finished = [job for job in jobs if is_finished(job)]
+
+    # Orbits that other runs have rendered here stay in the list.
     orbits = {f"{job.name}/{i}" for job in finished for i in range(order.plan.orbits)}
     names, mine = order.out / IDS, {job.name for job in jobs}
     before = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
@@ -169,6 +175,7 @@ def _write_lists(order: RenderOrbits, jobs: list[RenderJob], failed: list[Outcom
     faults = [f"{outcome.name}: {' '.join(outcome.fault.split())}\n" for outcome in failed]
     with written_whole(order.out / FAILURES) as temporary:
         temporary.write_text("".join(faults), encoding="utf-8")
+
     if finished and order.sheet > 0:
         count = min(order.sheet, len(finished))
         chosen = [finished[round(i)] for i in np.linspace(0, len(finished) - 1, count)]

@@ -8,23 +8,23 @@ from jaxtyping import Float, Float32, Int32, Int64, Shaped, UInt8
 from o3d_jax.files.srgb import to_display, to_light
 
 SAMPLES = 16
-"""A pixel."""
+"""Samples in a pixel."""
 GRID = 256
 """Steps of a pixel that corners are rounded to."""
 SAMPLE_X = np.array([16 * k - 120 for k in range(SAMPLES)], np.int64)
-"""Of the samples, from a pixel's middle, in steps: one a column and one a row (Hammersley)."""
+"""Where samples are, in steps from a pixel's middle: one a column and one a row (Hammersley)."""
 SAMPLE_Y = np.array([16 * int(f"{k:04b}"[::-1], 2) - 120 for k in range(SAMPLES)], np.int64)
 FARTHEST = 120
-"""Largest of the above."""
+"""The largest distance of a sample from the middle, along either axis."""
 
 PLANE = 10
 """Columns of `Canvas.planes`."""
 
 
 LINEAR = to_light(np.arange(256) / 255).astype(np.float32)
-"""Light of each sRGB byte."""
+"""The light of each sRGB byte."""
 DISPLAY = np.round(255 * to_display(np.arange(4096) / 4095)).astype(np.uint8)
-"""sRGB byte of light at equal steps."""
+"""The sRGB bytes of light at equal steps from 0 to 1."""
 
 
 class Textures(NamedTuple):
@@ -33,13 +33,13 @@ class Textures(NamedTuple):
     texels: UInt8[np.ndarray, "n 4"]
     """sRGB and alpha, row by row, one level after the other."""
     levels: Int64[np.ndarray, "textures levels 3"]
-    """Of each: its first texel, width and height; width 0 where there is none."""
+    """First texel, width and height of each level; width 0 where there is none."""
     linear: Float32[np.ndarray, " 256"]
-    """Light of each sRGB byte."""
+    """The light of each sRGB byte."""
 
 
 class Surface(NamedTuple):
-    """A mesh; see `Mesh`."""
+    """A mesh, with the fields of `Mesh`."""
 
     corners: Float32[np.ndarray, "t 3 3"]
     normals: Float32[np.ndarray, "t 3 3"]
@@ -56,14 +56,21 @@ class Dome(NamedTuple):
     """Lights all around, far away, and what each of them sees."""
 
     axes: Float32[np.ndarray, "l 3 3"]
-    """Of each light's shadow map: along its rows, along its columns, and towards the light."""
+    """Axes of each light's shadow map: along rows, along columns, and toward the light."""
     strengths: Float32[np.ndarray, " l"]
     floor: float
     """Light that nothing shadows."""
     reach: float
     """Half the width of the shadow maps, scene units."""
     maps: Float32[np.ndarray, "l s s"]
-    """How far towards the light the surface is that it sees, scene units."""
+    """How far toward the light the surface is that it sees, scene units."""
+
+
+class Scene(NamedTuple):
+    """What does not change from view to view."""
+
+    surface: Surface
+    dome: Dome
 
 
 class MeshView(NamedTuple):
@@ -72,11 +79,13 @@ class MeshView(NamedTuple):
     rotation: Float[np.ndarray, "3 3"]
     """World to camera; x right, y down, z forward."""
     origin: Float[np.ndarray, " 3"]
-    """Of the camera, in the world."""
+    """Where the camera is in the world."""
     focal: float
-    """Pixels."""
+    """Focal length, pixels."""
     middle: float
-    """Pixels; the left edge of the first one is 0."""
+    """The image's middle, pixels; the left edge of the first one is 0."""
+    display: UInt8[np.ndarray, " 4096"]
+    """The bytes that its pictures have for light at equal steps from 0 to 1."""
 
 
 class Canvas(NamedTuple):
@@ -87,21 +96,22 @@ class Canvas(NamedTuple):
     owner: Int32[np.ndarray, "h w 16"]
     """Triangle in front, counted from 1; 0 for none."""
     first: Int32[np.ndarray, "h w"]
-    """Of the pixel's transparent fragments; -1 for none."""
+    """The first of the pixel's transparent fragments; -1 for none."""
     planes: Float32[np.ndarray, "t 10"]
-    """Of each triangle drawn: a point in pixels (2), 1 / depth there, its slopes in x and y, those
-    of the second and the third corner's weight / depth, and 1 for its front or -1 for its back."""
+    """A row for each triangle drawn: a point in pixels (2), 1 / depth there, its slopes in x and y,
+    those of the second and the third corner's weight / depth, and 1 for its front or -1 for its
+    back."""
 
 
 class Fragments(NamedTuple):
     """What transparent triangles cover, in no order."""
 
     follower: Int32[np.ndarray, " n"]
-    """Another one of the same pixel; -1 for none."""
+    """The next fragment of the same pixel; -1 for none."""
     owner: Int32[np.ndarray, " n"]
-    """Triangle, from 0."""
+    """Its triangle, counted from 0."""
     covered: Int32[np.ndarray, " n"]
-    """A bit for each sample."""
+    """A bit for each sample that it covers."""
 
 
 class Picture(NamedTuple):
@@ -110,13 +120,13 @@ class Picture(NamedTuple):
     rgba: UInt8[np.ndarray, "h w 4"]
     """sRGB, straight alpha."""
     depth: Float32[np.ndarray, "h w"]
-    """Along z, of the surface that shows most, in the middle of what shows of it; 0: none."""
+    """Depth along z of the surface that shows most, in the middle of what shows of it; 0: none."""
     position: Float32[np.ndarray, "h w 3"]
-    """Of the same point, in the world."""
+    """The same point's place in the world."""
 
 
 def new_canvas(size: int, triangles: int) -> Canvas:
-    """An empty one."""
+    """Returns an empty canvas for square views of `size` pixels and so many triangles."""
     return Canvas(
         nearness=np.zeros((size, size, SAMPLES), np.float32),
         owner=np.zeros((size, size, SAMPLES), np.int32),
@@ -126,12 +136,12 @@ def new_canvas(size: int, triangles: int) -> Canvas:
 
 
 def new_fragments(count: int) -> Fragments:
-    """Room for them."""
+    """Returns room for so many fragments."""
     return Fragments(*(np.zeros(count, np.int32) for _ in range(3)))
 
 
 def new_picture(size: int) -> Picture:
-    """An empty one."""
+    """Returns an empty square picture of `size` pixels."""
     return Picture(
         rgba=np.zeros((size, size, 4), np.uint8),
         depth=np.zeros((size, size), np.float32),

@@ -18,17 +18,17 @@ MASK, BLEND = int(AlphaMode.MASK), int(AlphaMode.BLEND)
 CLAMP, MIRROR = int(Wrap.CLAMP), int(Wrap.MIRROR)
 
 GLOSS = 0.015
-"""Of white light that a surface sends back whatever its colour, evenly, so that black things have a
-shape. Glass and plastic reflect 0.04 (Fresnel), but textures of photographs hold some already."""
+"""Share of light that a surface sends back as it is, whatever its color, so that black things have
+a shape. Glass and plastic reflect 0.04 (Fresnel), but textures of photographs hold some already."""
 MOST_TAPS = 4
-"""Of a texture seen at a slant."""
+"""The most places at which a texture is looked up that is seen at a slant."""
 SHADOW_OFFSET = 2.0
 """How far off the surface light is looked for, in texels of the shadow maps: a plane then never
 shadows itself, since its height in a map changes by at most 1.5 tan(angle) from texel to texel."""
 
 
 class Texel(NamedTuple):
-    """Linear colour times alpha, and alpha."""
+    """Linear color times alpha, and alpha."""
 
     r: float
     g: float
@@ -61,7 +61,7 @@ class Spot(NamedTuple):
 
 
 class Shaded(NamedTuple):
-    """Colour (linear) and alpha of a point, 1 / depth, and where it is."""
+    """Linear color and alpha of a point, 1 / depth, and where it is."""
 
     r: float
     g: float
@@ -73,10 +73,18 @@ class Shaded(NamedTuple):
     z: float
 
 
+class Vector(NamedTuple):
+    """A point or a direction in the world."""
+
+    x: float
+    y: float
+    z: float
+
+
 @kernel
 @no_type_check
 def wrapped(i: int, size: int, wrap: int) -> int:
-    """The texel that stands for texel i."""
+    """Returns the texel that stands for texel i, which may lie outside of the texture."""
     if 0 <= i < size:
         return i
     if wrap == CLAMP:
@@ -90,16 +98,19 @@ def wrapped(i: int, size: int, wrap: int) -> int:
 @kernel
 @no_type_check
 def bilinear(x: Textures, use: np.record, level: int, u: float, v: float) -> Texel:
-    """A texture between the four texels around (u, v)."""
+    """Returns a texture between the four texels around (u, v)."""
     start = x.levels[use.texture, level, 0]
     w, h = x.levels[use.texture, level, 1], x.levels[use.texture, level, 2]
     across, down = u * w - 0.5, v * h - 0.5
     left, top = int(np.floor(across)), int(np.floor(down))
     fx, fy = np.float32(across - left), np.float32(down - top)
     one = np.float32(1)
+
     first, second = wrapped(left, w, use.wrap_u), wrapped(left + 1, w, use.wrap_u)
     above = start + wrapped(top, h, use.wrap_v) * w
     below = start + wrapped(top + 1, h, use.wrap_v) * w
+
+    # Weighted by alpha: the color of what cannot be seen must not bleed into what can.
     r, g, b, a = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for at, share in (
         (above + first, (one - fx) * (one - fy)),
@@ -118,9 +129,11 @@ def bilinear(x: Textures, use: np.record, level: int, u: float, v: float) -> Tex
 @inlined
 @no_type_check
 def sample_texture(x: Textures, use: np.record, p: Patch) -> Texel:
-    """A texture over a patch: between two levels, at up to MOST_TAPS places along the patch."""
+    """Returns a texture over a patch: between two levels, at up to MOST_TAPS places along it."""
     if not (abs(p.u) < 1e6 and abs(p.v) < 1e6):  # Nonsense in the file.
         return bilinear(x, use, 0, 0.0, 0.0)
+
+    # Squared sides of the patch in texels; along the longer one it is looked at several times.
     w, h = x.levels[use.texture, 0, 1], x.levels[use.texture, 0, 2]
     long, short = (p.ux * w) ** 2 + (p.vx * h) ** 2, (p.uy * w) ** 2 + (p.vy * h) ** 2
     du, dv = p.ux, p.vx
@@ -128,12 +141,15 @@ def sample_texture(x: Textures, use: np.record, p: Patch) -> Texel:
         long, short, du, dv = short, long, p.uy, p.vy
     if not long > 1:
         return bilinear(x, use, 0, p.u, p.v)
+
+    # The level whose texels are as long as a tap's share of the patch, and the one below.
     taps = int(min(np.ceil(np.sqrt(long / max(short, 1.0))), MOST_TAPS))
     last = x.levels.shape[1] - 1
     while x.levels[use.texture, last, 1] == 0:
         last -= 1
     level = min(max(0.5 * np.log2(long) - np.log2(taps), 0.0), float(last))
     low = int(level)
+
     r, g, b, a = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for k in range(2 * taps):
         share = np.float32((level - low if k % 2 else low + 1 - level) / taps)
@@ -147,7 +163,7 @@ def sample_texture(x: Textures, use: np.record, p: Patch) -> Texel:
 @kernel
 @no_type_check
 def spot(planes: Float32[np.ndarray, "t 10"], t: int, x: float, y: float) -> Spot:
-    """The point of a triangle that a place in the image shows; perspective-correct."""
+    """Returns the point of a triangle that a place in the image shows; perspective-correct."""
     dx, dy = x - planes[t, 0], y - planes[t, 1]
     nearness_x, nearness_y = planes[t, 3], planes[t, 4]
     nearness = max(planes[t, 2] + nearness_x * dx + nearness_y * dy, 1e-9)
@@ -168,7 +184,7 @@ def spot(planes: Float32[np.ndarray, "t 10"], t: int, x: float, y: float) -> Spo
 @kernel
 @no_type_check
 def between(values: Float32[np.ndarray, "t 3 c"], t: int, column: int, at: Spot) -> float:
-    """A quantity of a triangle's corners at a point."""
+    """Returns a quantity of a triangle's corners at a point."""
     first = values[t, 0, column]
     across, down = values[t, 1, column] - first, values[t, 2, column] - first
     return first + at.second * across + at.third * down
@@ -177,7 +193,7 @@ def between(values: Float32[np.ndarray, "t 3 c"], t: int, column: int, at: Spot)
 @kernel
 @no_type_check
 def patch(uvs: Float32[np.ndarray, "t 3 2"], t: int, at: Spot) -> Patch:
-    """What the pixel around a point sees of the triangle's texture."""
+    """Returns what the pixel around a point sees of the triangle's texture."""
     u1, u2 = uvs[t, 1, 0] - uvs[t, 0, 0], uvs[t, 2, 0] - uvs[t, 0, 0]
     v1, v2 = uvs[t, 1, 1] - uvs[t, 0, 1], uvs[t, 2, 1] - uvs[t, 0, 1]
     return Patch(
@@ -193,7 +209,7 @@ def patch(uvs: Float32[np.ndarray, "t 3 2"], t: int, at: Spot) -> Patch:
 @kernel
 @no_type_check
 def opacity(x: Textures, use: np.record, level: int, u: float, v: float) -> float:
-    """A texture's alpha between the four texels around (u, v)."""
+    """Returns a texture's alpha between the four texels around (u, v)."""
     if not (abs(u) < 1e6 and abs(v) < 1e6):
         return 0.0
     start = x.levels[use.texture, level, 0]
@@ -212,7 +228,7 @@ def opacity(x: Textures, use: np.record, level: int, u: float, v: float) -> floa
 @kernel
 @no_type_check
 def level_of(x: Textures, texture: int, p: Patch) -> int:
-    """The level whose texels are about as large as a patch."""
+    """Returns the level whose texels are about as large as a patch."""
     w, h = x.levels[texture, 0, 1], x.levels[texture, 0, 2]
     area = abs(p.ux * p.vy - p.uy * p.vx) * w * h
     level = 0
@@ -224,12 +240,13 @@ def level_of(x: Textures, texture: int, p: Patch) -> int:
 
 @inlined
 @no_type_check
-def light(dome: Dome, x: float, y: float, z: float, nx: float, ny: float, nz: float) -> float:
-    """What reaches a point with a normal: the floor, and every light that sees it."""
+def light(dome: Dome, at: Vector, normal: Vector) -> float:
+    """Returns what reaches a point: the floor, and every light that sees it."""
+    nx, ny, nz = normal.x, normal.y, normal.z
     size = dome.maps.shape[1]
     scale = 0.5 * size / dome.reach
     off = SHADOW_OFFSET / scale
-    px, py, pz = x + off * nx, y + off * ny, z + off * nz
+    px, py, pz = at.x + off * nx, at.y + off * ny, at.z + off * nz
     limit, half = size - 1.001, 0.5 * (size - 1)
     total = dome.floor
     axes = dome.axes
@@ -237,10 +254,14 @@ def light(dome: Dome, x: float, y: float, z: float, nx: float, ny: float, nz: fl
         slant = nx * axes[k, 2, 0] + ny * axes[k, 2, 1] + nz * axes[k, 2, 2]
         if slant <= 0:
             continue
+
+        # Where the point is in the light's shadow map, and whether the map has nothing higher.
         u = (px * axes[k, 0, 0] + py * axes[k, 0, 1] + pz * axes[k, 0, 2]) * scale + half
         v = (px * axes[k, 1, 0] + py * axes[k, 1, 1] + pz * axes[k, 1, 2]) * scale + half
         height = px * axes[k, 2, 0] + py * axes[k, 2, 1] + pz * axes[k, 2, 2]
         u, v = min(max(u, 0.0), limit), min(max(v, 0.0), limit)
+
+        # Four texels are asked, and their answers blended: so edges of shadows are smooth.
         i, j = int(v), int(u)
         fi, fj = v - i, u - j
         above = (1 - fj) * (dome.maps[k, i, j] <= height) + fj * (dome.maps[k, i, j + 1] <= height)
@@ -253,7 +274,7 @@ def light(dome: Dome, x: float, y: float, z: float, nx: float, ny: float, nz: fl
 @inlined
 @no_type_check
 def lit(s: Surface, dome: Dome, t: int, at: Spot, side: float) -> float:
-    """Light at a point of a triangle, on the side that is seen."""
+    """Returns the light at a point of a triangle, on the side that is seen."""
     c, n = s.corners, s.normals
     x, y, z = between(c, t, 0, at), between(c, t, 1, at), between(c, t, 2, at)
     nx, ny, nz = between(n, t, 0, at), between(n, t, 1, at), between(n, t, 2, at)
@@ -262,18 +283,20 @@ def lit(s: Surface, dome: Dome, t: int, at: Spot, side: float) -> float:
     agree = nx * (ay * bz - az * by) + ny * (az * bx - ax * bz) + nz * (ax * by - ay * bx)
     length = max(np.sqrt(nx * nx + ny * ny + nz * nz), 1e-6)
     scale = (side if agree >= 0 else -side) / length
-    return light(dome, x, y, z, nx * scale, ny * scale, nz * scale)
+    return light(dome, Vector(x, y, z), Vector(nx * scale, ny * scale, nz * scale))
 
 
 @inlined
 @no_type_check
 def shade(s: Surface, dome: Dome, t: int, at: Spot, side: float) -> Shaded:
-    """What a triangle looks like at a point; `side` is 1 for its front and -1 for its back."""
+    """Returns what a triangle looks like at a point; `side` is 1 for its front, -1 for its back."""
     m = s.materials[s.material[t]]
     r = m.base[0] * between(s.colors, t, 0, at)
     g = m.base[1] * between(s.colors, t, 1, at)
     b = m.base[2] * between(s.colors, t, 2, at)
     a = m.base[3] * between(s.colors, t, 3, at) if m.mode == BLEND else 1.0
+
+    # Texels come times their alpha; color and alpha are used apart from each other here.
     if m.color.texture >= 0:
         texel = sample_texture(s.textures, m.color, patch(s.uvs, t, at))
         share = 1 / max(texel.a, 1e-6)
@@ -282,14 +305,17 @@ def shade(s: Surface, dome: Dome, t: int, at: Spot, side: float) -> Shaded:
             a *= texel.a
     if m.mode == BLEND and m.opacity.texture >= 0:
         a *= sample_texture(s.textures, m.opacity, patch(s.opacity_uvs, t, at)).a
+
     if m.lit:
         matt, brightness = 1 - GLOSS, lit(s, dome, t, at, side)
         r, g, b = (r * matt + GLOSS), (g * matt + GLOSS), (b * matt + GLOSS)
         r, g, b = r * brightness, g * brightness, b * brightness
+
     er, eg, eb = m.emission[0], m.emission[1], m.emission[2]
     if m.glow.texture >= 0:
         texel = sample_texture(s.textures, m.glow, patch(s.glow_uvs, t, at))
         er, eg, eb = er * texel.r, eg * texel.g, eb * texel.b
+
     return Shaded(
         min(max(r + er, 0.0), 1.0),
         min(max(g + eg, 0.0), 1.0),
@@ -313,6 +339,8 @@ def cast(s: Surface, dome: Dome, k: int) -> None:
         m = s.materials[s.material[t]]
         if m.mode == BLEND:
             continue
+
+        # Corners in the light's own frame: texels across and down, and height toward the light.
         for i in range(3):
             for j in range(3):
                 at[i, j] = 0.0
@@ -320,15 +348,19 @@ def cast(s: Surface, dome: Dome, k: int) -> None:
                     at[i, j] += dome.axes[k, j, d] * s.corners[t, i, d]
             at[i, 0] = at[i, 0] * scale + 0.5 * size
             at[i, 1] = at[i, 1] * scale + 0.5 * size
+
         x1, y1, z1 = at[1, 0] - at[0, 0], at[1, 1] - at[0, 1], at[1, 2] - at[0, 2]
         x2, y2, z2 = at[2, 0] - at[0, 0], at[2, 1] - at[0, 1], at[2, 2] - at[0, 2]
         area = x1 * y2 - x2 * y1
         if abs(area) < 1e-9:
             continue
+
         left = max(int(np.ceil(min(at[0, 0], at[1, 0], at[2, 0]) - 0.5)), 0)
         right_end = min(int(np.floor(max(at[0, 0], at[1, 0], at[2, 0]) - 0.5)), size - 1)
         top = max(int(np.ceil(min(at[0, 1], at[1, 1], at[2, 1]) - 0.5)), 0)
         bottom = min(int(np.floor(max(at[0, 1], at[1, 1], at[2, 1]) - 0.5)), size - 1)
+
+        # Here edges need not be exact: a texel counted twice or not at all hardly shows.
         for row in range(top, bottom + 1):
             for column in range(left, right_end + 1):
                 x, y = column + 0.5 - at[0, 0], row + 0.5 - at[0, 1]
@@ -356,7 +388,10 @@ def halve(
     linear: Float32[np.ndarray, " 256"],
     display: UInt8[np.ndarray, " 4096"],
 ) -> UInt8[np.ndarray, "h2 w2 4"]:
-    """A texture at half the size, at least 1: means of 2 x 2 texels in linear light, by alpha."""
+    """Returns a texture at half the size: means of 2 x 2 texels in linear light, by alpha.
+
+    Sides that are odd are rounded down, but to 1 at least.
+    """
     h, w = max(source.shape[0] // 2, 1), max(source.shape[1] // 2, 1)
     half = np.empty((h, w, 4), np.uint8)
     for row in range(h):
@@ -366,12 +401,14 @@ def halve(
                 y = min(2 * row + k // 2, source.shape[0] - 1)
                 x = min(2 * column + k % 2, source.shape[1] - 1)
                 texel = source[y, x]
-                # Texels that are not there still have a colour: it must not be lost at alpha 0.
+
+                # Texels that are not there still have a color: it must not be lost at alpha 0.
                 share = texel[3] + 1e-3
                 r += share * linear[texel[0]]
                 g += share * linear[texel[1]]
                 b += share * linear[texel[2]]
                 a += share
+
             half[row, column, 0] = display[int(r / a * 4095 + 0.5)]
             half[row, column, 1] = display[int(g / a * 4095 + 0.5)]
             half[row, column, 2] = display[int(b / a * 4095 + 0.5)]

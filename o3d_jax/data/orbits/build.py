@@ -30,7 +30,7 @@ class Build:
 
 
 class Built(NamedTuple):
-    """What came of it."""
+    """What was packed, and where."""
 
     folder: Path
     found: int
@@ -39,7 +39,7 @@ class Built(NamedTuple):
 
 
 def build(order: Build) -> Built:
-    """Packs, in this process or by Beam.
+    """Packs orbits, in this process or by Beam.
 
     Raises:
         InputError: nothing can be packed, the dataset exists already, or a package is missing.
@@ -51,6 +51,7 @@ def build(order: Build) -> Built:
         from o3d_jax.data.orbits.packing import OrbitRenders
     except ModuleNotFoundError as error:
         raise InputError(f"no package {error.name}; pip install 'o3d-jax[data]'") from error
+
     target = order.out / DATASET / str(OrbitRenders.VERSION)
     if target.exists():
         raise InputError(f"{target} exists already; move it, or choose another folder than its")
@@ -64,6 +65,7 @@ def build(order: Build) -> Built:
     order.out.mkdir(parents=True, exist_ok=True)
     settings = tfds.download.DownloadConfig(**_beam_settings(order.beam))
     tfds.disable_progress_bar()  # It counts steps of its own.
+
     # TFDS insists on a folder for downloads, and tells of them on stdout.
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         try:

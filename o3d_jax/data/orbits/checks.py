@@ -22,10 +22,10 @@ from o3d_jax.errors import InputError
 from o3d_jax.geometry.orbits import pinhole
 
 SPHERE = 1e-3
-"""Relative; by how much distances of cameras from the origin may differ."""
+"""By how much distances of cameras from the origin may differ, relatively."""
 
 AIM = 0.1
-"""How far from the origin, in units of the radius, a camera's axis may pass."""
+"""How far from the origin a camera's axis may pass, in units of the radius."""
 
 LEAST_COVERAGE = 1 / 2000
 """Share of pixels below which a silhouette counts as empty."""
@@ -34,38 +34,39 @@ SOLID = 128
 """Alpha from which on a pixel belongs to the silhouette."""
 
 POINTS = 20_000
-"""Of the position maps that are looked at."""
+"""How many points of the position maps are looked at."""
 
 MOST_STRAY = 0.005
-"""Share of them that may project farther than a pixel from a silhouette: maps err at edges."""
+"""Share of points that may project farther than a pixel from a silhouette: maps err at edges."""
 
 
 class Expected(NamedTuple):
-    """What all orbits of a set have."""
+    """What all orbits of a set should have."""
 
     frames: int = 16
     radius: float | None = None
-    """Scene units; None: any, but one for all frames."""
+    """Distance of cameras in scene units; None allows any, but one for all frames."""
     fov: float | None = None
-    """Degrees; None: any."""
+    """Field of view in degrees; None allows any."""
 
 
 class Inspected(NamedTuple):
     """What was found in an orbit's folder."""
 
     orbit: RenderedOrbit | None
-    """If all its files can be read, be they right or wrong."""
+    """The orbit, right or wrong, if all its files can be read."""
     problems: tuple[str, ...]
 
 
 def inspect_orbit(folder: Path, name: str, expected: Expected) -> Inspected:
-    """Reads an orbit, going on after each fault as far as possible."""
+    """Reads an orbit and returns it with its faults; goes on after each as far as possible."""
     try:
         index = read_unchecked_index(folder)
     except InputError as error:
         return Inspected(None, (str(error),))
     problems = list(_camera_problems(index, expected))
     cameras_are_sound = not problems
+
     frames: list[UInt8[np.ndarray, "_ _ 4"]] = []
     for path in index.files:
         try:
@@ -77,12 +78,15 @@ def inspect_orbit(folder: Path, name: str, expected: Expected) -> Inspected:
         problems.append(f"frames are of several sizes: {', '.join(sizes)} pixels")
     if len(frames) < len(index.files) or len(sizes) > 1:
         return Inspected(None, tuple(problems))
+
     rgba = np.stack(frames)
     problems += _silhouette_problems(rgba)
     try:
         maps = read_maps(folder / MAPS, rgba.shape[:3])
     except InputError as error:
         return Inspected(None, (*problems, str(error)))
+
+    # Where a camera is wrong, that its surface projects elsewhere would only say so again.
     orbit = RenderedOrbit(name, rgba, index.camera_to_world, index.fov, *maps)
     if cameras_are_sound:
         problems += _surface_problems(orbit)
@@ -98,17 +102,22 @@ def _camera_problems(index: OrbitIndex, expected: Expected) -> Iterator[str]:
     yield from (f"the pose of frame {i} {fault}" for i, fault in bad)
     if expected.fov is not None and abs(index.fov - expected.fov) > SPHERE * expected.fov:
         yield f"field of view {index.fov:.4g} degrees, not {expected.fov:.4g}"
+
+    # All below takes poses for rigid.
     if bad:
         return
     distances = np.linalg.norm(poses[:, :3, 3], axis=-1)
     radius = float(np.median(distances)) if expected.radius is None else expected.radius
     for i in np.flatnonzero(np.abs(distances - radius) > SPHERE * radius):
         yield f"the camera of frame {i} is {distances[i]:.4g} from the origin, not {radius:.4g}"
-    centre = -poses[:, :3, 3]
-    ahead = np.einsum("vi,vi->v", centre, poses[:, :3, 2])
-    aside = np.linalg.norm(centre - ahead[:, None] * poses[:, :3, 2], axis=-1)
+
+    # The origin, as a camera sees it: so far ahead, and so far aside of its axis.
+    origin = -poses[:, :3, 3]
+    ahead = np.einsum("vi,vi->v", origin, poses[:, :3, 2])
+    aside = np.linalg.norm(origin - ahead[:, None] * poses[:, :3, 2], axis=-1)
     for i in np.flatnonzero((aside > AIM * distances) | (ahead < 0)):
         yield f"the camera of frame {i} does not look at the origin"
+
     for i, j in _same(poses):
         yield f"frames {i} and {j} have the same camera"
 
@@ -136,7 +145,7 @@ def _sides_touched(mask: Bool[np.ndarray, "h w"]) -> list[str]:
 
 
 def _surface_problems(orbit: RenderedOrbit) -> Iterator[str]:
-    """Whether what all frames saw of the surface projects into the silhouette of each."""
+    """Yields the frames in whose silhouette the surface that all frames saw does not project."""
     points = surface_points(orbit)
     if points is None:
         return
@@ -159,14 +168,14 @@ def _surface_problems(orbit: RenderedOrbit) -> Iterator[str]:
 def _values_at(
     mask: Bool[np.ndarray, "h w"], pixels: Float[np.ndarray, "n 2"]
 ) -> Bool[np.ndarray, " n"]:
-    """The mask's value under each point; False outside of the image."""
+    """Returns the mask's value under each point; False outside of the image."""
     columns, rows = np.floor(pixels).astype(np.int64).T
     inside = (0 <= columns) & (columns < mask.shape[1]) & (0 <= rows) & (rows < mask.shape[0])
     return inside & mask[np.where(inside, rows, 0), np.where(inside, columns, 0)]
 
 
 def surface_points(orbit: RenderedOrbit) -> Float[np.ndarray, "n 3"] | None:
-    """The points of the position map in the silhouettes, in the world; None if there is none.
+    """Returns the position map's points in the silhouettes, in the world; None if there is none.
 
     What a pixel at an edge sees is a mixture, so where its surface lies is not certain.
     """
@@ -179,13 +188,13 @@ def surface_points(orbit: RenderedOrbit) -> Float[np.ndarray, "n 3"] | None:
 def project(
     points: Float[np.ndarray, "n 3"], pose: Float[np.ndarray, "4 4"], fov: float, width: int
 ) -> Float[np.ndarray, "n 2"]:
-    """Pixel coordinates, x to the right and y down, (0, 0) the image's corner; square images."""
+    """Returns pixel coordinates in a square image: x to the right, y down, (0, 0) its corner."""
     local = (points - pose[:3, 3]) @ pose[:3, :3]
     return width * (local @ pinhole(fov).T)[:, :2] / local[:, 2:]
 
 
 def box_corners(orbit: RenderedOrbit) -> Float[np.ndarray, "8 3"]:
-    """Of the box of the object, from its position map; else of [-1, 1]^3, which it lies in.
+    """Returns the corners of the box that the position map fills; without one, of [-1, 1]^3.
 
     Corner k has the lower x, y or z where bit 4, 2 or 1 of k is not set.
     """

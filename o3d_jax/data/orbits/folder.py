@@ -28,7 +28,7 @@ from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import decode
 
 META, MAPS, IDS = "meta.json", "maps.npz", "train.txt"
-"""Names of files."""
+"""The names of an orbit's files, and of the list of orbits."""
 
 ORBIT_FILES = (META, MAPS, "render_*.png", "render_*.webp")
 """All that an orbit's folder may hold, for it to be replaced by another."""
@@ -40,7 +40,7 @@ RIGID = 1e-3
 """Largest entry of R R^T - 1 in a camera's pose; matrices written with four decimals pass."""
 
 FLIP = np.array([1.0, -1.0, -1.0, 1.0])
-"""Times the columns of a pose: Blender's camera axes to OpenCV's, and back."""
+"""Factors of a pose's columns, from Blender's camera axes to OpenCV's, and back."""
 
 
 _MAPS_FAULTS = (
@@ -54,21 +54,21 @@ class RenderedOrbit(NamedTuple):
     """All frames of one orbit."""
 
     name: str
-    """Of its folder, from the root on: parts joined by "/"."""
+    """The path of its folder from the root on, parts joined by "/"."""
     rgba: UInt8[np.ndarray, "frames h w 4"]
     """Straight alpha."""
     camera_to_world: Float[np.ndarray, "frames 4 4"]
     """OpenCV axes; the world is y-up, the object around its origin."""
     fov: float
-    """Horizontal, degrees."""
+    """Horizontal field of view, degrees."""
     depth: Float32[np.ndarray, "frames h w"] | None = None
-    """Along the camera's z at pixel centres, scene units; 0 where empty."""
+    """Depth along the camera's z at pixel centers, scene units; 0 where empty."""
     position: Float32[np.ndarray, "frames h w 3"] | None = None
-    """Of the surface in the world, scene units; 0 where empty."""
+    """The surface's place in the world, scene units; 0 where empty."""
 
 
 class SurfaceMaps(NamedTuple):
-    """As in `RenderedOrbit`."""
+    """The maps of an orbit, as in `RenderedOrbit`."""
 
     depth: Float32[np.ndarray, "frames h w"] | None
     position: Float32[np.ndarray, "frames h w 3"] | None
@@ -81,7 +81,7 @@ class OrbitIndex(NamedTuple):
     camera_to_world: Float[np.ndarray, "frames 4 4"]
     """OpenCV axes."""
     fov: float
-    """Horizontal, degrees."""
+    """Horizontal field of view, degrees."""
     files: tuple[Path, ...]
     """One image a frame; not checked to be there."""
 
@@ -101,7 +101,7 @@ def write_orbit(folder: Path, orbit: RenderedOrbit) -> None:
 
 
 def is_complete(file: Path) -> bool:
-    """Whether a frame or a file of maps has its end."""
+    """Returns whether a frame or a file of maps has its end, so was written to it."""
     if file.suffix == ".npz":
         return zipfile.is_zipfile(file)
     with file.open("rb") as stream:
@@ -110,7 +110,7 @@ def is_complete(file: Path) -> bool:
 
 
 def read_orbit(folder: Path) -> RenderedOrbit:
-    """The orbit in a folder, all of it; its name is the folder's own unless meta.json has one.
+    """Returns the orbit in a folder, all of it, by the folder's name unless meta.json has another.
 
     Raises:
         InputError: something is missing, damaged, or no camera; the message names the file.
@@ -122,7 +122,7 @@ def read_orbit(folder: Path) -> RenderedOrbit:
 
 
 def read_index(folder: Path) -> OrbitIndex:
-    """The cameras and file names of an orbit; no image is opened.
+    """Returns the cameras and file names of an orbit; no image is opened.
 
     Raises:
         InputError: as `read_unchecked_index`, or a pose is not finite, mirrors or shears.
@@ -133,7 +133,7 @@ def read_index(folder: Path) -> OrbitIndex:
 
 
 def read_unchecked_index(folder: Path) -> OrbitIndex:
-    """As `read_index`, but the poses may be any matrices.
+    """Returns what `read_index` does, but poses may be any matrices.
 
     Raises:
         InputError: meta.json is missing, or is not as described above.
@@ -150,22 +150,26 @@ def read_unchecked_index(folder: Path) -> OrbitIndex:
             f"{path} is not an orbit's: {type(error).__name__} {error}; it needs camera_angle_x "
             "and locations, each with a 4 x 4 transform_matrix and frames[0].name"
         ) from error
+
     if not 0 < angle < np.pi:
         raise InputError(f"{path}: camera_angle_x {angle} is not in 0 .. pi radians")
     if poses.shape[1:] != (4, 4):
         raise InputError(f"{path}: transform_matrix is not 4 x 4 in all of at least one location")
+
+    # Names come from others: none may lead out of the folder.
     for each in names:
         if not isinstance(each, str) or each in ("", "..") or not each.isprintable():
             raise InputError(f"{path}: frame name {each!r} is not that of a file in its folder")
         if Path(each).name != each:
             raise InputError(f"{path}: frame name {each!r} is not that of a file in its folder")
+
     return OrbitIndex(
         name, poses * FLIP, float(np.rad2deg(angle)), tuple(folder / each for each in names)
     )
 
 
 def read_frames(files: Sequence[Path]) -> UInt8[np.ndarray, "frames h w 4"]:
-    """The images of some frames, all of one size.
+    """Returns the images of some frames, all of one size.
 
     Raises:
         InputError: one is missing, damaged, without alpha, or of another size.
@@ -182,7 +186,7 @@ def read_frames(files: Sequence[Path]) -> UInt8[np.ndarray, "frames h w 4"]:
 
 
 def read_rgba(path: Path) -> UInt8[np.ndarray, "h w 4"]:
-    """A PNG or WebP image with alpha, as it is in the file.
+    """Returns a PNG or WebP image with alpha, as it is in the file.
 
     Raises:
         InputError: missing, damaged, without alpha, or too large (as `decode`).
@@ -205,7 +209,7 @@ def read_rgba(path: Path) -> UInt8[np.ndarray, "h w 4"]:
 
 
 def find_orbits(root: Path) -> list[str]:
-    """The names of all orbits below a folder, sorted; hidden folders are left out.
+    """Returns the names of all orbits below a folder, sorted; hidden folders are left out.
 
     Raises:
         InputError: there is none.
@@ -231,7 +235,7 @@ def check_poses(where: Path | str, poses: Float[np.ndarray, "frames 4 4"]) -> No
 
 @np.errstate(over="ignore", invalid="ignore")
 def pose_fault(pose: Float[np.ndarray, "4 4"]) -> str | None:
-    """What keeps a pose from being a camera's, or None."""
+    """Returns what keeps a pose from being a camera's, or None."""
     if not np.isfinite(pose).all():
         return "has values that are not finite"
     rotation = pose[:3, :3]
@@ -271,7 +275,7 @@ def _write_files(folder: Path, orbit: RenderedOrbit) -> None:
 
 
 def read_maps(path: Path, shape: tuple[int, ...]) -> SurfaceMaps:
-    """The maps of frames of shape (frames, h, w); none if there is no such file.
+    """Returns the maps of frames of shape (frames, h, w), without any if there is no such file.
 
     Raises:
         InputError: the file is damaged, or its maps are of another shape or type.

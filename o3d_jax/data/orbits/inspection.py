@@ -42,12 +42,12 @@ class InspectedOrbit(NamedTuple):
 
     name: str
     facts: tuple[str, ...]
-    """Below FACTS; empty if the orbit cannot be read."""
+    """The cells below FACTS; empty if the orbit cannot be read."""
     problems: tuple[str, ...]
 
 
 FACTS = ("frames", "pixels", "radius", "fov", "elevation", "coverage")
-"""Of the table: units are scene units, degrees and per cent."""
+"""The table's columns; units are scene units, degrees and per cent."""
 
 
 def inspect(order: Inspect) -> list[InspectedOrbit]:
@@ -74,9 +74,9 @@ def inspect(order: Inspect) -> list[InspectedOrbit]:
 
 def _facts(orbit: RenderedOrbit) -> tuple[str, ...]:
     frames, h, w = orbit.rgba.shape[:3]
-    centres = orbit.camera_to_world[:, :3, 3]
-    distances = np.linalg.norm(centres, axis=-1)
-    elevations = np.rad2deg(np.arcsin(np.clip(centres[:, 1] / distances, -1, 1)))
+    centers = orbit.camera_to_world[:, :3, 3]
+    distances = np.linalg.norm(centers, axis=-1)
+    elevations = np.rad2deg(np.arcsin(np.clip(centers[:, 1] / distances, -1, 1)))
     coverage = 100 * (orbit.rgba[..., 3] >= SOLID).mean(axis=(1, 2))
     return (
         str(frames),
@@ -89,13 +89,13 @@ def _facts(orbit: RenderedOrbit) -> tuple[str, ...]:
 
 
 def _range(values: Float[np.ndarray, " n"], digits: int) -> str:
-    """The smallest and the largest, or one of them if they are written alike."""
+    """Returns the smallest and the largest, or one of them if they are written alike."""
     ends = sorted({f"{value:.{digits}f}": value for value in (values.min(), values.max())})
     return " .. ".join(sorted(ends, key=float))
 
 
 def inspection_report(rows: Sequence[InspectedOrbit]) -> str:
-    """A table of the orbits, a line for each problem, and a sum."""
+    """Returns a table of the orbits, a line for each problem, and a sum."""
     none = ("-",) * len(FACTS)
     cells = [
         ("orbit", *FACTS, "problems"),

@@ -8,12 +8,12 @@ from o3d_jax.errors import InputError
 
 
 def object_of(name: str) -> str:
-    """The name of an orbit's object, parts joined by "__" as `o3d data render` does."""
+    """Returns the name of an orbit's object, parts joined by "__" as `o3d data render` does."""
     return _without_number(name).replace("/", "__")
 
 
 def select(names: Sequence[str], ids: Path | None) -> list[str]:
-    """The orbits of the objects that a file lists, one id a line; all if there is no file.
+    """Returns the orbits of the objects that a file lists, one id a line; all if there is none.
 
     An id is the name of an orbit or of an object, or parts of the latter between "__", which
     `o3d data render` writes for "/": so the bare ids of Objaverse-LVIS find
@@ -39,7 +39,7 @@ def select(names: Sequence[str], ids: Path | None) -> list[str]:
 
 
 def read_ids(path: Path) -> set[str]:
-    """The ids in a file, one a line; empty lines and those that start with # do not count.
+    """Returns the ids in a file, one a line; empty lines and those that start with # don't count.
 
     Raises:
         InputError: the file cannot be read as text.
@@ -53,7 +53,7 @@ def read_ids(path: Path) -> set[str]:
 
 
 def ids_of(name: str) -> set[str]:
-    """What selects an orbit: its name, its object's, and runs of the latter's parts."""
+    """Returns what selects an orbit: its name, its object's, and runs of the latter's parts."""
     thing = _without_number(name)
     parts = thing.replace("__", "/").split("/")
     ends = [(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]

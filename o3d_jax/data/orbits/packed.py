@@ -12,11 +12,11 @@ DATASET, SPLIT = "orbit_renders", "train"
 """Names of the TFDS dataset and of its one split."""
 
 NAMES = "names.txt"
-"""In the folder of a TFDS dataset: the orbits' names, one a line, in the order of the records."""
+"""A file in a TFDS dataset's folder: the orbits' names, one a line, in the order of records."""
 
 
 def packed_folder(folder: Path) -> Path | None:
-    """Where TFDS's files are: the folder itself, or its newest version below; None if nowhere."""
+    """Returns where TFDS's files are: the folder itself, or its newest version below, or None."""
     if (folder / "features.json").is_file():
         return folder
     versions = [path.parent for path in folder.glob(f"{DATASET}/*/features.json")]
@@ -25,7 +25,7 @@ def packed_folder(folder: Path) -> Path | None:
 
 
 def packed_names(folder: Path, records: Any) -> list[str]:
-    """Of the orbits in a TFDS folder, in the order of its records.
+    """Returns the names of the orbits in a TFDS folder, in the order of its records.
 
     Sets that were packed before there was a file of names have every record read, which takes long.
     """
@@ -44,7 +44,7 @@ def packed_names(folder: Path, records: Any) -> list[str]:
 
 
 def open_records(folder: Path) -> Any:
-    """The records of a folder that TFDS has packed, by number.
+    """Returns the records of a folder that TFDS has packed, by number.
 
     Raises:
         InputError: the extra [data] is not installed, or the folder is not whole.

@@ -23,7 +23,7 @@ from o3d_jax.data.orbits.packed import NAMES, SPLIT
 from o3d_jax.errors import InputError
 
 JUDGED = 100
-"""Orbits that are read to see of what shape most are: seconds, also of the largest set."""
+"""How many orbits are read to see what shape most have: it takes seconds in the largest set."""
 
 Item = tuple[int, str]  # An orbit's number, which is its key in TFDS, and name.
 Example = tuple[int, dict[str, Any]]  # TFDS's own form: key and features.
@@ -99,12 +99,12 @@ class OrbitRenders(tfds.core.GeneratorBasedBuilder):
 
     @property
     def _names_file(self) -> Path:
-        """In the folder that becomes the dataset's when all is written."""
+        """A file in the folder that becomes the dataset's when all is written."""
         return Path(self.data_dir) / NAMES
 
 
 def pack_orbit(root: Path, shape: Sequence[int], item: Item) -> Iterator[Example]:
-    """The record of the orbit with this number and name; nothing, but a warning, if it is broken.
+    """Yields the record of the orbit with this number and name, or only warns if it is broken.
 
     All its frames are decoded once, to be sure of them; PNG files go in as they are.
     """
@@ -117,6 +117,7 @@ def pack_orbit(root: Path, shape: Sequence[int], item: Item) -> Iterator[Example
     except InputError as error:
         logging.getLogger(__name__).warning("left out: %s", error)
         return
+
     images = [
         path.read_bytes() if path.suffix == ".png" else Image.fromarray(frame)
         for path, frame in zip(index.files, rgba, strict=True)
@@ -141,7 +142,9 @@ def _write_names(path: Path, packed: Sequence[Item]) -> None:
 
 
 def _usual_shape(root: Path, names: Sequence[str]) -> tuple[int, ...]:
-    """Of the frames of most orbits, judged by some all over the set; else of one that is readable.
+    """Returns the shape of most orbits' frames, judged by some all over the set.
+
+    If none of these can be read, it is that of the first orbit that can.
 
     Raises:
         InputError: none can be read.
@@ -159,7 +162,7 @@ def _usual_shape(root: Path, names: Sequence[str]) -> tuple[int, ...]:
 
 
 def _shapes(root: Path, names: Sequence[str], faults: list[InputError]) -> Iterator[tuple]:
-    """Of those that can be read; why the others cannot is added to `faults`."""
+    """Yields the shapes of those that can be read; why others cannot is added to `faults`."""
     for name in names:
         try:
             yield read_frames(read_index(root / name).files).shape

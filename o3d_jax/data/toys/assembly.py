@@ -17,7 +17,7 @@ class Toy(NamedTuple):
 
 
 def rotation(turn: Triple) -> Float[np.ndarray, "3 3"]:
-    """Part axes to object axes: about z, then x, then y, by degrees."""
+    """Returns the matrix from part to object axes: turns about z, then x, then y, in degrees."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -26,7 +26,7 @@ def rotation(turn: Triple) -> Float[np.ndarray, "3 3"]:
 
 
 def reach(part: Part) -> float:
-    """Radius of a ball around the part's own origin that holds it."""
+    """Returns the radius of a ball around the part's own origin that holds it."""
     points = np.array(part.profile).reshape(-1, 2)
     across = np.max(np.hypot(points[:, 0], points[:, 1]), initial=0.0)
     match part.kind:
@@ -46,12 +46,18 @@ def reach(part: Part) -> float:
 
 
 def farthest(part: Part, u: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """The part's farthest points (in its own frame) along unit directions u."""
+    """Returns the part's farthest points (in its own frame) along unit directions u.
+
+    For a convex set {x : f(x) <= 1} these are its support points; the rounding moves them by u.
+    """
     size, n = np.array(part.size), len(u)
+
+    # Solids of revolution are farthest in the plane of u and the y axis.
     side = np.stack([u[:, 0], np.zeros(n), u[:, 2]], axis=1)
     side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-9)
     up = np.array([[0.0, 1.0, 0.0]])
     points = np.array(part.profile).reshape(-1, 2)
+
     match part.kind:
         case Kind.BOX:
             found = np.sign(u) * size
@@ -81,7 +87,7 @@ def farthest(part: Part, u: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"
 
 
 def images(part: Part) -> Float[np.ndarray, "m 3 3"]:
-    """The mirrors and turns that make the copies of a part, the identity first."""
+    """Returns the mirrors and turns that make the copies of a part, the identity first."""
     angles = 2 * np.pi * np.arange(part.copies) / part.copies
     mirrors_x = (1.0, -1.0) if "x" in part.mirror else (1.0,)
     mirrors_z = (1.0, -1.0) if "z" in part.mirror else (1.0,)
@@ -96,7 +102,7 @@ def images(part: Part) -> Float[np.ndarray, "m 3 3"]:
 
 
 def directions(count: int) -> Float[np.ndarray, "n 3"]:
-    """Unit vectors all around: the six axes and `count` on a spiral."""
+    """Returns unit vectors all around: the six axes and `count` on a spiral."""
     y = 1 - 2 * (np.arange(count) + 0.5) / count
     angle = np.pi * (3 - np.sqrt(5)) * np.arange(count)
     across = np.sqrt(1 - y**2)
@@ -105,7 +111,7 @@ def directions(count: int) -> Float[np.ndarray, "n 3"]:
 
 
 def extremes(parts: list[Part]) -> Float[np.ndarray, "n 3"]:
-    """Points of the object's hull, the outermost along each axis among them."""
+    """Returns points of the object's hull, the outermost along each axis among them."""
     u = directions(256)
     found = []
     for part in parts:
@@ -118,12 +124,14 @@ def extremes(parts: list[Part]) -> Float[np.ndarray, "n 3"]:
 
 
 def assemble(parts: list[Part], radius: Number) -> Toy:
-    """The object in the scene: the middle of its bounding box at the origin, within `radius`."""
+    """Returns the object in the scene: its bounding box's middle at the origin, within `radius`."""
     hull = extremes(parts)
     middle = 0.5 * (hull.min(axis=0) + hull.max(axis=0))
+
     # A smooth joint bulges by at most a quarter of its width; 2 % for what the spiral misses.
     outer = 1.02 * np.linalg.norm(hull - middle, axis=1).max()
     scale = radius / (outer + 0.25 * max(part.blend for part in parts))
+
     records = np.zeros(len(parts), PART)
     for record, part in zip(records, parts, strict=True):
         record["kind"] = int(part.kind)
@@ -137,6 +145,7 @@ def assemble(parts: list[Part], radius: Number) -> Toy:
         record["copies"] = part.copies
         record["blend"] = scale * part.blend
         record["reach"] = scale * reach(part)
+
         coat = part.coat
         record["pattern"], record["first"], record["second"] = (
             int(coat.pattern),
@@ -146,5 +155,6 @@ def assemble(parts: list[Part], radius: Number) -> Toy:
         # Rates are per unit length, but wedges per turn; the phase of SPLIT is a length.
         record["rate"] = coat.rate / (1.0 if coat.pattern == Pattern.WEDGES else scale)
         record["phase"] = coat.phase * (scale if coat.pattern == Pattern.SPLIT else 1.0)
+
     solid = Solid(origin=-scale * middle, parts=records)
     return Toy(solid, radius)

@@ -42,18 +42,18 @@ class SeededOrbit(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Says which object it is in messages."""
+        """The name by which messages tell which object it is."""
         return f"synthetic object {self.seed}"
 
     def read(self, chosen: Int[np.ndarray, " v"]) -> UInt8[np.ndarray, "v h w 4"]:
-        """Some of the frames."""
+        """Returns some of the frames."""
         return self.rgba[chosen]
 
 
 def seeded_orbit(
     config: Config, seed: int, rgba: UInt8[np.ndarray, "frames h w 4"] | None = None
 ) -> SeededOrbit:
-    """The orbit of a seed, rendered now unless its frames are given."""
+    """Returns the orbit of a seed, rendered now unless its frames are given."""
     elevation = orbit_elevation(seed, config.data.elevation)
     azimuths = orbit_azimuths(seed, config.data.frames_per_orbit)
     poses = orbit_poses(elevation, azimuths, config.camera.radius)
@@ -136,7 +136,7 @@ def _orbit_bytes(config: Config) -> int:
 
 
 def _cached(config: Config) -> list[Path]:
-    """The cache files of the training set, in order; those that are missing are rendered now."""
+    """Returns the cache files of the training set, in order; missing ones are rendered now."""
     data, folder = config.data, config.data.cache
     assert folder is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +144,8 @@ def _cached(config: Config) -> list[Path]:
     ranges = [range(s, min(s + SHARD, end)) for s in range(data.seed, end, SHARD)]
     stem = f"orbits-{config.model.image_size}px-{_fingerprint(config)}"
     paths = [folder / f"{stem}-{seeds[0]}-{seeds[-1]}.npy" for seeds in ranges]
+
+    # What is missing must fit on the disk, or hours later it would turn out not to.
     missing = [(p, s) for p, s in zip(paths, ranges, strict=True) if not p.is_file()]
     objects = sum(len(seeds) for _, seeds in missing)
     free = shutil.disk_usage(folder).free
@@ -172,7 +174,7 @@ def _write(config: Config, path: Path, seeds: Sequence[int], bar: tqdm) -> None:
 
 
 def _fingerprint(config: Config) -> str:
-    """Names what rendered bytes depend on besides size and seed: settings, and the generator."""
+    """Returns a name for what rendered bytes depend on besides size and seed."""
     data, camera = config.data, config.camera
     facts = (TOYS_VERSION, data.frames_per_orbit, tuple(data.elevation), camera.radius, camera.fov)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Random choices for a toy object: sizes, and a palette of colours that go together."""
+"""Random choices for a toy object: sizes, and a palette of colors that go together."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,11 @@ from o3d_jax.files.srgb import to_display
 
 
 def from_oklch(lightness: float, chroma: float, hue_deg: float) -> Triple:
-    """sRGB in [0, 1] of an OKLCH colour; what the screen lacks is clipped.
+    """Returns the sRGB of an OKLCH color in [0, 1]; what the screen lacks is clipped.
 
     Source: B. Ottosson, "A perceptual color space for image processing" (2020).
     """
+    # Cartesian coordinates, then the cube roots of what the eye's cones see, then linear sRGB.
     a, b = chroma * np.cos(np.deg2rad(hue_deg)), chroma * np.sin(np.deg2rad(hue_deg))
     cone_roots = np.array(
         [
@@ -29,6 +30,7 @@ def from_oklch(lightness: float, chroma: float, hue_deg: float) -> Triple:
             [-0.0041960863, -0.7034186147, 1.7076147010],
         ]
     )
+
     linear = np.clip(to_linear @ cone_roots**3, 0, 1)
     red, green, blue = to_display(linear)
     return (float(red), float(green), float(blue))
@@ -48,23 +50,23 @@ class Kit:
     wood: Coat
 
     def between(self, low: Number, high: Number) -> float:
-        """A number drawn evenly from [low, high)."""
+        """Returns a number drawn evenly from [low, high)."""
         return float(self.rng.uniform(low, high))
 
     def whole(self, low: int, high: int) -> int:
-        """A whole number from low to high, both included."""
+        """Returns a whole number from low to high, both included."""
         return int(self.rng.integers(low, high + 1))
 
     def chance(self, probability: Number) -> bool:
-        """True with this probability."""
+        """Returns True with this probability."""
         return bool(self.rng.random() < probability)
 
     def coat(self) -> Coat:
-        """One of the three colours."""
+        """Returns one of the three colors."""
         return (self.main, self.second, self.accent)[self.whole(0, 2)]
 
     def pattern(self, under: Coat, over: Coat, length: Number) -> Coat:
-        """A pattern of two plain coats for a part about `length` long, or often just the first."""
+        """Returns a pattern of two coats for a part about `length` long, or often only one."""
         pattern = (
             Pattern.PLAIN,
             Pattern.PLAIN,
@@ -75,6 +77,8 @@ class Kit:
             Pattern.SPLIT,
             Pattern.DOTS,
         )[self.whole(0, 7)]
+
+        # Lengths between repetitions go with the part; `Pattern` says what each number means.
         rate, phase = self.whole(2, 4) / length, 0.0
         if pattern == Pattern.STRIPES:
             phase = 0.25
@@ -86,11 +90,12 @@ class Kit:
             phase = length * self.between(-0.15, 0.2)
         elif pattern == Pattern.DOTS:
             phase = float(self.whole(5, 8))
+
         return Coat(first=under.first, second=over.first, pattern=pattern, rate=rate, phase=phase)
 
 
 def draw_kit(rng: np.random.Generator) -> Kit:
-    """A kit whose three colours are related hues, saturated but not neon."""
+    """Returns a kit whose three colors are related hues, saturated but not neon."""
     hue = rng.uniform(0, 360)
     # Analogous, split-complementary, triadic, complementary and warm-cool schemes.
     offsets = ((35, -35), (150, 210), (120, 240), (180, 30), (60, 180))[rng.integers(5)]

@@ -1,6 +1,6 @@
 """What a toy object is made of: primitives with coats of paint, in any units.
 
-Objects are built standing on y = 0 with y up; assembly.py centres and scales them.
+Objects are built standing on y = 0 with y up; assembly.py centers and scales them.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Outline = tuple[tuple[Number, Number], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Coat:
-    """The paint of one part; `rate` and `phase` as `Pattern` says."""
+    """The paint of one part; `Pattern` says what `rate` and `phase` are."""
 
     first: Triple
     second: Triple = (0.0, 0.0, 0.0)
@@ -31,57 +31,57 @@ class Part:
     kind: Kind
     coat: Coat
     size: Triple = (0.0, 0.0, 0.0)
-    """As `Kind` says, without the rounding."""
+    """The lengths that `Kind` names, without the rounding."""
     profile: Outline = ()
     rounding: Number = 0.0
     at: Triple = (0.0, 0.0, 0.0)
     """Where the part's own origin is."""
     turn: Triple = (0.0, 0.0, 0.0)
-    """Degrees about x, y and z; z is first, then x, then y."""
+    """Turns about x, y and z in degrees; that about z comes first, then x, then y."""
     mirror: Literal["", "x", "z", "xz"] = ""
     copies: int = 1
-    """Around the y axis; the part must be symmetric about the plane through it and that axis."""
+    """Copies around the y axis; the part must be symmetric about the plane through both."""
     blend: Number = 0.0
 
 
 def box(coat: Coat, size: Triple, rounding: Number = 0.03, **place: Any) -> Part:
-    """A box of the given full size, edges rounded."""
+    """Returns a box of the given full size, edges rounded."""
     rounding = min(rounding, 0.45 * min(size))
     half = (0.5 * size[0] - rounding, 0.5 * size[1] - rounding, 0.5 * size[2] - rounding)
     return Part(kind=Kind.BOX, coat=coat, size=half, rounding=rounding, **place)
 
 
 def ellipsoid(coat: Coat, radii: Triple, **place: Any) -> Part:
-    """An ellipsoid."""
+    """Returns an ellipsoid."""
     return Part(kind=Kind.ELLIPSOID, coat=coat, size=radii, **place)
 
 
 def ball(coat: Coat, radius: Number, **place: Any) -> Part:
-    """A sphere."""
+    """Returns a sphere."""
     return ellipsoid(coat, (radius, radius, radius), **place)
 
 
 def pillow(coat: Coat, radii: Triple, **place: Any) -> Part:
-    """Something between an ellipsoid and a box."""
+    """Returns something between an ellipsoid and a box."""
     return Part(kind=Kind.PILLOW, coat=coat, size=radii, **place)
 
 
 def limb(coat: Coat, bottom: Number, top: Number, length: Number, **place: Any) -> Part:
-    """The hull of two balls of radii `bottom` and `top`; `length` between their centres."""
+    """Returns the hull of two balls of radii `bottom` and `top`, `length` between their centers."""
     # One ball must not hold the other.
     length = max(length, 1.1 * abs(bottom - top))
     return Part(kind=Kind.ROUND_CONE, coat=coat, size=(bottom, top, 0.5 * length), **place)
 
 
 def ring(coat: Coat, radius: Number, tube: Number, **place: Any) -> Part:
-    """A torus around the part's y axis."""
+    """Returns a torus around the part's y axis."""
     return Part(kind=Kind.TORUS, coat=coat, size=(radius, tube, 0.0), **place)
 
 
 def cone(
     coat: Coat, bottom: Number, top: Number, height: Number, rounding: Number = 0.02, **place: Any
 ) -> Part:
-    """A cylinder or cone around the part's y axis, from y = -height / 2 to height / 2."""
+    """Returns a cylinder or cone around the part's y axis, from y = -height / 2 to height / 2."""
     rounding = min(rounding, 0.4 * height, 0.4 * max(bottom, top))
     half = 0.5 * height - rounding
     bottom, top = max(bottom - rounding, 1e-3), max(top - rounding, 1e-3)
@@ -90,7 +90,7 @@ def cone(
 
 
 def lathe(coat: Coat, profile: Outline, rounding: Number = 0.02, **place: Any) -> Part:
-    """The profile (radius, y), from axis to axis, turned around the part's y axis."""
+    """Returns the profile (radius, y), from axis to axis, turned around the part's y axis."""
     return Part(kind=Kind.LATHE, coat=coat, profile=profile, rounding=rounding, **place)
 
 
@@ -101,7 +101,7 @@ def slab(
     rounding: Number = 0.03,
     **place: Any,
 ) -> Part:
-    """The outline (x, y), extruded along z to about the given full depth."""
+    """Returns the outline (x, y), extruded along z to about the given full depth."""
     rounding = min(rounding, 0.4 * depth)
     size = (0.5 * depth - rounding, 0.0, 0.0)
     return Part(

@@ -1,7 +1,7 @@
 """Endless toy objects with exact truth: a seed gives an object, and an orbit of views of it.
 
 Everything follows from the seed, bit for bit on one machine. Lights are fixed to the object, and
-surfaces are matt, so that colours agree between views.
+surfaces are matt, so that colors agree between views.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from o3d_jax.geometry.orbits import orbit, orbit_poses, pinhole
 from o3d_jax.types import Cameras
 
 TOYS_VERSION = 1
-"""Raised by whoever changes what any seed looks like: caches of other versions are drawn anew.
+"""A number that whoever changes what any seed looks like raises: other caches are drawn anew.
 
 The pixels that it stands for are in tests/data/toys, where a test compares them.
 """
@@ -58,7 +58,7 @@ TEMPLATES: tuple[Callable[[Kit], list[Part]], ...] = (
     things.composition,
     things.composition,
 )
-"""All equally likely; some come twice."""
+"""The kinds of objects, all equally likely; some stand here twice."""
 
 
 SMALLEST, LARGEST = 0.52, 0.6
@@ -66,7 +66,7 @@ SMALLEST, LARGEST = 0.52, 0.6
 
 
 def make_toy(seed: int) -> Toy:
-    """The object of a seed."""
+    """Returns the object of a seed."""
     rng = np.random.default_rng((seed, 0))
     template = TEMPLATES[rng.integers(len(TEMPLATES))]
     return assemble(template(draw_kit(rng)), radius=rng.uniform(SMALLEST, LARGEST))
@@ -79,20 +79,20 @@ class Orbit:
     rgba: UInt8[np.ndarray, "v h w 4"]
     """Straight alpha; edges are antialiased."""
     depth: Float[np.ndarray, "v h w 1"]
-    """Along camera z at pixel centres, scene units; 0 where empty."""
+    """Depth along the camera's z at pixel centers, scene units; 0 where empty."""
     position: Float[np.ndarray, "v h w 3"]
-    """Of the surface in the world, scene units; 0 where empty."""
+    """The surface's place in the world, scene units; 0 where empty."""
     cameras: Cameras
     """In the object's own world: y up, the object around the origin."""
 
 
 def orbit_elevation(seed: int, elevation_range: tuple[float, float]) -> float:
-    """The elevation of an object's orbit, degrees: uniform in the given range (Sec. 4.1)."""
+    """Returns the elevation of an object's orbit in degrees, uniform in the range (Sec. 4.1)."""
     return float(np.random.default_rng((seed, 1)).uniform(*elevation_range))
 
 
 def orbit_azimuths(seed: int, frames: int) -> Float[np.ndarray, " {frames}"]:
-    """The azimuths of an object's frames, degrees: evenly spaced from a random one on."""
+    """Returns the azimuths of an object's frames in degrees, evenly spaced from a random one on."""
     start = float(np.random.default_rng((seed, 2)).uniform(0.0, 360.0))
     return start + 360.0 / frames * np.arange(frames)
 
@@ -105,7 +105,7 @@ def render_orbit(
     camera: CameraConfig,
     elevation_range: tuple[float, float] = (-5.0, 30.0),
 ) -> Orbit:
-    """An object's orbit; `size` is the width and height of a view in pixels.
+    """Returns an object's orbit; `size` is the width and height of a view in pixels.
 
     Raises:
         ValueError: the camera is in the ball that objects fill, or a size or range is impossible.

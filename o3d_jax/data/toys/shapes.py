@@ -1,7 +1,7 @@
 """What compiled code knows of a toy object: a row of parts, as records.
 
 A part is a primitive in its own frame (axis of symmetry: local y), moved, turned, repeated by
-mirrors or around the object's y axis, joined to the parts before it, and painted with two colours.
+mirrors or around the object's y axis, joined to the parts before it, and painted with two colors.
 """
 
 from enum import IntEnum
@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 
 class Kind(IntEnum):
-    """What a part is; in brackets, what the columns of its `size` are, in scene units."""
+    """What a part is; in brackets, what the numbers of its `size` are, in scene units."""
 
     BOX = 0  # (half width x, half height y, half depth z)
     ELLIPSOID = 1  # (radius x, y, z)
@@ -24,19 +24,19 @@ class Kind(IntEnum):
 
 
 class Pattern(IntEnum):
-    """How a part's two colours share its surface; y and the angle around it are the part's own."""
+    """How a part's two colors share its surface; y and the angle around it are the part's own."""
 
-    PLAIN = 0  # The first colour.
+    PLAIN = 0  # The first color.
     STRIPES = 1  # Bands along y, `rate` pairs a unit length, moved by `phase` pairs.
     WEDGES = 2  # `rate` pairs of sectors around y.
     CHECKS = 3  # Cubes, `rate` a unit length.
     FADE = 4  # From the first to the second over a length 1 / rate along y.
-    SPLIT = 5  # The second colour where y is above the phase.
+    SPLIT = 5  # The second color where y is above the phase.
     DOTS = 6  # Rows of round spots, `rate` rows a unit length, `phase` spots around.
 
 
 PROFILE_POINTS = 32
-"""Room in a part's profile."""
+"""How many points a part's profile has room for."""
 
 PART = np.dtype(
     [
@@ -70,7 +70,7 @@ class Solid(NamedTuple):
     origin: Float[np.ndarray, " 3"]
     """Where the parts' common origin is in the scene; mirrors and copies are about it."""
     parts: np.ndarray
-    """Of type `PART`."""
+    """Records of type `PART`."""
 
 
 class Vec(NamedTuple):
@@ -88,9 +88,9 @@ class Eye(NamedTuple):
     rotation: Float[np.ndarray, "3 3"]
     """Camera axes (OpenCV) to world."""
     focal: float
-    """In units of the image's width."""
+    """Focal length in units of the image's width."""
     ball: float
-    """Radius, scene units."""
+    """Radius of the ball, scene units."""
 
 
 class Image(NamedTuple):

@@ -23,9 +23,9 @@ FADE, SPLIT, DOTS = int(Pattern.FADE), int(Pattern.SPLIT), int(Pattern.DOTS)
 TILE_SIZE = 8
 """Pixels along a side of the tile that marches as one cone."""
 EXACT, VISIBLE = 1e-5, 3e-4
-"""Distances, in scene units, that count as hits for depth and for colour."""
+"""Distances, in scene units, that count as hits for depth and for color."""
 FEW, MANY = 4, 16
-"""Rays through a pixel: inside or outside the object, and on its edge; FEW of them give colour."""
+"""Rays through a pixel inside or outside of the object, and on its edge; FEW of them give color."""
 CREASE_DEPTH = 0.06
 """How far off the surface, in scene units, its surroundings are probed for shade."""
 
@@ -35,11 +35,12 @@ CREASE_DEPTH = 0.06
 def polygon_distance(
     profile: Float[np.ndarray, "k 2"], points: int, closed: bool, x: float, y: float
 ) -> float:
-    """Signed distance to a polygon in the plane; open ones are closed by their axis x = 0."""
+    """Returns the signed distance to a polygon; open ones are closed by their axis x = 0."""
     nearest = 1e30
     inside = False
     first = 0 if closed else 1
     for i in range(first, points):
+        # The nearest point of this edge, at a share t of its length.
         j = points - 1 if i == 0 else i - 1
         ax, ay = profile[j, 0], profile[j, 1]
         ex, ey = profile[i, 0] - ax, profile[i, 1] - ay
@@ -48,7 +49,8 @@ def polygon_distance(
         t = min(max(t, 0.0), 1.0)
         dx, dy = wx - t * ex, wy - t * ey
         nearest = min(nearest, dx * dx + dy * dy)
-        # Does a ray towards +x cross this edge?
+
+        # Does a ray toward +x cross this edge?
         if (ay > y) != (ay + ey > y) and wx < wy / ey * ex:
             inside = not inside
     return -np.sqrt(nearest) if inside else np.sqrt(nearest)
@@ -57,7 +59,7 @@ def polygon_distance(
 @kernel
 @no_type_check
 def round_cone_distance(bottom: float, top: float, half: float, radius: float, y: float) -> float:
-    """Signed distance to the hull of two balls on the axis, at height -half and half."""
+    """Returns the signed distance to the hull of two balls on the axis, at y = -half and half."""
     length = 2 * half
     y = y + half
     slope = (bottom - top) / length
@@ -73,7 +75,7 @@ def round_cone_distance(bottom: float, top: float, half: float, radius: float, y
 @kernel
 @no_type_check
 def convex_distance(exponent: int, size: Float[np.ndarray, " 3"], p: Vec) -> float:
-    """Lower bound of the distance to {|x/a|^n + |y/b|^n + |z/c|^n <= 1}, n being 2 or 4.
+    """Returns a bound below the distance to {|x/a|^n + |y/b|^n + |z/c|^n <= 1}, n being 2 or 4.
 
     f = (the norm - 1) is convex, hence f / |grad f| never exceeds the distance outside.
     """
@@ -92,7 +94,7 @@ def convex_distance(exponent: int, size: Float[np.ndarray, " 3"], p: Vec) -> flo
 @kernel
 @no_type_check
 def box_distance(size: Float[np.ndarray, " 3"], p: Vec) -> float:
-    """Signed distance to a box around the origin with half sides `size`."""
+    """Returns the signed distance to a box around the origin with half sides `size`."""
     dx, dy, dz = abs(p.x) - size[0], abs(p.y) - size[1], abs(p.z) - size[2]
     ox, oy, oz = max(dx, 0.0), max(dy, 0.0), max(dz, 0.0)
     return np.sqrt(ox * ox + oy * oy + oz * oz) + min(max(dx, dy, dz), 0.0)
@@ -101,7 +103,7 @@ def box_distance(size: Float[np.ndarray, " 3"], p: Vec) -> float:
 @kernel
 @no_type_check
 def primitive_distance(part: np.record, p: Vec) -> float:
-    """Signed distance to a part from a point in its own frame, but for the rounding."""
+    """Returns the signed distance to a part from a point in its own frame, without its rounding."""
     kind, size = part.kind, part.size
     if kind == BOX:
         return box_distance(size, p)
@@ -114,6 +116,8 @@ def primitive_distance(part: np.record, p: Vec) -> float:
         thick = abs(p.z) - size[0]
         a, b = max(flat, 0.0), max(thick, 0.0)
         return np.sqrt(a * a + b * b) + min(max(flat, thick), 0.0)
+
+    # All others are solids of revolution around y.
     radius = np.sqrt(p.x * p.x + p.z * p.z)
     if kind == ROUND_CONE:
         return round_cone_distance(size[0], size[1], size[2], radius, p.y)
@@ -125,7 +129,7 @@ def primitive_distance(part: np.record, p: Vec) -> float:
 @kernel
 @no_type_check
 def nearest_copy(part: np.record, p: Vec) -> Vec:
-    """The point, moved by the symmetries of a part so that its first copy is the nearest one."""
+    """Returns the point, moved by a part's symmetries so that its first copy is the nearest one."""
     x = abs(p.x) if part.mirror_x else p.x
     z = abs(p.z) if part.mirror_z else p.z
     if part.copies > 1:
@@ -141,7 +145,7 @@ def nearest_copy(part: np.record, p: Vec) -> Vec:
 @kernel
 @no_type_check
 def to_part(part: np.record, p: Vec) -> Vec:
-    """The point in the frame of the nearest copy of a part."""
+    """Returns the point in the frame of the nearest copy of a part."""
     q = nearest_copy(part, p)
     center, axes = part.center, part.axes
     x, y, z = q.x - center[0], q.y - center[1], q.z - center[2]
@@ -155,7 +159,7 @@ def to_part(part: np.record, p: Vec) -> Vec:
 @kernel
 @no_type_check
 def beyond(part: np.record, p: Vec, limit: float) -> bool:
-    """Whether a part is surely at least `limit` away, judged by its ball (or ring of balls)."""
+    """Returns whether a part is surely at least `limit` away, by its ball or ring of balls."""
     center = part.center
     if part.copies > 1:
         ring = np.sqrt(center[0] ** 2 + center[2] ** 2)
@@ -172,14 +176,14 @@ def beyond(part: np.record, p: Vec, limit: float) -> bool:
 @kernel
 @no_type_check
 def part_distance(part: np.record, p: Vec) -> float:
-    """Signed distance to the nearest copy of a part."""
+    """Returns the signed distance to the nearest copy of a part."""
     return primitive_distance(part, to_part(part, p)) - part.rounding
 
 
 @kernel
 @no_type_check
 def joined(a: float, b: float, width: float) -> float:
-    """Distance to the union; the joint is filled where |a - b| < width (quadratic blend)."""
+    """Returns the distance to a union, its joint filled quadratically where |a - b| < width."""
     overlap = width - abs(a - b)
     if overlap <= 0:
         return min(a, b)
@@ -189,14 +193,14 @@ def joined(a: float, b: float, width: float) -> float:
 @kernel
 @no_type_check
 def from_origin(solid: Solid, p: Vec) -> Vec:
-    """A point of the scene, seen from the parts' common origin."""
+    """Returns a point of the scene, seen from the parts' common origin."""
     return Vec(p.x - solid.origin[0], p.y - solid.origin[1], p.z - solid.origin[2])
 
 
 @kernel
 @no_type_check
 def distance(solid: Solid, p: Vec) -> float:
-    """Signed distance to the whole object from a point of the scene."""
+    """Returns the signed distance to the whole object from a point of the scene."""
     p = from_origin(solid, p)
     d = 1e9
     for i in range(len(solid.parts)):
@@ -210,7 +214,7 @@ def distance(solid: Solid, p: Vec) -> float:
 @kernel
 @no_type_check
 def second_share(part: np.record, p: Vec) -> float:
-    """Share in [0, 1] of the second colour at a point in the part's frame."""
+    """Returns the share in [0, 1] of the second color at a point in the part's frame."""
     pattern, rate, phase = part.pattern, part.rate, part.phase
     if pattern == STRIPES:
         return np.floor(2 * (p.y * rate + phase)) % 2
@@ -223,6 +227,8 @@ def second_share(part: np.record, p: Vec) -> float:
         return min(max(p.y * rate + 0.5, 0.0), 1.0)
     if pattern == SPLIT:
         return 1.0 if p.y > phase else 0.0
+
+    # Every second row is moved by half a spot; lengths are in units of a row's height.
     if pattern == DOTS:
         row = np.floor(p.y * rate)
         around = np.arctan2(p.x, p.z) / (2 * np.pi) * phase + 0.5 * (row % 2) + 0.5
@@ -236,7 +242,7 @@ def second_share(part: np.record, p: Vec) -> float:
 @kernel
 @no_type_check
 def color(solid: Solid, p: Vec) -> Vec:
-    """RGB of the surface near point p; smooth joints mix their parts' colours."""
+    """Returns the RGB of the surface near point p; smooth joints mix their parts' colors."""
     p = from_origin(solid, p)
     d = 1e9
     r, g, b = 0.0, 0.0, 0.0
@@ -245,10 +251,13 @@ def color(solid: Solid, p: Vec) -> Vec:
         width = part.blend
         if beyond(part, p, d + width):
             continue
+
+        # In a joint of this width the nearer part gives way to the other little by little.
         e = part_distance(part, p)
         weight = 1.0 if e < d else 0.0
         if width > 0:
             weight = min(max(0.5 + 0.5 * (d - e) / width, 0.0), 1.0)
+
         if weight > 0:
             share = second_share(part, to_part(part, p))
             first, second = part.first, part.second
@@ -262,7 +271,7 @@ def color(solid: Solid, p: Vec) -> Vec:
 @kernel
 @no_type_check
 def ray(eye: Eye, u: float, v: float) -> Vec:
-    """Unit world direction through (u, v) of the image plane, both in [0, 1]."""
+    """Returns the unit world direction through (u, v) of the image plane, both in [0, 1]."""
     x, y = (u - 0.5) / eye.focal, (v - 0.5) / eye.focal
     scale = 1 / np.sqrt(x * x + y * y + 1)
     r = eye.rotation
@@ -276,14 +285,14 @@ def ray(eye: Eye, u: float, v: float) -> Vec:
 @kernel
 @no_type_check
 def at(eye: Eye, d: Vec, t: float) -> Vec:
-    """The point a length t along a ray."""
+    """Returns the point a length t along a ray."""
     return Vec(eye.origin[0] + t * d.x, eye.origin[1] + t * d.y, eye.origin[2] + t * d.z)
 
 
 @kernel
 @no_type_check
 def march_cone(solid: Solid, eye: Eye, d: Vec, chord: float, t: float, end: float) -> float:
-    """How far all unit rays within `chord` of d can go from t, and hit nothing; `end` if through.
+    """Returns how far all unit rays within `chord` of d go from t and hit nothing, `end` at most.
 
     Ray i at length s is within s chord + (s - t) of the axis at t, hence free while that is at most
     the distance there.
@@ -299,7 +308,7 @@ def march_cone(solid: Solid, eye: Eye, d: Vec, chord: float, t: float, end: floa
 @kernel
 @no_type_check
 def march_ray(solid: Solid, eye: Eye, d: Vec, t: float, end: float, hit: float) -> float:
-    """Length along the ray to the surface, or -1 if it misses."""
+    """Returns the length along the ray to the surface, or -1 if it misses."""
     before = step = 1e9
     for _ in range(256):
         gap = distance(solid, at(eye, d, t))
@@ -318,7 +327,7 @@ def march_ray(solid: Solid, eye: Eye, d: Vec, t: float, end: float, hit: float) 
 @kernel
 @no_type_check
 def shade_toy(solid: Solid, p: Vec) -> Vec:
-    """RGB of a lit surface point: Lambert from one fixed light, sky, and darkened creases."""
+    """Returns the RGB of a lit surface point: one fixed light, sky, and darkened creases."""
     e = 1e-3  # Normal: differences of the distance at a tetrahedron's corners.
     a = distance(solid, Vec(p.x + e, p.y - e, p.z - e))
     b = distance(solid, Vec(p.x - e, p.y - e, p.z + e))
@@ -327,9 +336,12 @@ def shade_toy(solid: Solid, p: Vec) -> Vec:
     nx, ny, nz = a - b - c + d, c + d - a - b, b + d - a - c
     scale = 1 / max(np.sqrt(nx * nx + ny * ny + nz * nz), 1e-12)
     nx, ny, nz = nx * scale, ny * scale, nz * scale
+
+    # In a crease, a point off the surface is nearer to another wall than to where it came from.
     probe = Vec(p.x + CREASE_DEPTH * nx, p.y + CREASE_DEPTH * ny, p.z + CREASE_DEPTH * nz)
     near = distance(solid, probe) / CREASE_DEPTH
     crease = 0.65 + 0.35 * min(max(near, 0.0), 1.0)
+
     lambert = max(0.48 * nx + 0.72 * ny + 0.5 * nz, 0.0)
     light = crease * (0.64 + 0.12 * ny) + 0.42 * lambert * (0.5 + 0.5 * crease)
     base = color(solid, p)
@@ -347,6 +359,8 @@ def draw_pixel(solid: Solid, eye: Eye, image: Image, row: int, column: int, star
     start = march_cone(solid, eye, center, chord, start, end)
     if start >= end:
         return
+
+    # Depth and position are those of the pixel's center, to the last bit that matters.
     t = march_ray(solid, eye, center, start, end, EXACT)
     if t > 0:
         p, r = at(eye, center, t), eye.rotation
@@ -356,6 +370,8 @@ def draw_pixel(solid: Solid, eye: Eye, image: Image, row: int, column: int, star
         image.position[row, column, 0] = p.x
         image.position[row, column, 1] = p.y
         image.position[row, column, 2] = p.z
+
+    # Color needs few rays, coverage many, but on edges only.
     red, green, blue, hits, rays, k = 0.0, 0.0, 0.0, 0, FEW, 0
     while k < rays:
         # The R2 sequence: its first points fill the pixel evenly, however many there are.
@@ -371,6 +387,7 @@ def draw_pixel(solid: Solid, eye: Eye, image: Image, row: int, column: int, star
         k += 1
         if k == FEW and 0 < hits < FEW:
             rays = MANY
+
     if hits > 0:
         scale = 1 / min(hits, FEW)
         image.rgba[row, column, 0] = int(min(red * scale, 1.0) * 255 + 0.5)
@@ -382,7 +399,7 @@ def draw_pixel(solid: Solid, eye: Eye, image: Image, row: int, column: int, star
 @kernel
 @no_type_check
 def draw_toy(solid: Solid, eye: Eye, image: Image) -> None:
-    """Fills an image that is all zero: straight alpha, z-depth at pixel centres, 0 where empty."""
+    """Fills an image that is all zero: straight alpha, z-depth at pixel centers, 0 where empty."""
     h, w = image.depth.shape[:2]
     away = np.sqrt(eye.origin[0] ** 2 + eye.origin[1] ** 2 + eye.origin[2] ** 2)
     end, chord = away + eye.ball, 0.71 * TILE_SIZE / (w * eye.focal)

@@ -28,14 +28,13 @@ class ComparedModule:
 
     record: Record
     largest: float
-    """Absolute difference."""
+    """The largest absolute difference."""
     relative: float
-    """L2 norm of the difference by that of torch's output; infinite if one of both is not finite.
-    """
+    """L2 norm of the difference by that of torch's output; infinite if either is not finite."""
     order: str = ""
-    """Of torch's axes, as in weights/pytorch/orders.py."""
+    """The order of torch's axes, as in weights/pytorch/orders.py."""
     agrees_as: str | None = None
-    """Another order, in which they would agree, if they don't in this one."""
+    """Another order in which they agree, where they don't in this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +43,16 @@ class Comparison:
 
     rows: Sequence[ComparedModule]
     unlike: Sequence[str]
-    """Modules of both that return something else, with both shapes."""
+    """Modules that are in both but return something else, with both shapes."""
     only_torch: Sequence[str]
     only_ours: Sequence[str]
 
 
 def compare(run: Replay, dump: Dump, tolerance: float = TOLERANCE) -> Comparison:
-    """Runs ours and compares every module's output with the dump's, in torch's order.
+    """Runs ours, compares every module's output with the dump's, and returns the comparison.
 
-    The tolerance is up to which relative error other orders of axes are said to agree.
+    It is in torch's order. Up to a relative error of `tolerance`, other orders of axes are said to
+    agree.
 
     Raises:
         InputError: no module is in both, or the dump is damaged.
@@ -60,6 +60,7 @@ def compare(run: Replay, dump: Dump, tolerance: float = TOLERANCE) -> Comparison
     waiting: dict[str, deque[int]] = defaultdict(deque)
     for i, record in enumerate(dump.records):
         waiting[record.name].append(i)
+
     rows: dict[int, ComparedModule] = {}
     unlike: dict[int, str] = {}
     only_ours: list[str] = []
@@ -89,14 +90,14 @@ def compare(run: Replay, dump: Dump, tolerance: float = TOLERANCE) -> Comparison
 
 
 def module_name(path: tuple[str, ...]) -> str:
-    """The torch name of the module at a flax path."""
+    """Returns the torch name of the module at a flax path."""
     return torch_name((*path, "bias")).removesuffix("bias").removesuffix(".")
 
 
 def compare_output(
     ours: Float[np.ndarray, "..."], record: Record, run: Replay, tolerance: float = TOLERANCE
 ) -> ComparedModule | None:
-    """The errors in the order of axes that torch's module has; None if ours has not its size."""
+    """Returns the errors in the order of axes of torch's module; None if the sizes differ."""
     places = canonical(ours, record.name, run.videos, run.frames)
 
     def compare_as(order: str) -> ComparedModule | None:
@@ -114,7 +115,7 @@ def compare_output(
 
 
 def errors(ours: Float[np.ndarray, " n"], record: Record, order: str) -> ComparedModule:
-    """What two flat outputs differ by, where torch's is kept."""
+    """Returns what two flat outputs differ by, where torch's is kept."""
     theirs = record.values().astype(np.float64)
     error = ours[:: record.stride] - theirs
     relative = float(np.linalg.norm(error)) / (float(np.linalg.norm(theirs)) or 1.0)
@@ -125,7 +126,7 @@ def errors(ours: Float[np.ndarray, " n"], record: Record, order: str) -> Compare
 
 
 def comparison_lines(comparison: Comparison, tolerance: float) -> Iterator[str]:
-    """The lines to print; the last is the verdict."""
+    """Yields the lines to print; the last is the verdict."""
     first = first_difference(comparison, tolerance)
     for i, row in enumerate(comparison.rows):
         mark = "" if row.relative <= tolerance else "  DIFFERS" + (", FIRST" if i == first else "")
@@ -144,7 +145,7 @@ def comparison_lines(comparison: Comparison, tolerance: float) -> Iterator[str]:
 
 
 def verdict(comparison: Comparison, tolerance: float) -> str:
-    """Whether all that was compared agrees, or what is first not to, and how many others."""
+    """Returns whether all that was compared agrees, or what differs first, and how many others."""
     first = first_difference(comparison, tolerance)
     before = comparison.rows[:first]
     most = max((row.relative for row in before), default=0.0)
@@ -163,6 +164,6 @@ def verdict(comparison: Comparison, tolerance: float) -> str:
 
 
 def first_difference(comparison: Comparison, tolerance: float) -> int | None:
-    """The number of the first row above the tolerance."""
+    """Returns the number of the first row above the tolerance."""
     errors = (row.relative for row in comparison.rows)
     return next((i for i, error in enumerate(errors) if error > tolerance), None)

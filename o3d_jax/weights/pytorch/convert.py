@@ -1,4 +1,4 @@
-"""Makes a checkpoint from torch weights: of SVD and LGM to train from, of the release to sample.
+"""Makes a checkpoint from torch weights: SVD's and LGM's to train from, the release's to sample.
 
 What the files don't know starts fresh, from the config's seed: feedback encoders, ray embeddings,
 LGM's time embedding. Values keep their type, so that an export gives the same bits.
@@ -65,7 +65,7 @@ class FromSvd:
     lpips: tuple[Path, Path] | None = None
     """To train with the perceptual loss: torchvision's network, and LPIPS's weights of channels."""
     variant: Variant | None = None
-    """Which of SVD's files, where it has both; fp32 if not given."""
+    """Which of SVD's files to read, where it has both; fp32 if not given."""
     strip_prefix: str | None = None
     """What torch's wrappers put before all names of a file: module., _orig_mod., model., ema."""
     config: Path = CONFIGS / "ouroboros3d.py"
@@ -77,7 +77,7 @@ class FromLgm:
     """LGM's weights alone."""
 
     file: tyro.conf.Positional[Path]
-    """For example model_fp16_fixrot.safetensors."""
+    """LGM's file, for example model_fp16_fixrot.safetensors."""
     out: tyro.conf.Positional[Path]
     """Checkpoint to write."""
     rotation: Rotation | None = None
@@ -101,7 +101,7 @@ class FromRelease:
     lpips: tuple[Path, Path] | None = None
     """To train with the perceptual loss: torchvision's network, and LPIPS's weights of channels."""
     variant: Variant | None = None
-    """Which of SVD's files, where it has both; fp32 if not given."""
+    """Which of SVD's files to read, where it has both; fp32 if not given."""
     strip_prefix: str | None = None
     """What torch's wrappers put before all names of a file: module., _orig_mod., model., ema."""
     config: Path = CONFIGS / "released.py"
@@ -128,11 +128,11 @@ class Conversion:
 
     config: Config
     jobs: list[NetworkFile]
-    """Those of one network have its parameters between them."""
+    """The files; those of one network have its parameters between them."""
 
 
 def read_order(order: FromSvd | FromLgm | FromRelease) -> Conversion:
-    """What there is to convert; all headers have been read.
+    """Returns what there is to convert, with all headers read.
 
     Raises:
         InputError: files that are missing or damaged; a rotation variant that is unknown, asked
@@ -158,6 +158,7 @@ def _named_as_stored(order: FromSvd | FromLgm | FromRelease) -> Conversion:
         ]
         frozen = _frozen_jobs(order.svd, order.variant) if order.svd else []
         return Conversion(config, [*jobs, *frozen, *_lpips_jobs(order.lpips, config)])
+
     jobs = []
     if isinstance(order, FromSvd):
         folder = order.folder / "unet"
@@ -167,13 +168,16 @@ def _named_as_stored(order: FromSvd | FromLgm | FromRelease) -> Conversion:
             *_frozen_jobs(order.folder, order.variant),
         ]
         jobs += _lpips_jobs(order.lpips, config)
+
+    # What LGM's rotations mean is not in its tensors: the config goes along with the file.
     file = order.lgm if isinstance(order, FromSvd) else order.file
     if file is not None:
         job = NetworkFile("lgm", LGM, read_file(file))
         jobs.append(job)
         config = _with_rotation(config, _rotation(job.source, order.rotation, config))
     elif order.rotation:
-        raise InputError(f"--rotation {order.rotation} is of LGM's file; give that as --lgm FILE")
+        raise InputError(f"--rotation {order.rotation} is about LGM's file; give it as --lgm FILE")
+
     return Conversion(config, jobs)
 
 
@@ -197,7 +201,7 @@ def _lpips_jobs(files: tuple[Path, Path] | None, config: Config) -> list[Network
 
 
 def _rotation(source: Source, asked: Rotation | None, config: Config) -> Rotation:
-    """Which variant a file of LGM is: nothing in its tensors tells."""
+    """Returns which variant a file of LGM is: nothing in its tensors tells."""
     noted = source.notes.get("rotation_norm")
     known = noted or ("per_gaussian" if "fixrot" in source.where.name else None)
     ours = config.model.lgm.rotation_norm
@@ -222,7 +226,7 @@ def _with_rotation(config: Config, rotation: Rotation) -> Config:
 
 
 def convert(order: FromSvd | FromLgm | FromRelease) -> str:
-    """Writes the checkpoint, and says what went into it, as does its report.txt.
+    """Writes the checkpoint, and returns what went into it, as its report.txt says it.
 
     Raises:
         InputError: as `read_order`; files of another network than the config's; tensors that are
@@ -245,7 +249,7 @@ def convert(order: FromSvd | FromLgm | FromRelease) -> str:
 
 
 def conversion_report(conversion: Conversion, tallies: list[Tally]) -> str:
-    """What was read and filled, what is not there, and what could not be verified."""
+    """Returns what was read and filled, what is not there, and what could not be verified."""
     there = {job.network for job in conversion.jobs}
     lines = [tally.report() for tally in tallies]
     if any(tally.fresh for tally in tallies):
@@ -297,7 +301,7 @@ def _shapes(config: Config, network: NetworkName) -> Any:
 
 
 def planned_weights(conversion: Conversion, progress: Progress) -> tuple[list[Tally], Weights]:
-    """The parameters, as leaves that are read when written, and a tally for each file."""
+    """Returns the parameters, as leaves that are read when written, and a tally for each file."""
     config = conversion.config
     tallies = []
     leaves: dict[NetworkName, dict[str, Leaf]] = {}
@@ -305,10 +309,12 @@ def planned_weights(conversion: Conversion, progress: Progress) -> tuple[list[Ta
         tally = Tally(job.network, job.source.where)
         leaves.setdefault(job.network, {}).update(_leaves(config, job, tally, progress))
         tallies.append(tally)
+
     parts = {
         network: {"params": _tree(_shapes(config, network), named)}
         for network, named in leaves.items()
     }
+
     trains = config.train.train_image_encoder
     clip = parts.get("clip")
     weights = Weights(
@@ -321,7 +327,7 @@ def planned_weights(conversion: Conversion, progress: Progress) -> tuple[list[Ta
 
 
 def _leaves(config: Config, job: NetworkFile, tally: Tally, progress: Progress) -> dict[str, Leaf]:
-    """By torch name, the parameters that a file has, and those that start fresh with it."""
+    """Returns the parameters that a file has and those that start fresh with it, by torch name."""
     shapes = _shapes(config, job.network)
     planned = plan_network(tally, job.rule, job.source, shapes, progress)
     leaves = {name: leaf for name, leaf in planned.items() if leaf is not None}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,20 @@ class Record:
     """One call of one torch module."""
 
     name: str
-    """Its torch name; "" is the network itself."""
+    """The module's torch name; "" is the network itself."""
     shape: tuple[int, ...]
     stride: int
-    """Every this-many-th value of the flat output is kept."""
+    """How many values of the flat output there are for each one that is kept."""
     path: Path
 
     def values(self) -> Float[np.ndarray, " kept"]:
-        """What is kept of its output.
+        """Returns what is kept of its output.
 
         Raises:
             InputError: the file is missing, damaged, or of another size.
         """
         array = _read_array(self.path)
-        wanted = -(-int(np.prod(self.shape)) // self.stride)
+        wanted = math.ceil(math.prod(self.shape) / self.stride)
         if array.shape != (wanted,):
             raise InputError(f"{self.path} has shape {array.shape} instead of ({wanted},)")
         return array
@@ -61,11 +62,11 @@ class Dump:
         self.sizes: dict[str, int] = {}
 
     def has(self, name: str) -> bool:
-        """Whether there is an input of that name."""
+        """Returns whether there is an input of that name."""
         return name in self._inputs
 
     def rank(self, name: str) -> int:
-        """How many axes an input has.
+        """Returns how many axes an input has.
 
         Raises:
             InputError: there is none.
@@ -73,7 +74,9 @@ class Dump:
         return self._read(name).ndim
 
     def input(self, name: str, axes: str) -> Float[np.ndarray, "..."]:
-        """An input with these axes; each is a size or a letter, which is one size in all inputs.
+        """Returns an input with these axes.
+
+        Each is a size or a letter, and a letter is one size in all inputs.
 
         Raises:
             InputError: there is none, or it has other axes.

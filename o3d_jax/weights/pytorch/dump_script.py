@@ -87,7 +87,7 @@ def dump(
 def _run(
     model: torch.nn.Module, call: Callable[[], object], folder: pathlib.Path, limit: int
 ) -> list[dict]:
-    """The records of all outputs, in the order in which modules finished; inner ones come first."""
+    """Returns the records of all outputs in the order in which modules finished."""
     order: list[dict] = []
 
     def watch(name: str) -> Callable[..., None]:
@@ -113,13 +113,13 @@ def _run(
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """The first tensor in what a module returned, copied now: it may yet be changed in place."""
+    """Returns the first tensor of an output, copied now: it may yet be changed in place."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", torch.float32, copy=True).numpy()
     if isinstance(value, (np.ndarray, int, float)):
         return np.array(value, np.float32)
     if isinstance(value, dict):
-        # Of CLIP's transformer the pooled token, which is what goes on.
+        # CLIP's transformer returns all tokens, too; the pooled one is what goes on.
         value = (value.get("pooler_output"), *value.values())
         value = [each for each in value if each is not None]
     return _array(value[0]) if isinstance(value, (tuple, list)) and value else None

@@ -44,12 +44,12 @@ PLACES = {
     "frozen_clip": ("clip", "image_encoder/model"),
     "frozen_vae": ("vae", "vae/diffusion_pytorch_model"),
 }
-"""Network in a checkpoint -> its config in ModelConfig, and its file."""
+"""The networks of a checkpoint: each one's config in ModelConfig, and its file."""
 
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """One to export: its tensors in the order of the file, and where they are."""
+    """A network to export: its tensors in the order of the file, and where they are."""
 
     name: str
     stem: Path
@@ -58,7 +58,7 @@ class ExportedNetwork:
 
 
 def networks_of(model: StoredModel, dtype: str | None) -> list[ExportedNetwork]:
-    """The networks of a checkpoint that have torch originals."""
+    """Returns the networks of a checkpoint that have torch originals."""
     networks = []
     for part, (name, stem) in PLACES.items():
         keys = {torch_name(keys[2:]): keys for keys in model.leaves if keys[0] == part}
@@ -76,7 +76,7 @@ def networks_of(model: StoredModel, dtype: str | None) -> list[ExportedNetwork]:
 
 
 def export(order: Export) -> str:
-    """Writes the folder, and says what is in it.
+    """Writes the folder, and returns what is in it.
 
     Raises:
         InputError: no checkpoint there, or one with none of these networks; values too large for
@@ -87,6 +87,8 @@ def export(order: Export) -> str:
     networks = networks_of(model, order.dtype)
     if not networks:
         raise InputError(f"{order.checkpoint} has no network that torch knows; give another")
+
+    # An earlier export may have had another number of shards, so all are named.
     names = [
         (network.stem.parent / file).as_posix()
         for network in networks
@@ -94,6 +96,7 @@ def export(order: Export) -> str:
     ]
     total = sum(spec.nbytes for network in networks for spec in network.specs)
     check_space(order.out, total)
+
     tallies = []
     with (
         whole_folder(order.out.absolute(), names) as scratch,
@@ -102,6 +105,7 @@ def export(order: Export) -> str:
         for network in networks:
             tallies.append(_write(model, network, scratch, bar.update))
         check_all_finite(tallies)
+
     lines = [tally.report() for tally in tallies]
     if rest := sorted({keys[0] for keys in model.leaves} - PLACES.keys()):
         lines.append(f"not exported: {', '.join(rest)}\n")

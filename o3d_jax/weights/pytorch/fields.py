@@ -1,4 +1,4 @@
-"""What config files beside weights say of a network: fields that no tensor shows, as its heads."""
+"""What config files beside weights say of a network: fields that no tensor shows, like heads."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class ClipConstants:
 
 
 def field_faults(network: NetworkName, found: Mapping[str, Any], model: ModelConfig) -> str:
-    """Where the fields of a file differ from our network's; names all, and is empty if none do.
+    """Returns where the fields of a file differ from our network's, all of them; empty if none do.
 
     Fields that the file lacks, or that we don't know, pass.
     """
@@ -65,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 
 def _same(there: Any, here: Any) -> bool:
-    """In diffusers, one number stands for the same number at each scale, and the reverse."""
+    """Returns whether both mean the same: in diffusers, one number may stand for all scales."""
     if isinstance(there, tuple) and not isinstance(here, tuple):
         return bool(there) and all(each == here for each in there)
     if isinstance(here, tuple) and not isinstance(there, tuple):
@@ -76,7 +76,7 @@ def _same(there: Any, here: Any) -> bool:
 def _config(
     network: NetworkName, model: ModelConfig
 ) -> UnetConfig | LgmConfig | VaeConfig | ClipConfig | None:
-    """None for LPIPS, which has nothing to choose."""
+    """Returns the network's config; None for LPIPS, which has nothing to choose."""
     return None if network == "lpips" else getattr(model, network)
 
 

@@ -21,7 +21,7 @@ from o3d_jax.weights.pytorch.rules import Rule, Tally, faults, plan_network, rea
 from o3d_jax.weights.pytorch.safetensors import Source, Spec, Tensor
 
 HDF5 = (".h5", ".hdf5")
-"""Suffixes of lpips-j's files."""
+"""The suffixes of lpips-j's files."""
 
 HDF5_TRUNK = Rule(
     filled=r"conv.+",
@@ -39,11 +39,11 @@ LAYERS = {
     "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
     "alex": (0, 3, 6, 8, 10),
 }
-"""Where the convolutions are among torchvision's `features`."""
+"""The numbers of the convolutions among torchvision's `features`."""
 
 
 def trunk_rule(network: Literal["vgg", "alex"]) -> Rule:
-    """How torchvision's file differs from our LPIPS; its classifier is left out."""
+    """Returns how torchvision's file differs from our LPIPS; its classifier is left out."""
     convolutions = [c.name for stage in TRUNKS[network] for c in stage.convolutions]
     return Rule(
         filled=r"conv.+",
@@ -57,7 +57,7 @@ def trunk_rule(network: Literal["vgg", "alex"]) -> Rule:
 
 
 def lins_rule(network: Literal["vgg", "alex"]) -> Rule:
-    """How the file of LPIPS's own weights differs from our LPIPS."""
+    """Returns how the file of LPIPS's own weights differs from our LPIPS."""
     count = len(TRUNKS[network])
     names = {f"lin{i}.weight": f"lin{i}.model.1.weight" for i in range(count)}
     return Rule(filled=r"lin.+", names=names)
@@ -65,13 +65,13 @@ def lins_rule(network: Literal["vgg", "alex"]) -> Rule:
 
 @functools.cache  # Tracing takes time.
 def lpips_shapes(network: Literal["vgg", "alex"]) -> Any:
-    """The parameters of LPIPS, as a tree of shapes."""
+    """Returns the parameters of LPIPS, as a tree of shapes."""
     image = jnp.zeros((1, 64, 64, 3))
     return jax.eval_shape(Lpips(network).init, jax.random.key(0), image, image)["params"]
 
 
 def read_lpips(files: tuple[Path, Path], network: Literal["vgg", "alex"]) -> Any:
-    """The parameters of LPIPS from the file of its trunk and that of its channel weights.
+    """Returns the parameters of LPIPS, from the file of its trunk and that of its channel weights.
 
     Raises:
         InputError: a missing or damaged file, one of another network, values that are not finite,
@@ -80,6 +80,8 @@ def read_lpips(files: tuple[Path, Path], network: Literal["vgg", "alex"]) -> Any
     shapes = lpips_shapes(network)
     leaves, wrong = {}, []
     rules = ((HDF5_TRUNK, trunk_rule(network)), (HDF5_LINS, lins_rule(network)))
+
+    # All faults of both files are told at once.
     for path, (of_hdf5, of_torch) in zip(files, rules, strict=True):
         hdf5 = path.suffix in HDF5
         source, rule = (read_hdf5(path), of_hdf5) if hdf5 else (read_file(path), of_torch)
@@ -90,6 +92,7 @@ def read_lpips(files: tuple[Path, Path], network: Literal["vgg", "alex"]) -> Any
         planned = plan_network(tally, rule, source, shapes, lambda _: None)
         leaves |= {name: leaf.read() for name, leaf in planned.items() if leaf is not None}
         wrong += [f"{path}: {name} is not finite" for name in tally.broken]
+
     if wrong:
         raise InputError(
             f"these are not LPIPS's weights for {network!r}; give the trunk's file first, then "
@@ -100,7 +103,7 @@ def read_lpips(files: tuple[Path, Path], network: Literal["vgg", "alex"]) -> Any
 
 
 def read_hdf5(path: Path) -> Source:
-    """The tensors of an HDF5 file in flax's layout, under the names and in the layout of torch.
+    """Returns the tensors of an HDF5 file in flax's layout, by torch's names and in its layout.
 
     Raises:
         InputError: h5py is not installed, or the file is missing or damaged.
@@ -119,11 +122,11 @@ def read_hdf5(path: Path) -> Source:
 
 
 def _hdf5_tensors(file: Any) -> Iterator[Tensor]:
-    """All of its arrays; `lin0` alone stands for `lin0/weight`."""
+    """Yields all arrays of a file; `lin0` alone stands for `lin0/weight`."""
     found: dict[str, np.ndarray] = {}
 
     def keep(name: str, entry: Any) -> None:
-        if hasattr(entry, "dtype"):  # Not so of groups.
+        if hasattr(entry, "dtype"):  # Groups have none.
             found[name] = np.asarray(entry[()])
 
     file.visititems(keep)

@@ -21,14 +21,14 @@ WEIGHTS = ("kernel", "scale", "embedding")
 
 
 def torch_name(path: Path) -> str:
-    """The torch name of the parameter at a flax path."""
+    """Returns the torch name of the parameter at a flax path."""
     *modules, leaf = path
     parts = [m if m in LITERAL else re.sub(r"_(\d+)$", r".\1", m) for m in modules]
     return ".".join([*parts, "weight" if leaf in WEIGHTS else leaf])
 
 
 def flax_path(name: str, ndim: int) -> Path:
-    """The flax path of the parameter with a torch name and this many axes."""
+    """Returns the flax path of the parameter with a torch name and this many axes."""
     path: list[str] = []
     for part in name.split("."):
         if part.isdigit() and path:
@@ -42,32 +42,33 @@ def flax_path(name: str, ndim: int) -> Path:
 
 
 def torch_axes(path: Path, ndim: int) -> tuple[int, ...]:
-    """Our axes in torch's order: of kernels output, input, then space; of others unchanged."""
+    """Returns our axes in torch's order: kernels have output, input, then space; others ours."""
     if path[-1] != "kernel":
         return tuple(range(ndim))
     return (ndim - 1, ndim - 2, *range(ndim - 2))
 
 
 def torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape torch gives to a parameter of ours."""
+    """Returns the shape that torch gives to a parameter of ours."""
     return tuple(shape[axis] for axis in torch_axes(path, len(shape)))
 
 
 def to_torch(path: Path, array: Shaped[Array | np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """A parameter of ours with its axes as in torch."""
+    """Returns a parameter of ours with its axes as in torch."""
     return np.transpose(np.asarray(array), torch_axes(path, array.ndim))
 
 
 def from_torch(name: str, array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """A torch parameter with its axes as in flax; it belongs at `flax_path(name, array.ndim)`."""
+    """Returns a torch parameter with its axes as in flax; its place is `flax_path(name, ndim)`."""
     path = flax_path(name, array.ndim)
     return np.transpose(array, np.argsort(torch_axes(path, array.ndim)))
 
 
 def manifest(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Torch name -> torch shape of all parameters; they may be shapes only (`jax.eval_shape`).
+    """Returns the torch shapes of all parameters by torch name; they may be shapes themselves.
 
-    Raises: ValueError if two parameters have the same torch name.
+    Raises:
+        ValueError: two parameters have the same torch name.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:

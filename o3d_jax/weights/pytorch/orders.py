@@ -21,18 +21,18 @@ TORCH_ORDERS = (
     (r"\bvision_model\.embeddings\.patch_embedding$", CHANNELS_FIRST),
     (r"\bvision_model\b", "bfpc"),
 )
-"""Of a module whose torch name has the pattern; the first that fits. Of all others CHANNELS_FIRST.
-"""
+"""The order of a module whose torch name has the pattern, the first that fits; all others have
+CHANNELS_FIRST."""
 
 INTERLEAVED = r"\btemporal_transformer_blocks\.\d+\.attn2\b"
-"""Where tokens read the contexts of diffusers 0.25, which are ordered `pb`."""
+"""The modules whose tokens read the contexts of diffusers 0.25, which are ordered `pb`."""
 
 OTHER_ORDERS = (CHANNELS_FIRST, "bfpc", "bcfp", "bpfc", "pbfc")
 """Orders to try where outputs differ in the expected one, for a hint at the reason."""
 
 
 def torch_order(name: str, temporal_context: str) -> str:
-    """The order that torch's module of that name returns, under `UnetConfig.temporal_context`."""
+    """Returns the order in torch's module of that name, under `UnetConfig.temporal_context`."""
     if temporal_context == "interleaved" and re.search(INTERLEAVED, name):
         return "pbfc"
     found = (order for pattern, order in TORCH_ORDERS if re.search(pattern, name))
@@ -42,7 +42,7 @@ def torch_order(name: str, temporal_context: str) -> str:
 def canonical(
     ours: Float[np.ndarray, "..."], name: str, videos: int, frames: int
 ) -> Float[np.ndarray, "b f p c"]:
-    """Our module's output; what it has one of for all videos or frames is of size 1 there."""
+    """Returns our module's output with all four axes; of size 1 where one stands for all."""
     c = ours.shape[-1] if ours.ndim else 1
     rows = ours.size // c
     if re.search(r"\btemporal_transformer_blocks\.\d+\.attn1\b", name):
@@ -57,9 +57,9 @@ def canonical(
 def flat_in_order(
     ours: Float[np.ndarray, "b f p c"], order: str, shape: tuple[int, ...], videos: int, frames: int
 ) -> Float[np.ndarray, " n"] | None:
-    """Ours as torch's flat output of that shape, repeated where torch repeats.
+    """Returns ours as torch's flat output of that shape, repeated where torch repeats.
 
-    None if torch's shape has no such order.
+    Returns None if torch's shape has no such order.
     """
     theirs = torch_sizes(ours, order, shape, videos, frames)
     if theirs is None:
@@ -80,9 +80,9 @@ def flat_in_order(
 def torch_sizes(
     ours: Float[np.ndarray, "b f p c"], order: str, shape: tuple[int, ...], videos: int, frames: int
 ) -> tuple[int, ...] | None:
-    """The numbers of videos, frames and places in torch's output of that shape.
+    """Returns the numbers of videos, frames and places in torch's output of that shape.
 
-    None if it cannot have that order.
+    Returns None if it cannot have that order.
     """
     size, c = int(np.prod(shape)), ours.shape[-1]
     if ours.size == size:

@@ -8,11 +8,11 @@ from o3d_jax.weights.pytorch.safetensors import Source
 
 
 def shared_prefix(names: Collection[str], wanted: Collection[str], outer: str) -> str:
-    """What all names begin with and should not: without it, most of them are wanted; else "".
+    """Returns what all names begin with though most are wanted without it; else "".
 
     Args:
         wanted: names that a file of that kind has.
-        outer: what a file of a part of it lacks before its names.
+        outer: what names lack in a file that has a part of the network only.
     """
     known = {*wanted, *(name.removeprefix(outer) for name in wanted)}
 
@@ -27,7 +27,7 @@ def shared_prefix(names: Collection[str], wanted: Collection[str], outer: str) -
 
 
 def without_prefix(sources: list[Source], prefix: str) -> list[Source]:
-    """The same files, but those whose names all begin with a prefix without it.
+    """Returns the files; those whose names all begin with a prefix are without it.
 
     Raises:
         InputError: there is no such file.

@@ -28,10 +28,10 @@ class Replay:
     inputs: tuple[Any, ...]
     videos: int
     frames: int
-    """Of each video; torch folds them into one axis, or moves them behind the pixels."""
+    """Frames of each video; torch folds them into one axis, or moves them behind the pixels."""
     method: str | None = None
     temporal_context: str = "per_video"
-    """Of the U-Net: the order of the contexts in torch, too."""
+    """The U-Net's, which also says in what order torch has the contexts."""
 
     def run(self, observe: Observer) -> None:
         """Runs it op by op; `observe` is given every module's output."""
@@ -39,7 +39,7 @@ class Replay:
 
 
 def replay(model: Model, dump: Dump) -> Replay:
-    """The dump's network with our weights, in float32, and the dump's inputs.
+    """Returns the dump's network with our weights, in float32, and the dump's inputs.
 
     Raises:
         InputError: an unknown network, one that the checkpoint lacks, or inputs that don't fit.
@@ -65,7 +65,7 @@ def _channels_last(x: Float[np.ndarray, "*n c h w"]) -> Float[Array, "*n h w c"]
 
 
 def _per_video(dump: Dump, name: str) -> Float[Array, " b"]:
-    """One number a video, which torch may be given as one for all."""
+    """Returns one number for each video; torch may have been given one for all."""
     videos = dump.sizes["b"]
     scalar = dump.rank(name) == 0
     value = dump.input(name, "" if scalar else "b")
@@ -113,6 +113,7 @@ def _unet(networks: Networks, config: ModelConfig, variables: Any, dump: Dump) -
     noisy, given = np.split(sample, 2, axis=2)
     if np.ptp(given, axis=1).any():
         raise InputError("input 'sample' has other condition latents in one frame than in another")
+
     maps = None
     if dump.has("cond_rgb") or dump.has("cond_ccm"):
         rgb, ccm = (_channels_last(dump.input(n, "b f 3 H W")) for n in ("cond_rgb", "cond_ccm"))
@@ -120,6 +121,7 @@ def _unet(networks: Networks, config: ModelConfig, variables: Any, dump: Dump) -
         size = tuple(n * config.vae.downscale for n in sample.shape[-2:])
         if rgb.shape[2:4] != size:
             raise InputError(f"inputs 'cond_rgb' and 'cond_ccm' must be {size[0]} x {size[1]} px")
+
     clip = dump.input("encoder_hidden_states", f"b 1 {config.clip.projection_dim}")
     condition = Condition(
         clip=jnp.asarray(clip),
@@ -176,4 +178,4 @@ REPLAYS: dict[str, tuple[Prepare, str]] = {
     "vae_decoder": (_vae_decoder, "vae"),
     "image_encoder": (_image_encoder, "clip"),
 }
-"""By the dump's `network`: how it runs here, and the part of a checkpoint that it is."""
+"""How the network that a dump names runs here, and which part of a checkpoint it is."""

@@ -38,7 +38,7 @@ from o3d_jax.weights.pytorch.safetensors import (
 from o3d_jax.weights.streaming import Leaf
 
 Progress = Callable[[int], object]
-"""Told the bytes of each tensor that is done."""
+"""A function that is told the bytes of each tensor that is done."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +46,43 @@ class Rule:
     """How the tensors of a file differ from the parameters of a network."""
 
     prefix: str = ""
-    """Stands in front of the file's names in ours."""
+    """What our names have before the file's."""
     fresh: str = r"(?!)"
-    """Parameters, by their full torch names, that are newer than the file: they start anew."""
+    """Pattern of the full torch names of parameters that the file does not know: they start anew.
+    """
     dropped: str = r"(?!)"
-    """Tensors, by the file's names, that are no parameters."""
+    """Pattern of the file's names of tensors that are no parameters."""
     filled: str = r".+"
-    """Parameters, by their full torch names, that the file has, where another has the rest."""
+    """Pattern of the full torch names of parameters that the file has, where another has the rest.
+    """
     names: Mapping[str, str] = field(default_factory=dict)
-    """Ours to the file's, where a prefix is not all that they differ in."""
+    """From our names to the file's, where they differ in more than the prefix."""
 
     def theirs(self, name: str) -> str:
-        """What the file calls a parameter."""
+        """Returns what the file calls a parameter."""
         return self.names.get(name, name.removeprefix(self.prefix))
 
 
 RELEASED = Rule()
-"""The release's own files, and SVD's VAE: name by name."""
+"""The rule of the release's own files and of SVD's VAE: all names are the same."""
 
 SVD_UNET = Rule(
     prefix="unet.",
     fresh=r"cond_encoder\.\d+\..+|(down|up)_plucker\.\d+\..+|mid_plucker\..+",
 )
-"""SVD knows no feedback and no rays."""
+"""The rule of SVD's U-Net, which knows no feedback and no rays."""
 
 LGM = Rule(
     fresh=r"unet\.time_embed\.\d\..+|unet\..+\.emb_layers\.1\..+",
     dropped=r"lpips_loss\..+",
 )
-"""LGM knows no noise level; what was saved in the midst of training has its loss along."""
+"""The rule of LGM, which knows no noise level; a file saved during training has its loss."""
 
 OUTER = "unet."
-"""Stands in front of the U-Net's names in the files of U-Net and LGM, which have more beside it."""
+"""What the U-Net's names begin with in files of U-Net and LGM, which have more beside it."""
 
 IMAGE_ENCODER = Rule(dropped=r"vision_model\.embeddings\.position_ids")
-"""transformers before 4.31 stored the numbers 0, 1, 2, ... along."""
+"""The rule of SVD's image tower; transformers before 4.31 stored the numbers 0, 1, 2, ... along."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Shapes:
 
 @functools.cache  # Tracing takes seconds.
 def network_shapes(model: ModelConfig) -> Shapes:
-    """What parameters a model's networks have."""
+    """Returns the parameters that a model's networks have, as shapes."""
     networks = build_networks(model)
     params, frozen = jax.eval_shape(
         lambda key: init_networks(networks, model, key, train_image_encoder=True),
@@ -131,7 +133,7 @@ class Tally:
         self.done[spec.name] = spec
 
     def digest(self) -> str:
-        """One hash of all names, types, shapes and bytes; independent of order and files."""
+        """Returns one hash of all names, types, shapes and bytes, in whatever order and files."""
         rows = [
             f"{name} {spec.dtype} {spec.shape} {self.digests[name]}\n"
             for name, spec in sorted(self.done.items())
@@ -139,7 +141,7 @@ class Tally:
         return hashlib.blake2b("".join(rows).encode(), digest_size=16).hexdigest()
 
     def report(self) -> str:
-        """One line to read."""
+        """Returns one line for people to read."""
         read = sum(math.prod(spec.shape) for spec in self.done.values())
         dtypes = sorted({spec.dtype for spec in self.done.values()})
         parts = [
@@ -167,16 +169,16 @@ def check_all_finite(tallies: list[Tally]) -> None:
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """A diffusers `config.json`; empty if there is none.
+    """Returns the fields of a diffusers `config.json`; none if there is no such file.
 
     Raises:
-        InputError: a damaged one.
+        InputError: the file is damaged.
     """
     return read_json(path.read_bytes(), path) if path.is_file() else {}
 
 
 def _wanted(rule: Rule, shapes: Any) -> dict[str, tuple[int, ...]]:
-    """The parameters that a file has to have, as it names them."""
+    """Returns the parameters that a file has to have, as it names them."""
     return {
         rule.theirs(name): shape
         for name, shape in manifest(shapes).items()
@@ -185,7 +187,7 @@ def _wanted(rule: Rule, shapes: Any) -> dict[str, tuple[int, ...]]:
 
 
 def prefix_fault(rule: Rule, source: Source, shapes: Any) -> str:
-    """What is wrong if all names of a file share a prefix that they should not; else empty."""
+    """Returns what is wrong if all names of a file share a prefix that they should not have."""
     names = [tensor.spec.name for tensor in source.tensors]
     prefix = shared_prefix(names, _wanted(rule, shapes), OUTER)
     return (
@@ -197,22 +199,26 @@ def prefix_fault(rule: Rule, source: Source, shapes: Any) -> str:
 
 
 def faults(rule: Rule, source: Source, shapes: Any) -> str:
-    """What keeps a file from being a network with this tree of parameters; empty if nothing.
+    """Returns what keeps a file from being a network with these parameters; empty if nothing does.
 
-    Names all tensors that are missing, superfluous, misshapen or of a type parameters don't have,
-    as the file names them.
+    It names all tensors that are missing, superfluous, misshapen or of a type parameters don't
+    have, as the file names them.
     """
     wanted = _wanted(rule, shapes)
     found = {tensor.spec.name: tensor.spec for tensor in _kept(rule, source)}
     wrong = []
+
+    # A part of the network has the right tensors under other names: one fault, not hundreds.
     if not any(n.startswith(OUTER) for n in found) and any(OUTER + n in wanted for n in found):
         wrong.append(f'names without "{OUTER}": a U-Net alone; give the file of the whole network')
         found = {OUTER + n if OUTER + n in wanted else n: spec for n, spec in found.items()}
+
     both = sorted(found.keys() & wanted.keys())
     if missing := sorted(wanted.keys() - found.keys()):
         wrong.append(f"{len(missing)} missing ({', '.join(missing)})")
     if extra := sorted(found.keys() - wanted.keys()):
         wrong.append(f"{len(extra)} superfluous ({', '.join(extra)})")
+
     bent = [name for name in both if found[name].shape != wanted[name]]
     rows = [f"{name} {found[name].shape}, not {wanted[name]}" for name in bent]
     if rows:
@@ -231,9 +237,9 @@ def _kept(rule: Rule, source: Source) -> list[Tensor]:
 def plan_network(
     tally: Tally, rule: Rule, source: Source, shapes: Any, progress: Progress
 ) -> dict[str, Leaf | None]:
-    """A leaf for each parameter, by torch name, that reads its tensor; None for the fresh ones.
+    """Returns a leaf for each parameter that reads its tensor, by torch name; None for fresh ones.
 
-    For a file without `faults`; `shapes` is the network's tree of parameters.
+    The file must have no `faults`; `shapes` is the network's tree of parameters.
     """
     wanted = {n: s for n, s in manifest(shapes).items() if re.fullmatch(rule.filled, n)}
     kept = {tensor.spec.name: tensor for tensor in _kept(rule, source)}
@@ -265,7 +271,7 @@ def _leaf(name: str, tensor: Tensor, tally: Tally, progress: Progress) -> Leaf:
 def fresh_parameters(
     model: ModelConfig, network: str, names: list[str], seed: int
 ) -> dict[str, Float[Array, "..."]]:
-    """These parameters of "unet" or "lgm", by torch name, as the modules initialize them."""
+    """Returns parameters of "unet" or "lgm" as the modules initialize them, by torch name."""
     networks = build_networks(model)
 
     def draw(key: Any) -> dict[str, Array]:
@@ -277,13 +283,13 @@ def fresh_parameters(
 
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Torch name and leaf of each parameter."""
+    """Yields the torch name and the leaf of each parameter."""
     leaves = jax.tree.leaves(tree)
     yield from zip(manifest(tree), leaves, strict=True)
 
 
 def read_file(path: Path) -> Source:
-    """The tensors of a safetensors file, of the index of its shards, or of a torch file.
+    """Returns the tensors of a safetensors file, of an index of shards, or of a torch file.
 
     Raises:
         InputError: no such file, a damaged one, or a torch file that is more than tensors.
@@ -296,7 +302,7 @@ def read_file(path: Path) -> Source:
 
 
 def read_released(folder: Path, stem: str) -> Source:
-    """The tensors of STEM.pth as the release has it, or of STEM.safetensors as we export it.
+    """Returns the tensors of STEM.pth as the release has it, or of our own STEM.safetensors.
 
     Raises:
         InputError: none of them is there, or as `read_file`.
@@ -316,11 +322,11 @@ _TORCH_ERRORS = (
     *(RuntimeError, EOFError, ValueError, OSError, struct.error),
     *(LookupError, AssertionError, AttributeError, TypeError, ArithmeticError, ImportError),
 )
-"""What torch raises for bytes that are no file of its own, by where it stumbles."""
+"""What torch raises for bytes that are no file of its own, depending on where it stumbles."""
 
 
 def read_torch(path: Path) -> Source:
-    """The tensors of a file that torch saved; they stay on disk, and no code of it is run.
+    """Returns the tensors of a file that torch saved; they stay on disk, and no code of it is run.
 
     Raises:
         InputError: torch is not installed, the file is damaged, or it is more than tensors.

@@ -27,16 +27,16 @@ FLOATS = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(jnp.bfloat16),
 }
-"""What parameters may be stored as."""
+"""The types that parameters may be stored in."""
 
 POINTER = b"version https://git-lfs"
 """What git has in place of a large file that was not fetched."""
 
 CODES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""The format's names of these; those of other types stay as they are."""
+"""The types by the format's names; other types keep the names of the format."""
 
 SHARD_BYTES = 5_000_000_000
-"""Files above this size are split, as diffusers and transformers did first."""
+"""The largest size of a file; more is split, as diffusers and transformers did first."""
 
 OWN = "o3d_jax"
 """Our entry in a file's metadata."""
@@ -48,12 +48,12 @@ class Spec:
 
     name: str
     dtype: str
-    """"float32" and so on; one that is not in `FLOATS` is in the words of its file."""
+    """"float32" and so on; a type that is not in `FLOATS` has its file's name."""
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Size of the values; only for the types in `FLOATS`."""
+        """The size of the values; only for the types in `FLOATS`."""
         return math.prod(self.shape) * FLOATS[self.dtype].itemsize
 
 
@@ -76,7 +76,7 @@ class Source:
 
 
 def read_safetensors(path: Path) -> Source:
-    """The tensors of a file; only its header is read.
+    """Returns the tensors of a file; only its header is read.
 
     Raises:
         InputError: no such file, or a damaged one.
@@ -101,7 +101,7 @@ def read_safetensors(path: Path) -> Source:
 
 
 def _check_names(path: Path) -> None:
-    """Of two tensors with one name the library takes the last; here that is an error."""
+    """Raises an InputError if two tensors have one name: the library would take the last."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         read_json(file.read(length), path)
@@ -117,12 +117,12 @@ def _read(path: Path, spec: Spec) -> Shaped[np.ndarray, "..."]:
     try:
         with safe_open(path, framework="numpy") as file:
             return file.get_tensor(spec.name)
-    except (SafetensorError, ValueError) as error:  # Of no values, but of an axis that is too long.
+    except (SafetensorError, ValueError) as error:  # An axis too long, though without values.
         raise InputError(f"{path} is damaged: {spec.name}: {error}; download it again") from error
 
 
 def read_json(text: bytes, path: Path) -> dict[str, Any]:
-    """The table in a JSON file or header.
+    """Returns the table in a JSON file or header.
 
     Raises:
         InputError: it is damaged, no table, or has a name twice.
@@ -144,9 +144,10 @@ def read_json(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def read_network(folder: Path, stem: str, variant: str | None = None) -> Source:
-    """A network's tensors in any layout of diffusers: STEM[.fp16].safetensors, or shards and index.
+    """Returns a network's tensors, in any layout of diffusers.
 
-    Where there is a choice, `variant` ("fp16", "fp32") makes it, else float32 is taken.
+    That is STEM[.fp16].safetensors, or shards and their index. Where there is a choice, `variant`
+    ("fp16", "fp32") makes it, else float32 is taken.
 
     Raises:
         InputError: no such file, a damaged one, or an index and shards that disagree.
@@ -164,7 +165,7 @@ def read_network(folder: Path, stem: str, variant: str | None = None) -> Source:
 
 
 def read_shards(path: Path) -> Source:
-    """The tensors of all shards that an index lists.
+    """Returns the tensors of all shards that an index lists.
 
     Raises:
         InputError: a shard that is missing or damaged, or tensors that are elsewhere or nowhere.
@@ -173,10 +174,13 @@ def read_shards(path: Path) -> Source:
     texts = isinstance(where, dict) and all(isinstance(name, str) for name in where.values())
     if not texts or not where:
         raise InputError(f"{path} is no index: it has no weight_map; download it again")
+
+    # Names come from others: none may lead out of the folder.
     files = sorted(set(where.values()))
     lost = [n for n in files if Path(n).name != n or not os.path.isfile(path.parent / n)]
     if lost:
         raise InputError(f"{path} lists {', '.join(lost)}, not beside it; download the rest")
+
     shards = {name: read_safetensors(path.parent / name) for name in files}
     found = {(t.spec.name, name) for name, shard in shards.items() for t in shard.tensors}
     wrong = sorted({name for name, _ in found ^ set(where.items())})
@@ -184,6 +188,7 @@ def read_shards(path: Path) -> Source:
         raise InputError(
             f"{path} and its shards disagree on {', '.join(wrong)}; download them together"
         )
+
     return Source(
         where=path,
         tensors=tuple(tensor for name in files for tensor in shards[name].tensors),
@@ -192,12 +197,12 @@ def read_shards(path: Path) -> Source:
 
 
 def in_file_order(specs: Iterable[Spec]) -> list[Spec]:
-    """Wide types first, so that every tensor is aligned; then by name."""
+    """Returns tensors by type, wide ones first so that all are aligned, and then by name."""
     return sorted(specs, key=lambda s: (-FLOATS[s.dtype].itemsize, s.name))
 
 
 def file_names(stem: str, specs: Sequence[Spec]) -> list[str]:
-    """What `write_network` will write."""
+    """Returns the names of the files that `write_network` will write."""
     count = len(_shards(specs))
     if count == 1:
         return [f"{stem}.safetensors"]
@@ -206,7 +211,7 @@ def file_names(stem: str, specs: Sequence[Spec]) -> list[str]:
 
 
 def all_file_names(stem: str) -> list[str]:
-    """Patterns of all that `write_network` may write, in however many shards."""
+    """Returns patterns of all that `write_network` may write, in however many shards."""
     number = "[0-9]" * 5
     return [
         f"{stem}.safetensors",

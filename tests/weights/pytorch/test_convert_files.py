@@ -187,7 +187,7 @@ def test_a_rotation_variant_that_is_unknown_or_wrong_is_refused(model, tmp_path,
 
 def test_a_rotation_without_lgm_is_refused_rather_than_ignored(files, tmp_path, small):
     order = FromSvd(files / "svd", tmp_path / "out", rotation="per_gaussian", config=small)
-    with pytest.raises(InputError, match="--rotation per_gaussian is of LGM's file; give .*--lgm"):
+    with pytest.raises(InputError, match="per_gaussian is about LGM's file; give .*--lgm"):
         tool.read_order(order)
 
 

@@ -6,11 +6,11 @@ from jaxtyping import Float, Float64, Shaped
 from o3d_jax.files.srgb import to_light
 
 WIDEST = {"u1": 255, "u2": 65535, "i1": 127, "i2": 32767}
-"""What full brightness is, by numpy's name of the type; in others that are whole numbers, 255."""
+"""Full brightness by numpy's name of the type; in other types of whole numbers it is 255."""
 
 
 def linear_rgba(colors: Float[np.ndarray, "n c"]) -> Float64[np.ndarray, "n 4"]:
-    """Linear light and alpha of sRGB values in [0, 1], with alpha or, then opaque, without.
+    """Returns linear light and alpha of sRGB values in [0, 1]; without alpha they are opaque.
 
     Values far above 1 are taken for bytes, which some programs write as decimal numbers; what is
     not finite is white.
@@ -24,7 +24,7 @@ def linear_rgba(colors: Float[np.ndarray, "n c"]) -> Float64[np.ndarray, "n 4"]:
 
 
 def fractions(columns: list[Shaped[np.ndarray, " n"]]) -> Float64[np.ndarray, "n c"]:
-    """Colors in [0, 1] of columns of any type of number, each by its own type's range."""
+    """Returns colors in [0, 1] of columns of any type of number, each by its own type's range."""
     return np.stack([_fraction(column) for column in columns], axis=-1)
 
 

@@ -17,7 +17,7 @@ from o3d_jax.files.images import decode, to_rgba
 from o3d_jax.files.letters import text_of
 
 MAX_SIDE = 4096
-"""Pixels; larger textures are shrunk to it."""
+"""The most pixels along a side of a texture; larger ones are shrunk."""
 
 TEXTURE_FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TGA", "TIFF", "GIF")
 
@@ -27,10 +27,10 @@ class ModelFiles(NamedTuple):
 
     path: Path
     max_bytes: int
-    """Of the model file, and of each file that it refers to."""
+    """The largest size of the model file, and of each file that it refers to."""
 
     def read(self) -> bytes:
-        """The model file.
+        """Returns the model file's bytes.
 
         Raises:
             InputError: missing, empty, or above the limit.
@@ -38,7 +38,7 @@ class ModelFiles(NamedTuple):
         return self.read_at(self.path)
 
     def read_beside(self, reference: str) -> bytes:
-        """What a model refers to: a data URI, or a file in its folder or below.
+        """Returns the bytes that a model refers to: a data URI, or a file in its folder or below.
 
         Raises:
             InputError: missing, empty, above the limit, or somewhere else.
@@ -48,13 +48,13 @@ class ModelFiles(NamedTuple):
         return self.read_at(self.beside(urllib.parse.unquote(reference)))
 
     def beside(self, name: str) -> Path:
-        """Where a file is that a model refers to by name.
+        """Returns the path of a file that a model refers to by name.
 
         If there is none of that name, one that differs in case alone is taken, or in how its
         letters are encoded: names were written on other systems than they are read on.
 
         Raises:
-            InputError: not in the model's folder or below.
+            InputError: it is not in the model's folder or below.
         """
         plain = name.strip().replace("\\", "/")
         folder = self.path.parent.resolve()
@@ -74,7 +74,7 @@ class ModelFiles(NamedTuple):
         return target
 
     def read_at(self, path: Path) -> bytes:
-        """A file; its limit is the model's.
+        """Returns a file's bytes; its limit is the model's.
 
         Raises:
             InputError: missing, empty, or above the limit.
@@ -100,7 +100,7 @@ class ModelFiles(NamedTuple):
 
 
 def _alike(folder: Path, plain: str) -> Path:
-    """The file below a folder whose name is most like one that is not there; else that one."""
+    """Returns the file whose name is most like one that is not there, or else that one."""
     found = folder
     for part in PurePosixPath(plain).parts:
         if part != ".." and not os.path.lexists(found / part):
@@ -111,12 +111,12 @@ def _alike(folder: Path, plain: str) -> Path:
 
 
 def _key(name: str) -> str:
-    """What names have in common that differ in case and encoding alone."""
+    """Returns what names have in common that differ in case and encoding alone."""
     return unicodedata.normalize("NFC", text_of(os.fsencode(name))).casefold()
 
 
 def _data_uri(uri: str) -> bytes:
-    """The bytes in a URI; its base64 may have line breaks in it and lack its padding."""
+    """Returns the bytes in a URI, whose base64 may have line breaks in it and lack its padding."""
     head, _, body = uri.partition(",")
     if not head.lower().endswith(";base64"):
         return urllib.parse.unquote_to_bytes(body)
@@ -129,7 +129,7 @@ def _data_uri(uri: str) -> bytes:
 
 
 def decode_texture(data: bytes, name: str) -> UInt8[np.ndarray, "h w 4"]:
-    """An image as RGBA, at most MAX_SIDE a side; bytes as in the file, taken for sRGB.
+    """Returns an image as RGBA, at most MAX_SIDE a side; its bytes are the file's, taken for sRGB.
 
     Raises:
         InputError: damaged, of a format that is not read, or too large.

@@ -1,7 +1,7 @@
-"""Reads glTF 2.0 models, .glb and .gltf: geometry in rest pose, and the colours of surfaces.
+"""Reads glTF 2.0 models, .glb and .gltf: geometry in rest pose, and the colors of surfaces.
 
-Written here, since trimesh's reader rounds colours to 8 bits in linear light, where dark ones are
-lost, and passes over texture transforms, wrapping, second texture coordinates, normalised integers,
+Written here, since trimesh's reader rounds colors to 8 bits in linear light, where dark ones are
+lost, and passes over texture transforms, wrapping, second texture coordinates, normalized integers,
 sparse accessors, skins, and in silence over textures that are missing.
 """
 
@@ -29,26 +29,26 @@ WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "M
 TRIANGLES, STRIP, FAN = 4, 5, 6
 
 ATTRIBUTES = ("POSITION", "NORMAL", "TEXCOORD_", "COLOR_0", "JOINTS_", "WEIGHTS_")
-"""How the names of those that are looked at begin."""
+"""How the names of the attributes begin that are looked at."""
 
 MAX_TRIANGLES = 20_000_000
-"""A model above it would fill the memory; nodes that share meshes make such of a small file."""
+"""The most triangles of a model: nodes that share meshes make more of a small file than fits."""
 
 DRACO = "KHR_draco_mesh_compression"
 
 UNDERSTOOD = {DRACO, "KHR_texture_transform", "KHR_mesh_quantization", "EXT_texture_webp"}
-"""Extensions that change what one sees and are read here; materials' besides, see `_check`."""
+"""Extensions that change what one sees and are read here, besides those that `_check` names."""
 
 
 _FAULTS = (
     *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
     struct.error,
 )
-"""What reading a tree raises that is not as the format says."""
+"""What reading raises where a tree is not as the format says."""
 
 
 class Container(NamedTuple):
-    """What a file holds."""
+    """The parts of a file."""
 
     tree: Any
     """The JSON."""
@@ -57,7 +57,7 @@ class Container(NamedTuple):
 
 
 class Document(NamedTuple):
-    """The parsed file."""
+    """A file that has been read, with what it refers to."""
 
     tree: Any
     """The JSON."""
@@ -75,7 +75,7 @@ class Shape(NamedTuple):
 
 
 def read_gltf(source: ModelFiles) -> ModelContent:
-    """The default scene of a glTF file.
+    """Returns the default scene of a glTF file.
 
     Skins and morph targets are read in their rest pose. Lines and points are left out.
 
@@ -91,6 +91,7 @@ def read_gltf(source: ModelFiles) -> ModelContent:
             for primitive in mesh["primitives"]
         }
         looks = read_materials(document.tree, lambda index: _view(document, index), source, wanted)
+
         parts, triangles = [], 0
         for part in _parts(document, looks):
             triangles += len(part.faces)
@@ -105,7 +106,7 @@ def read_gltf(source: ModelFiles) -> ModelContent:
 
 
 def read_container(source: ModelFiles) -> Container:
-    """The parts of a glTF file, .glb or .gltf.
+    """Returns the JSON and the buffer of a glTF file, .glb or .gltf.
 
     Raises:
         InputError: cut short, or of another version; or as `ModelFiles.read`.
@@ -113,6 +114,8 @@ def read_container(source: ModelFiles) -> Container:
     """
     data = source.read()
     binary = None
+
+    # A header of three words, then chunks: each its size, its kind and its bytes.
     if data[:4] == b"glTF":
         version, length = struct.unpack_from("<II", data, 4)
         if version != 2 or length > len(data):
@@ -125,6 +128,7 @@ def read_container(source: ModelFiles) -> Container:
             binary = data[at + 8 : at + 8 + size]
     else:
         text = data
+
     # Some programs pad the chunk with zeros, not with spaces, and break lines within URIs.
     tree = json.loads(text.rstrip(b"\0"), strict=False)
     if not str(tree["asset"]["version"]).startswith("2"):
@@ -161,10 +165,11 @@ def _view(document: Document, index: int) -> memoryview:
 
 
 def _accessor(document: Document, index: int) -> Shaped[np.ndarray, "n c"]:
-    """The values of an accessor; normalised integers as floats in [0, 1] or [-1, 1]."""
+    """Returns the values of an accessor; normalized integers as floats in [0, 1] or [-1, 1]."""
     accessor = document.tree["accessors"][index]
     kind, width = np.dtype("<" + TYPES[accessor["componentType"]]), WIDTHS[accessor["type"]]
     count = accessor["count"]
+
     if "bufferView" in accessor:
         view = document.tree["bufferViews"][accessor["bufferView"]]
         data = _view(document, accessor["bufferView"])
@@ -179,6 +184,8 @@ def _accessor(document: Document, index: int) -> Shaped[np.ndarray, "n c"]:
         if count > sum(map(len, document.buffers)):
             raise InputError(f"it has an accessor of {count} zeros; export it anew")
         values = np.zeros((count, width), kind)
+
+    # Sparse values replace some rows: first come their numbers, then what they are.
     if sparse := accessor.get("sparse"):
         values = values.copy()
         at, new = sparse["indices"], sparse["values"]
@@ -201,12 +208,14 @@ def _as_floats(values: Shaped[np.ndarray, "n c"]) -> Shaped[np.ndarray, "n c"]:
 
 
 def _world_matrices(tree: Any) -> dict[int, Float[np.ndarray, "4 4"]]:
-    """Of the nodes in the scene, by number: from each to the world."""
+    """Returns the matrix from each node in the scene to the world, by the node's number."""
     nodes = tree.get("nodes", [])
     if "scenes" in tree:
         roots = tree["scenes"][tree.get("scene", 0)].get("nodes", [])
     else:
         roots = sorted(set(range(len(nodes))) - {c for n in nodes for c in n.get("children", [])})
+
+    # With a stack, for a file may nest deeper than Python calls may.
     found: dict[int, Float[np.ndarray, "4 4"]] = {}
     stack = [(root, np.eye(4)) for root in reversed(roots)]
     while stack:
@@ -219,7 +228,7 @@ def _world_matrices(tree: Any) -> dict[int, Float[np.ndarray, "4 4"]]:
 
 
 def _matrix(node: Any) -> Float[np.ndarray, "4 4"]:
-    """From a node to its parent."""
+    """Returns the matrix from a node to its parent."""
     if "matrix" in node:
         return np.array(node["matrix"], np.float64).reshape(4, 4).T
     x, y, z, w = node.get("rotation", (0, 0, 0, 1))
@@ -271,9 +280,7 @@ def _shape(document: Document, primitive: Any, weights: Any) -> Shape:
 def _arrays(
     document: Document, primitive: Any
 ) -> tuple[dict[str, Shaped[np.ndarray, "n _"]], Int[np.ndarray, "f 3"]]:
-    """The attributes of a primitive that are looked at, by their names in the format, and its
-    triangles.
-    """
+    """Returns a primitive's attributes that are looked at, by name, and its triangles."""
     packed = primitive.get("extensions", {}).get(DRACO)
     if packed:
         arrays, corners = _unpacked(document, primitive, packed)
@@ -287,10 +294,13 @@ def _arrays(
             corners = _accessor(document, primitive["indices"])[:, 0].astype(np.int64)
         else:
             corners = np.arange(len(arrays["POSITION"]))
+
     if len(corners) and not 0 <= corners.min() <= corners.max() < len(arrays["POSITION"]):
         raise InputError("a triangle of it has a corner that is not there; export it anew")
     if len({len(values) for values in arrays.values()}) > 1:
         raise InputError("its vertices do not have as many of each attribute; export it anew")
+
+    # Strips and fans share corners between neighbors; a triangle list has three for each.
     mode = primitive.get("mode", TRIANGLES)
     if mode == TRIANGLES:
         return arrays, corners[: len(corners) // 3 * 3].reshape(-1, 3)
@@ -304,7 +314,7 @@ def _arrays(
 def _unpacked(
     document: Document, primitive: Any, packed: Any
 ) -> tuple[dict[str, Shaped[np.ndarray, "n _"]], Int[np.ndarray, " corners"]]:
-    """What Draco has compressed."""
+    """Returns the attributes and the corners of a primitive that Draco has compressed."""
     try:
         import DracoPy  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -312,10 +322,12 @@ def _unpacked(
             "it is compressed by Draco; install the reader by `pip install DracoPy`, or export it "
             "without compression"
         ) from error
+
     try:
         decoded = DracoPy.decode(bytes(_view(document, packed["bufferView"])))
     except DracoPy.FileTypeException as error:
         raise InputError(f"its Draco data is damaged: {error}") from error
+
     places = {number: name for name, number in packed["attributes"].items()}
     arrays = {}
     for attribute in decoded.attributes:
@@ -330,7 +342,7 @@ def _unpacked(
 def _skin(
     document: Document, skin: Any, shape: Shape, matrices: dict[int, Float[np.ndarray, "4 4"]]
 ) -> Float[np.ndarray, "v 4 4"]:
-    """The matrix of each vertex: its joints' blended."""
+    """Returns the matrix of each vertex, which blends those of its joints."""
     joints = np.stack([matrices[joint] for joint in skin["joints"]])
     if "inverseBindMatrices" in skin:
         inverse = _accessor(document, skin["inverseBindMatrices"]).astype(np.float64)
@@ -353,9 +365,11 @@ def _placed(
     material: int,
     coordinates: MaterialCoordinates,
 ) -> MeshPart:
-    """A shape in the world; `blends` has a matrix for each vertex, or one for all."""
+    """Returns a shape in the world; `blends` has a matrix for each vertex, or one for all."""
     linear = blends[:, :3, :3]
     positions = (linear @ shape.positions[..., None])[..., 0] + blends[:, :3, 3]
+
+    # A mirroring matrix would turn fronts into backs: then corners run the other way round.
     faces, normals, colors = shape.faces, shape.normals, None
     mirrored = np.linalg.det(linear[:1])[0] < 0 if len(linear) else False
     if normals is not None:
@@ -364,10 +378,12 @@ def _placed(
         normals = (cofactors @ normals[..., None])[..., 0] * (-1 if mirrored else 1)
     if mirrored:
         faces = faces[:, ::-1]
+
     if "COLOR_0" in shape.arrays:
         stored = _as_floats(shape.arrays["COLOR_0"]).astype(np.float64)
         colors = np.ones((len(stored), 4))
         colors[:, : stored.shape[1]] = stored
+
     return MeshPart(
         positions=positions,
         faces=faces,

@@ -1,6 +1,6 @@
-"""Reads the materials and textures of glTF models: base colour, alpha, emission, sidedness.
+"""Reads the materials and textures of glTF models: base color, alpha, emission, sidedness.
 
-Metals are taken for matt surfaces of their base colour. Normal, roughness and occlusion maps, and
+Metals are taken for matt surfaces of their base color. Normal, roughness and occlusion maps, and
 the extensions of materials but for unlit and specular-glossiness, are left out.
 """
 
@@ -21,7 +21,7 @@ WEBP = "EXT_texture_webp"
 WRAPS = {10497: Wrap.REPEAT, 33071: Wrap.CLAMP, 33648: Wrap.MIRROR}
 
 BufferView = Callable[[int], memoryview]
-"""The bytes of a buffer view."""
+"""A function that returns the bytes of a buffer view."""
 
 
 class Coordinates(NamedTuple):
@@ -29,16 +29,16 @@ class Coordinates(NamedTuple):
 
     which: int = 0
     transform: tuple[tuple[float, float, float], ...] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
-    """To be multiplied with (u, v, 1)."""
+    """The matrix that (u, v, 1) is multiplied by."""
 
     def apply(self, uvs: Float[np.ndarray, "v 2"]) -> Float[np.ndarray, "v 2"]:
-        """Those that the texture is looked up at."""
+        """Returns the coordinates at which the texture is looked up."""
         matrix = np.array(self.transform)
         return np.asarray(uvs, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
 class MaterialCoordinates(NamedTuple):
-    """Those of each texture of a material."""
+    """Where each texture of a material is looked up."""
 
     color: Coordinates = Coordinates()
     glow: Coordinates | None = None
@@ -62,7 +62,7 @@ class _Library:
         self.places: dict[tuple[int, bool], int] = {}
 
     def place(self, reference: Any, opaque: bool) -> int:
-        """The index of a texture in `textures`."""
+        """Returns the index of a texture in `textures`."""
         texture = self.tree["textures"][reference["index"]]
         webp = texture.get("extensions", {}).get(WEBP, {})
         if (index := webp.get("source", texture.get("source"))) is None:
@@ -82,7 +82,7 @@ class _Library:
         return self.places[key]
 
     def use(self, reference: Any, opaque: bool) -> TextureUse:
-        """A texture with its sampler."""
+        """Returns a texture with its sampler."""
         texture = self.tree["textures"][reference["index"]]
         sampler = self.tree["samplers"][texture["sampler"]] if "sampler" in texture else {}
         wraps = WRAPS[sampler.get("wrapS", 10497)], WRAPS[sampler.get("wrapT", 10497)]
@@ -90,7 +90,7 @@ class _Library:
 
 
 def read_materials(tree: Any, view: BufferView, source: ModelFiles, used: Collection[int]) -> Looks:
-    """The materials of a glTF file; textures of those not in `used` are not read.
+    """Returns the materials of a glTF file; textures of those not in `used` are not read.
 
     Raises:
         InputError: a texture is missing, damaged or outside the model's folder.
@@ -115,11 +115,14 @@ def _material(described: Any, library: _Library) -> tuple[Material, MaterialCoor
     if GLOSSY in extensions:
         look = extensions[GLOSSY]
         factor, base = look.get("diffuseFactor", (1, 1, 1, 1)), look.get("diffuseTexture")
+
     mode = AlphaMode[described.get("alphaMode", "OPAQUE")]
     emissive = described.get("emissiveTexture")
     strength = extensions.get(STRENGTH, {}).get("emissiveStrength", 1)
     r, g, b = (float(c * strength) for c in described.get("emissiveFactor", (0, 0, 0)))
     emissive = emissive if r + g + b else None
+
+    # Where all alpha is 1, textures are decoded without it: it may hold anything then.
     material = Material(
         base=(float(factor[0]), float(factor[1]), float(factor[2]), float(factor[3])),
         emission=(r, g, b),
@@ -130,6 +133,7 @@ def _material(described: Any, library: _Library) -> tuple[Material, MaterialCoor
         two_sided=bool(described.get("doubleSided", False)),
         lit=UNLIT not in extensions,
     )
+
     if not (base or emissive):
         return material, MaterialCoordinates()
     color, glow = _coordinates(base or emissive), _coordinates(emissive or base)
@@ -137,7 +141,7 @@ def _material(described: Any, library: _Library) -> tuple[Material, MaterialCoor
 
 
 def _coordinates(reference: Any) -> Coordinates:
-    """Where a texture is looked up."""
+    """Returns where a texture is looked up."""
     moved = reference.get("extensions", {}).get(TRANSFORM, {})
     (left, top), (wide, high) = moved.get("offset", (0, 0)), moved.get("scale", (1, 1))
     turn = moved.get("rotation", 0)

@@ -21,7 +21,7 @@ _VALUES = {
     **{"-blendu": 1, "-blendv": 1, "-bm": 1, "-boost": 1, "-cc": 1, "-clamp": 1, "-imfchan": 1},
     **{"-mm": 2, "-texres": 1, "-type": 1},
 }
-"""How many values options have, but for the following."""
+"""How many values each option has, but for the triples."""
 
 _TRIPLES = ("-s", "-o", "-t")
 """Options of one to three numbers."""
@@ -41,9 +41,9 @@ class Paint(NamedTuple):
     """A material of an MTL file."""
 
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """sRGB."""
+    """RGB as sRGB has it."""
     opacity: float | None = None
-    """1 where it is not said."""
+    """None where the file does not say, which means 1."""
     color_map: TextureMap | None = None
     opacity_map: TextureMap | None = None
 
@@ -67,8 +67,10 @@ def read_mtl(data: bytes) -> dict[str, Paint]:
 
 
 def _with(paint: Paint, statement: Statement) -> Paint:
-    """A material, and what a statement says of it."""
+    """Returns a material with what a statement says of it."""
     keyword, words = statement.keyword.lower(), text_of(statement.words)
+
+    # Spectral curves and XYZ are passed over, as most programs do.
     try:
         if keyword == b"kd" and not words.lower().startswith(("spectral", "xyz")):
             values = [_number(word) for word in words.split()]
@@ -98,7 +100,9 @@ def _number(word: str) -> float:
 
 
 def _texture_map(words: str) -> TextureMap:
-    """A file's name, which may have spaces, after options and their values.
+    """Returns the texture that a line names, after options and their values.
+
+    The file's name may have spaces.
 
     Raises:
         ValueError: an option lacks its values, or there is no file.
@@ -117,6 +121,7 @@ def _texture_map(words: str) -> TextureMap:
             start = found.scale if option == "-s" else found.offset
             u, v = ([float(value) for value in values] + list(start)[len(values) :])[:2]
             found = found._replace(**{"scale" if option == "-s" else "offset": (u, v)})
+
     file = words.split(None, before)[before].strip('"')
     if not file:
         raise ValueError("no file is named")
@@ -124,7 +129,7 @@ def _texture_map(words: str) -> TextureMap:
 
 
 def _values(option: str, words: list[str]) -> list[str] | None:
-    """The values of an option among the words that follow; None if it is not an option at all."""
+    """Returns an option's values among the words that follow; None if it is no option at all."""
     if option in _TRIPLES:
         count = 0
         while count < min(len(words), 3) and _is_number(words[count]):

@@ -34,7 +34,7 @@ from o3d_jax.files.letters import text_of
 
 
 def read_obj_mesh(files: ModelFiles) -> ModelContent:
-    """A Wavefront OBJ model with its materials: diffuse color or map, opacity or opacity map.
+    """Returns a Wavefront OBJ model with its materials: color or map, opacity or opacity map.
 
     Raises:
         InputError: damaged, or its materials or a texture are missing or outside its folder.
@@ -53,28 +53,28 @@ class _Shape(NamedTuple):
     positions: Float64[np.ndarray, "v 3"]
     colors: Float64[np.ndarray, "v 4"] | None
     uvs: Float64[np.ndarray, "vt 2"]
-    """From the left and from the top; the last row stands for none."""
+    """Texture coordinates from the left and from the top; the last row stands for none."""
     normals: Float64[np.ndarray, "vn 3"]
-    """The last row stands for none."""
+    """Normals, the last of which stands for none."""
     corners: Int32[np.ndarray, "t 3 3"]
-    """Of each corner, its position, its texture coordinates and its normal; -1 for none."""
+    """Numbers of each corner's position, texture coordinates and normal; -1 for none."""
     owners: Int32[np.ndarray, " t"]
-    """Material of each triangle, as in `_Found`."""
+    """The material of each triangle, as in `_Found`."""
 
 
 @dataclass
 class _Lines:
-    """The words of the lines of one kind each."""
+    """The lines of some statements, sorted by kind and taken apart into words."""
 
     vertices: list[list[bytes]] = field(default_factory=list)
     uvs: list[list[bytes]] = field(default_factory=list)
     normals: list[list[bytes]] = field(default_factory=list)
     polygons: list[list[bytes]] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
-    """Material of each polygon."""
+    """The material of each polygon."""
 
     def counts(self) -> tuple[int, int, int]:
-        """Of positions, texture coordinates and normals."""
+        """Returns how many positions, texture coordinates and normals there are."""
         return len(self.vertices), len(self.uvs), len(self.normals)
 
 
@@ -84,23 +84,23 @@ class _Found:
 
     vertices: list[Float64[np.ndarray, "_ 3"]] = field(default_factory=list)
     colors: list[Float64[np.ndarray, "_ 3"]] = field(default_factory=list)
-    """Of the vertices, sRGB; NaN for none."""
+    """The vertices' colors in sRGB; NaN for none."""
     uvs: list[Float64[np.ndarray, "_ 2"]] = field(default_factory=list)
     normals: list[Float64[np.ndarray, "_ 3"]] = field(default_factory=list)
     corners: list[Int32[np.ndarray, "_ 3"]] = field(default_factory=list)
-    """As in `_Shape`, but counted from 1, with 0 for none."""
+    """Corners as in `_Shape`, but counted from 1, with 0 for none."""
     sizes: list[Int32[np.ndarray, " _"]] = field(default_factory=list)
-    """Corners of each polygon."""
+    """How many corners each polygon has."""
     owners: list[Int32[np.ndarray, " _"]] = field(default_factory=list)
-    """Material of each polygon: 0 for none, else a number of `materials`."""
+    """The material of each polygon: 0 for none, else a number of `materials`."""
     materials: dict[str, int] = field(default_factory=dict)
-    """Those that are named, in order, from 1 on."""
+    """The materials that are named, in order, with their numbers from 1 on."""
     libraries: list[str] = field(default_factory=list)
     """What follows each mtllib."""
     counts: tuple[int, int, int] = (0, 0, 0)
-    """Of positions, texture coordinates and normals."""
+    """How many positions, texture coordinates and normals there are so far."""
     material: int = 0
-    """Of the polygons that come."""
+    """The material of the polygons that come next."""
 
     def add(self, block: list[Statement]) -> None:
         """Takes in some statements.
@@ -143,19 +143,22 @@ class _Found:
         return lines
 
     def shape(self) -> _Shape:
-        """All of it, as triangles.
+        """Returns all that was read, as triangles.
 
         Raises:
             InputError: a corner is not there, or there are no faces.
         """
         if not sum(map(len, self.corners)):
             raise InputError("it has no triangles to draw; export it as a mesh of triangles")
+
         corners = _checked(np.concatenate(self.corners), self.counts)
         positions = np.concatenate(self.vertices)
         cut = cut_polygons(positions, corners[:, 0], np.concatenate(self.sizes))
         colors = None
         if any(np.isfinite(block).any() for block in self.colors):
             colors = linear_rgba(np.concatenate(self.colors))
+
+        # The format counts from the bottom, textures in memory from the top.
         uvs = np.nan_to_num(np.concatenate([*self.uvs, np.zeros((1, 2))]))
         uvs[:, 1] = 1 - uvs[:, 1]
         return _Shape(
@@ -173,7 +176,7 @@ def _sum(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, in
 
 
 def _words(words: bytes) -> list[bytes]:
-    """Those before a comment."""
+    """Returns the words before a comment."""
     return words.partition(b"#")[0].split() if b"#" in words else words.split()
 
 
@@ -185,7 +188,7 @@ def _damaged(keyword: str, words: Sequence[bytes]) -> InputError:
 def _numbers(
     keyword: str, lines: list[list[bytes]], least: int, width: int
 ) -> Float64[np.ndarray, "n {width}"]:
-    """The numbers of some lines; NaN where one is short, which it may be down to `least`.
+    """Returns the numbers of some lines; NaN where one is short, which it may be down to `least`.
 
     Raises:
         InputError: a line is shorter, or has a word that is no number.
@@ -211,9 +214,10 @@ def _is_number(word: bytes) -> bool:
 
 
 def _forwards(polygon: list[bytes], counts: tuple[int, int, int]) -> list[bytes]:
-    """Corners with their negative numbers, counted from the last one back, made positive.
+    """Returns corners with negative numbers, counted backwards from the last one, made positive.
 
-    What there is nothing of (`counts`: positions, texture coordinates, normals) becomes none.
+    `counts` says how many positions, texture coordinates and normals there are; a number of what
+    there is nothing of becomes none.
     """
     corners = []
     try:
@@ -229,7 +233,7 @@ def _forwards(polygon: list[bytes], counts: tuple[int, int, int]) -> list[bytes]
 
 
 def _corners(polygons: list[list[bytes]]) -> Int32[np.ndarray, "c 3"]:
-    """Numbers of position, texture coordinates and normal of all corners; 0 for none.
+    """Returns the numbers of position, texture coordinates and normal of corners; 0 for none.
 
     Raises:
         InputError: a corner is none of v, v/vt, v//vn and v/vt/vn.
@@ -237,6 +241,8 @@ def _corners(polygons: list[list[bytes]]) -> Int32[np.ndarray, "c 3"]:
     words = list(chain.from_iterable(polygons))
     plain = b" ".join(words).replace(b"//", b"/0/").replace(b"/", b" ").split()
     kinds = {word.count(b"/") for word in words}
+
+    # Mostly all corners are of one kind, and then one call reads them all.
     try:
         if len(kinds) == 1 and len(plain) == len(words) * (1 + max(kinds)):
             numbers = np.array(plain, np.int64).reshape(len(words), -1)  # All of one kind.
@@ -247,6 +253,7 @@ def _corners(polygons: list[list[bytes]]) -> Int32[np.ndarray, "c 3"]:
     except (ValueError, OverflowError) as error:
         wrong = next((p for p in polygons if not all(map(_is_corner, p))), polygons[0])
         raise _damaged("f", wrong) from error
+
     corners = np.zeros((len(words), 3), np.int32)
     corners[:, : numbers.shape[1]] = numbers
     return corners
@@ -269,7 +276,7 @@ def _is_corner(word: bytes) -> bool:
 def _checked(
     corners: Int32[np.ndarray, "c 3"], counts: tuple[int, int, int]
 ) -> Int32[np.ndarray, "c 3"]:
-    """Corners counted from 0, with -1 for none; also for what the file has nothing of.
+    """Returns corners counted from 0, with -1 for none and for what the file has nothing of.
 
     Raises:
         InputError: a corner refers to what is not there.
@@ -288,7 +295,7 @@ def _checked(
 
 
 def _parts(shape: _Shape, materials: list[str], painter: Painter) -> Iterator[MeshPart]:
-    """The triangles of each material."""
+    """Yields the triangles of each material."""
     order = np.argsort(shape.owners, kind="stable")
     numbers, starts = np.unique(shape.owners[order], return_index=True)
     for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=False):
@@ -310,7 +317,7 @@ def _parts(shape: _Shape, materials: list[str], painter: Painter) -> Iterator[Me
 def _uvs(
     shape: _Shape, faces: Int[np.ndarray, "t 3"], moved: TextureMap | None
 ) -> PerCorner | None:
-    """Where a texture is looked up."""
+    """Returns where a texture is looked up."""
     if moved is None:
         return None
     if moved.scale == (1, 1) and moved.offset == (0, 0):

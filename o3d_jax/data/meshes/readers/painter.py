@@ -16,7 +16,7 @@ from o3d_jax.data.meshes.readers.mtl import Paint, TextureMap, read_mtl
 from o3d_jax.errors import InputError
 
 MOST_WORDS = 32
-"""Of a line that names libraries, whose names may have spaces: each way to part them is tried."""
+"""The most words of a line that names libraries: names may have spaces, so all splits are tried."""
 
 
 class Painted(NamedTuple):
@@ -26,7 +26,7 @@ class Painted(NamedTuple):
     """Number among the materials of a model."""
     color: TextureMap | None = None
     opacity: TextureMap | None = None
-    """None if it is where the color's is."""
+    """None if it is looked up where the color is."""
 
 
 class Painter:
@@ -50,7 +50,7 @@ class Painter:
         self._flat = False
 
     def paint(self, name: str | None, has_uvs: bool) -> Painted:
-        """Makes the material of a name; white, if there is none.
+        """Makes the material of a name, a white one if there is none, and returns it.
 
         Args:
             has_uvs: whether what is painted has texture coordinates; if not, textures are left out.
@@ -62,20 +62,24 @@ class Painter:
         if name is not None and paint is None:
             self._unknown.append(name)
         paint = paint or Paint()
+
         if not has_uvs and (paint.color_map or paint.opacity_map):
             self._flat = True
             paint = paint._replace(color_map=None, opacity_map=None)
+
+        # The format does not say which side is the front, so both are drawn.
         opacity = 1.0 if paint.opacity is None else min(max(paint.opacity, 0.0), 1.0)
         red, green, blue, _ = linear_rgba(np.array([paint.color]).clip(0, 1))[0].tolist()
         material = Material(base=(red, green, blue, opacity), two_sided=True)
         if opacity < 1:
             material = material._replace(mode=AlphaMode.BLEND)
+
         self.materials.append(self._textured(material, paint))
         apart = paint.opacity_map if paint.opacity_map != paint.color_map else None
         return Painted(len(self.materials) - 1, paint.color_map, apart)
 
     def remarks(self) -> tuple[str, ...]:
-        """What the model's owner should know, each part of a sentence."""
+        """Returns what the model's owner should know, each part of a sentence."""
         found = []
         if self._unknown:
             names = ", ".join(repr(name[:80]) for name in self._unknown[:3])
@@ -87,7 +91,7 @@ class Painter:
         return tuple(found)
 
     def _textured(self, material: Material, paint: Paint) -> Material:
-        """A material with the textures that a paint names."""
+        """Returns a material with the textures that a paint names."""
         color, holes = paint.color_map, paint.opacity_map
         if color:
             # The map replaces the color, as in Blender; alpha counts where it is asked for.
@@ -110,7 +114,7 @@ class Painter:
         return path
 
     def _use(self, texture: TextureMap, kind: str) -> TextureUse:
-        """A texture, decoded once for each kind of use."""
+        """Returns a texture, which is decoded once for each kind of use."""
         key = (self._path(texture.file), kind)
         if key not in self._places:
             texels = decode_texture(self._files.read_at(key[0]), texture.file[:80])
@@ -130,7 +134,7 @@ def _gray_as_alpha(texels: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w
 
 
 def _library_paths(files: ModelFiles, words: str) -> list[Path]:
-    """The files that a line names: the longest names that are there, from the left on."""
+    """Returns the files that a line names: the longest names that are there, from the left on."""
     parts, found = words.strip('"').split(), []
     if len(parts) > MOST_WORDS:
         raise InputError(f"it names more than {MOST_WORDS} libraries in a line; export it anew")

@@ -25,14 +25,14 @@ from o3d_jax.errors import InputError
 from o3d_jax.files.ply_header import PlyHeader, read_ply_header
 
 FACE_LISTS = ("vertex_indices", "vertex_index")
-"""What programs call the corners of a face."""
+"""The names that programs have for the corners of a face."""
 
 UV_COLUMNS = (("texture_u", "texture_v"), ("u", "v"), ("s", "t"))
-"""What programs call the texture coordinates of a vertex."""
+"""The names that programs have for the texture coordinates of a vertex."""
 
 
 def read_ply_mesh(files: ModelFiles) -> ModelContent:
-    """A PLY model, with the colors of its vertices or faces, or a texture.
+    """Returns a PLY model, with the colors of its vertices or faces, or a texture.
 
     Raises:
         InputError: damaged, without faces, or a texture is missing or outside its folder.
@@ -43,9 +43,11 @@ def read_ply_mesh(files: ModelFiles) -> ModelContent:
     positions = _columns(tables.get("vertex"), "x", "y", "z")
     if positions is None:
         raise InputError(f"{name} has no vertices with x, y and z; export it as a mesh")
+
     corners = _corners(tables.get("face"), len(positions))
     cut = cut_polygons(positions, corners.values, corners.sizes)
     faces = corners.values[cut.corners]
+
     vertex, face = tables["vertex"], tables["face"]
     normals = _columns(vertex, "nx", "ny", "nz")
     part = MeshPart(
@@ -60,14 +62,14 @@ def read_ply_mesh(files: ModelFiles) -> ModelContent:
 
 
 def _columns(table: PlyTable | None, *names: str) -> Float64[np.ndarray, "rows c"] | None:
-    """Some columns of a table side by side; None if one of them is not there."""
+    """Returns some columns of a table side by side; None if one of them is not there."""
     if table is None or not all(name in table.columns for name in names):
         return None
     return np.stack([table.columns[name].astype(np.float64) for name in names], axis=-1)
 
 
 def _corners(face: PlyTable | None, count: int) -> PlyList:
-    """The numbers of the corners of all faces; `count` is how many vertices there are."""
+    """Returns the numbers of the corners of all faces; `count` is how many vertices there are."""
     lists = {} if face is None else face.lists
     named = [lists[name] for name in FACE_LISTS if name in lists]
     named = named or (list(lists.values()) if len(lists) == 1 else [])
@@ -85,7 +87,7 @@ def _corners(face: PlyTable | None, count: int) -> PlyList:
 def _colors(
     vertex: PlyTable, face: PlyTable, faces: Int64[np.ndarray, "t 3"], cut: Triangles
 ) -> PerCorner | None:
-    """Those of the vertices, or else of the faces."""
+    """Returns the colors of the vertices, or else of the faces."""
     for table, rows in ((vertex, faces), (face, np.repeat(cut.polygons[:, None], 3, axis=1))):
         there = [n for n in ("red", "green", "blue", "alpha") if n in table.columns]
         if there[:3] == ["red", "green", "blue"]:
@@ -101,7 +103,7 @@ def _uvs(
     faces: Int64[np.ndarray, "t 3"],
     cut: Triangles,
 ) -> PerCorner | None:
-    """Texture coordinates from the left and from the top: the faces', or else the vertices'."""
+    """Returns texture coordinates from the left and the top: the faces', or else the vertices'."""
     uvs, rows = None, cut.corners
     if "texcoord" in face.lists and len(face.lists["texcoord"].values):
         values, sizes = face.lists["texcoord"]
@@ -118,13 +120,14 @@ def _uvs(
 def _textured(
     files: ModelFiles, header: PlyHeader, part: MeshPart, face: PlyTable, cut: Triangles
 ) -> ModelContent:
-    """The model of some triangles: a part for each texture, and one for what has none."""
+    """Returns some triangles as a model: a part for each texture, and one for what has none."""
     key = "texturefile"
     names = [c[len(key) :].strip() for c in header.comments if c.lower().startswith(key)]
     plain = Material(two_sided=True)
     if not names or part.uvs is None:
         remark = "it has a texture and no coordinates for it; drawn in plain colors"
         return ModelContent([part], [plain], [], (remark,) if names else ())
+
     # Without a number, as with a single texture, it is the first one's.
     numbers = face.columns.get("texnumber", np.zeros(cut.polygons.max(initial=0) + 1))[cut.polygons]
     model = ModelContent([], [plain], [])
@@ -136,5 +139,6 @@ def _textured(
             model.textures.append(texels)
             material = len(model.materials) - 1
             model.parts.append(some_of(part, chosen)._replace(material=material))
+
     rest = ~np.isin(numbers, np.arange(len(names)))
     return model._replace(parts=[*model.parts, some_of(part, rest)])

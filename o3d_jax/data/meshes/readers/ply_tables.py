@@ -11,20 +11,20 @@ from o3d_jax.errors import InputError
 from o3d_jax.files.ply_header import PlyElement, PlyHeader, PlyProperty
 
 _BLOCK = 2**21
-"""Bytes of text that are taken apart at a time: words by themselves take ten times the room."""
+"""Bytes of text that are taken apart at a time, for single words take ten times the room."""
 
 _STRUCT = {
     **{"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q"},
     **{"f4": "f", "f8": "d"},
 }
-"""Python's names of numpy's types."""
+"""What Python's `struct` calls numpy's types."""
 
 
 class PlyList(NamedTuple):
     """A column of lists."""
 
     values: Shaped[np.ndarray, " _"]
-    """Of all rows, one after the other."""
+    """The values of all rows, one after the other."""
     sizes: Int64[np.ndarray, " rows"]
 
 
@@ -32,12 +32,12 @@ class PlyTable(NamedTuple):
     """A table, by the names of its columns."""
 
     columns: dict[str, Shaped[np.ndarray, " rows"]]
-    """Each in the type that the header says."""
+    """Columns of single values, each of the type that the header says."""
     lists: dict[str, PlyList]
 
 
 def read_ply_tables(content: bytes, header: PlyHeader, name: str) -> dict[str, PlyTable]:
-    """All tables of a file, by the names of the elements; `name` says in messages which file.
+    """Returns all tables of a file, by the names of the elements; `name` is the file's in messages.
 
     Raises:
         InputError: there is less data than the header says, or more, or what is no number.
@@ -45,6 +45,7 @@ def read_ply_tables(content: bytes, header: PlyHeader, name: str) -> dict[str, P
     for each in ([e.name for e in header.elements], *map(_names, header.elements)):
         if len(set(each)) < len(each):
             raise InputError(f"{name} is damaged: its header has a name twice; export it anew")
+
     if header.byte_order:
         data = _Data(content, header.byte_order, name)
         tables, end = _tables(data, header.start, header.elements)
@@ -54,19 +55,20 @@ def read_ply_tables(content: bytes, header: PlyHeader, name: str) -> dict[str, P
         data = _Data(numbers.tobytes(), "=", name)
         tables, end = _tables(data, 0, [_in_float64(element) for element in header.elements])
         tables = {e.name: _as_declared(tables[e.name], e) for e in header.elements}
+
     if data.content[end:].strip():
         raise InputError(f"{name} is damaged: it has more data than its header says")
     return tables
 
 
 class _Data(NamedTuple):
-    """What tables are read from."""
+    """The bytes that tables are read from."""
 
     content: bytes
     order: str
-    """numpy's sign of the byte order."""
+    """numpy's sign for the byte order."""
     name: str
-    """Of the file, for messages."""
+    """The file's name, for messages."""
 
     def cut_short(self) -> InputError:
         return InputError(f"{self.name} is cut short: its header says more; copy it anew")
@@ -77,7 +79,7 @@ def _names(element: PlyElement) -> list[str]:
 
 
 def _numbers(text: bytes, name: str) -> Float64[np.ndarray, " n"]:
-    """All numbers of a text."""
+    """Returns all numbers of a text."""
     pieces, start = [np.zeros(0)], 0
     while start < len(text):
         end = text.find(b"\n", start + _BLOCK)
@@ -96,7 +98,7 @@ def _in_float64(element: PlyElement) -> PlyElement:
 
 
 def _as_declared(table: PlyTable, element: PlyElement) -> PlyTable:
-    """A table read as float64, in the types that the header says."""
+    """Returns a table that was read as float64 in the types that the header says."""
     kinds = {each.name: each.kind for each in element.properties}
     columns = {name: _cast(values, kinds[name]) for name, values in table.columns.items()}
     lists = {
@@ -115,7 +117,7 @@ def _cast(values: Float64[np.ndarray, " n"], kind: str) -> Shaped[np.ndarray, " 
 
 
 def _tables(data: _Data, at: int, elements: list[PlyElement]) -> tuple[dict[str, PlyTable], int]:
-    """The tables from a byte on, and where they end."""
+    """Returns the tables from a byte on, and where they end."""
     tables = {}
     for element in elements:
         least = element.count * sum(
@@ -133,7 +135,7 @@ def _tables(data: _Data, at: int, elements: list[PlyElement]) -> tuple[dict[str,
 
 
 def _even_rows(data: _Data, at: int, element: PlyElement) -> Shaped[np.ndarray, " rows"] | None:
-    """A table's rows, with columns by number; None if its lists differ in length."""
+    """Returns a table's rows, with columns by number; None if its lists differ in length."""
     first, _ = _scan(data, at, element, min(element.count, 1))
     fields: list[tuple[str, str, tuple[int, ...]]] = []
     for number, each in enumerate(element.properties):
@@ -167,13 +169,13 @@ class _Places(NamedTuple):
     """Where a column's values are."""
 
     starts: array
-    """Of each row, in bytes."""
+    """Where each row's values begin, in bytes."""
     sizes: array
     """How many values each row has."""
 
 
 def _scan(data: _Data, at: int, element: PlyElement, rows: int) -> tuple[list[_Places], int]:
-    """Where each column's values are in the first rows, and where these end.
+    """Returns where each column's values are in the first rows, and where these end.
 
     Raises:
         InputError: the data ends before, or a list has a length that is no number from 0 on.
@@ -182,6 +184,8 @@ def _scan(data: _Data, at: int, element: PlyElement, rows: int) -> tuple[list[_P
     for each in element.properties:
         count = struct.Struct(data.order + _STRUCT[each.count_kind]) if each.count_kind else None
         steps.append((count, np.dtype(each.kind).itemsize, _Places(array("q"), array("q"))))
+
+    # A list says its length before its values, so each row begins where the one before ends.
     end = len(data.content)
     for _ in range(rows):
         for count, width, places in steps:
@@ -195,6 +199,7 @@ def _scan(data: _Data, at: int, element: PlyElement, rows: int) -> tuple[list[_P
                 if length > end:
                     raise data.cut_short()
                 size, at = int(length), at + count.size
+
             places.starts.append(at)
             places.sizes.append(size)
             at += size * width
@@ -218,7 +223,7 @@ def _uneven_table(data: _Data, at: int, element: PlyElement) -> tuple[PlyTable, 
 
 
 _AT_ONCE = 2**18
-"""Values that are gathered together."""
+"""How many values are gathered at a time."""
 
 
 def _gathered(
@@ -227,7 +232,7 @@ def _gathered(
     sizes: Int64[np.ndarray, " rows"],
     kind: np.dtype,
 ) -> Shaped[np.ndarray, " n"]:
-    """The values of all rows, each row's from its start on."""
+    """Returns the values of all rows, each row's from its start on."""
     raw, width = np.frombuffer(content, np.uint8), kind.itemsize
     before = np.cumsum(sizes) - sizes
     where = np.repeat(starts - width * before, sizes) + width * np.arange(sizes.sum())

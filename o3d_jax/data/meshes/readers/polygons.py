@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from o3d_jax.errors import InputError
 
 MOST_CORNERS = 20_000
-"""Of a polygon with notches: cutting one takes up to a time that grows with their square."""
+"""The most corners of a polygon with notches: the time to cut it may grow with their square."""
 
 ROUNDING = 1e-9
 """Areas above minus this, where the polygon is about 1 across, count as not negative."""
@@ -29,7 +29,7 @@ def cut_polygons(
     corners: Int[np.ndarray, " c"],
     sizes: Int[np.ndarray, " p"],
 ) -> Triangles:
-    """Triangles that cover what the polygons cover, facing the same way.
+    """Returns triangles that cover what the polygons cover, facing the same way.
 
     A polygon whose triangles all around its first corner lie side by side is cut into these; one
     with notches is cut in its plane. One of less than three corners gives nothing.
@@ -44,6 +44,8 @@ def cut_polygons(
     starts = np.cumsum(sizes) - sizes
     found = [np.zeros((0, 3), np.int64)]
     owners = [np.zeros(0, np.int64)]
+
+    # Polygons of one size are looked at together; few have notches, and are cut one by one.
     for size in np.unique(sizes[sizes >= 3]):
         polygons = np.flatnonzero(sizes == size)
         at = starts[polygons, None] + np.arange(size)
@@ -56,12 +58,13 @@ def cut_polygons(
             cut = _cut(positions[corners[each]])
             found.append(each[fan if cut is None else cut])
             owners.append(np.full(len(found[-1]), polygon))
+
     order = np.argsort(np.concatenate(owners), kind="stable")
     return Triangles(np.concatenate(found)[order], np.concatenate(owners)[order])
 
 
 _AT_ONCE = 2**18
-"""Corners that are looked at together."""
+"""How many corners are looked at at a time."""
 
 
 def _notched(
@@ -69,7 +72,7 @@ def _notched(
     corners: Int[np.ndarray, " c"],
     at: Int[np.ndarray, "p size"],
 ) -> Bool[np.ndarray, " p"]:
-    """Which polygons of one size are not covered by the triangles around their first corner."""
+    """Returns which polygons of one size the triangles around their first corner do not cover."""
     step = max(_AT_ONCE // at.shape[1], 1)
     pieces = [
         _bends(positions[corners[at[start : start + step]]]) for start in range(0, len(at), step)
@@ -87,7 +90,7 @@ def _bends(points: Float[np.ndarray, "p size 3"]) -> Bool[np.ndarray, " p"]:
 
 
 def _about_one(points: Float[np.ndarray, "p size 3"]) -> Float64[np.ndarray, "p size 3"]:
-    """The same polygons with their first corner at 0, about 1 across; all 0 if not finite."""
+    """Returns the polygons with their first corner at 0, about 1 across; all 0 if not finite."""
     local = np.asarray(points, np.float64)
     local = local - local[:, :1]
     reach = np.abs(local).max(axis=(1, 2), keepdims=True)
@@ -96,22 +99,25 @@ def _about_one(points: Float[np.ndarray, "p size 3"]) -> Float64[np.ndarray, "p 
 
 
 def _cut(points: Float[np.ndarray, "size 3"]) -> Int[np.ndarray, "t 3"] | None:
-    """The triangles of a polygon with notches; None if it has no plane."""
+    """Returns the triangles of a polygon with notches; None if it has no plane."""
     if len(points) > MOST_CORNERS:
         raise InputError(
             f"a polygon of it has {len(points)} corners and notches, and at most {MOST_CORNERS} "
             "are read; triangulate it"
         )
+
     local = _about_one(points[None])[0]
     normal = np.cross(local[1:-1], local[2:]).sum(axis=0)
     length = np.linalg.norm(normal)
     if not length > 0:
         return None
     normal /= length
+
     # Two directions that with the normal make a right-handed frame.
     right = np.cross(np.eye(3)[np.abs(normal).argmin()], normal)
     right /= np.linalg.norm(right)
     flat = np.ascontiguousarray(local @ np.stack([right, np.cross(normal, right)], axis=-1))
+
     # Seen along its normal, a polygon runs counter-clockwise, and so do the triangles given here.
     found = mapbox_earcut.triangulate_float64(flat, np.array([len(flat)], np.uint32))
     return found.reshape(-1, 3).astype(np.int64) if len(found) else None

@@ -15,7 +15,7 @@ from o3d_jax.data.meshes.readers.gltf import read_container
 from o3d_jax.errors import InputError
 
 _NOT_FOLLOWED = ("newmtl", "#")
-"""How lines of a material file start that hold no file name, but may hold anything else."""
+"""How lines of a material file begin that hold no file name, but may hold anything else."""
 
 
 def check_references(source: ModelFiles) -> None:
@@ -44,7 +44,7 @@ def _check_gltf(source: ModelFiles) -> None:
 
 
 def _uris(tree: Any) -> Iterator[str]:
-    """All of a glTF file's, also in extensions that we do not know."""
+    """Yields all URIs of a glTF file, also those in extensions that we do not know."""
     if isinstance(tree, list):
         for item in tree:
             yield from _uris(item)
@@ -74,7 +74,7 @@ def _lines(data: bytes) -> list[str]:
 
 
 def _files(source: ModelFiles, line: str) -> list[Path]:
-    """Where the files may be that a line names, after a keyword and options.
+    """Returns where the files may be that a line names, after a keyword and options.
 
     A name may have spaces, and options may have values. If a path leads outside, one of its parts
     between spaces does too, so there is no need to know where it begins.

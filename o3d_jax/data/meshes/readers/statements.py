@@ -10,7 +10,7 @@ from typing import NamedTuple
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 BLOCK = 2**21
-"""Bytes of a file that are taken apart at a time: words by themselves take ten times the room."""
+"""Bytes of a file that are taken apart at a time, for single words take ten times the room."""
 
 
 class Statement(NamedTuple):
@@ -22,7 +22,7 @@ class Statement(NamedTuple):
 
 
 def statements(data: bytes) -> Iterator[list[Statement]]:
-    """The statements of a file, in order, some thousands at a time; without comments."""
+    """Yields the statements of a file in order, some thousands at a time, without comments."""
     data = data.removeprefix(BYTE_ORDER_MARK).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     start = 0
     while start < len(data):
@@ -47,7 +47,7 @@ def _block(block: bytes) -> list[Statement]:
 
 
 def _joined(lines: list[bytes]) -> list[bytes]:
-    """Lines with those that they go on in; a comment ends with its line, whatever it ends with."""
+    """Returns lines with those that they go on in; a comment ends with its line in any case."""
     whole, pieces = [], []
     for line in lines:
         goes_on = line.endswith(b"\\") and (pieces or not line.lstrip().startswith(b"#"))

@@ -24,6 +24,7 @@ def snowman(kit: Kit) -> list[Part]:
     y_middle = low + 0.85 * middle + 0.6 * low
     y_head = y_middle + 0.6 * middle + 0.85 * head
     white = kit.light if kit.chance(0.6) else kit.main
+
     parts = [
         ball(white, low, at=(0, low * 0.9, 0)),
         ball(white, middle, at=(0, y_middle, 0), blend=0.05),
@@ -33,6 +34,8 @@ def snowman(kit: Kit) -> list[Part]:
         ball(kit.dark, 0.05, at=(0, y_middle + 0.12, 0.95 * middle)),
         ball(kit.dark, 0.05, at=(0, y_middle - 0.1, 0.97 * middle)),
     ]
+
+    # A hat of brim and crown, and a scarf.
     if kit.chance(0.7):
         parts += [
             cone(kit.second, 0.36, 0.36, 0.06, at=(0, y_head + 0.75 * head, 0)),
@@ -51,6 +54,8 @@ def quadruped(kit: Kit) -> list[Part]:
     y_head = y + kit.between(0.15, 0.5)
     body = kit.pattern(kit.main, kit.second, 2 * girth)
     make = pillow if kit.chance(0.3) else ellipsoid
+
+    # Body, head and snout; legs by both mirrors; eyes, nose and tail.
     parts = [
         make(body, (girth, girth, length), at=(0, y, 0)),
         ellipsoid(kit.main, (head, 0.95 * head, head), at=(0, y_head, z), blend=0.1),
@@ -77,6 +82,7 @@ def quadruped(kit: Kit) -> list[Part]:
             turn=(-40, 0, 0),
         ),
     ]
+
     y_ear, tall = y_head + 0.85 * head, kit.between(0.12, 0.35)
     ear = ellipsoid(
         kit.second, (0.11, tall, 0.06), at=(0.6 * head, y_ear, z), turn=(0, 0, -20), mirror="x"
@@ -89,6 +95,8 @@ def bird(kit: Kit) -> list[Part]:
     girth, head = kit.between(0.42, 0.52), kit.between(0.28, 0.36)
     y, long = girth + 0.12, kit.between(0.5, 0.75)
     y_head, z_head = y + girth + 0.35 * head + kit.between(-0.05, 0.2), 0.35 * long
+
+    # Body, head, beak, eyes; wings, tail, feet.
     return [
         ellipsoid(kit.main, (girth, girth, long), at=(0, y, 0), turn=(-10, 0, 0)),
         ball(kit.main, head, at=(0, y_head, z_head), blend=0.2),
@@ -121,6 +129,8 @@ def robot(kit: Kit) -> list[Part]:
     legs, head = kit.between(0.25, 0.45), kit.between(0.36, 0.48)
     y, y_head = legs + tall / 2, legs + tall + 0.08 + head / 2
     panel = kit.pattern(kit.second, kit.accent, 0.3)
+
+    # From the trunk up to the antenna, then arms, legs and feet.
     return [
         box(kit.main, (wide, tall, deep), 0.07, at=(0, y, 0)),
         box(panel, (0.55 * wide, 0.45 * tall, 0.06), 0.02, at=(0, y + 0.05, deep / 2)),
@@ -184,6 +194,8 @@ def tree(kit: Kit) -> list[Part]:
     """A trunk under stacked cones or a crown of balls."""
     trunk = kit.between(0.35, 0.7)
     parts = [cone(kit.wood, kit.between(0.12, 0.2), 0.12, trunk + 0.2, at=(0, trunk / 2, 0))]
+
+    # A fir: tiers that overlap by a third, each smaller than the one below.
     if kit.chance(0.5):
         tiers, wide, y = kit.whole(2, 4), kit.between(0.55, 0.75), trunk
         for k in range(tiers):
@@ -194,6 +206,8 @@ def tree(kit: Kit) -> list[Part]:
             y += 0.62 * height
         top = kit.pattern(kit.accent, kit.accent, 1)
         return [*parts, ball(top, 0.1, at=(0, y + 0.28, 0))] if kit.chance(0.5) else parts
+
+    # Or a leafy tree: a crown of balls around one, maybe with fruit.
     crown, blobs = kit.between(0.42, 0.55), kit.whole(3, 6)
     y = trunk + 0.8 * crown
     parts += [
@@ -233,6 +247,8 @@ def flower(kit: Kit) -> list[Part]:
     stem, petals, long = kit.between(0.7, 1.0), kit.whole(5, 8), kit.between(0.24, 0.34)
     lift, y = kit.between(-25, 35), 0.4 + stem
     pot = kit.pattern(kit.second, kit.light, 0.4)
+
+    # Pot, earth and stem; blossom, petals that lift or hang, and two leaves.
     return [
         cone(pot, 0.26, 0.36, 0.5, at=(0, 0.25, 0)),
         cone(kit.dark, 0.3, 0.3, 0.06, at=(0, 0.49, 0)),
@@ -299,10 +315,12 @@ def fish(kit: Kit) -> list[Part]:
 
 
 def caterpillar(kit: Kit) -> list[Part]:
-    """A row of balls that alternate in colour, with feelers and feet."""
+    """A row of balls that alternate in color, with feelers and feet."""
     count, radius = kit.whole(3, 5), kit.between(0.24, 0.3)
     step = 1.4 * radius
     parts = []
+
+    # The last ball is the head: larger, and held higher.
     for k in range(count):
         coat = kit.main if k % 2 == 0 else kit.second
         z, last = step * (k - (count - 1) / 2), k == count - 1
@@ -312,6 +330,7 @@ def caterpillar(kit: Kit) -> list[Part]:
             ball(coat, size, at=(0, y, z)),
             ball(kit.accent, 0.08, at=(0.6 * radius, 0.08, z), mirror="x"),
         ]
+
     front, y = step * (count - 1) / 2, 1.45 * radius
     return [
         *parts,

@@ -23,6 +23,8 @@ def table(kit: Kit) -> list[Part]:
     wood = kit.wood if kit.chance(0.5) else kit.main
     thick = kit.between(0.05, 0.08)
     parts = []
+
+    # Square on four legs, or round on three to five that may lean.
     if kit.chance(0.5):
         parts += [
             box(
@@ -52,6 +54,7 @@ def table(kit: Kit) -> list[Part]:
                 copies=kit.whole(3, 5),
             ),
         ]
+
     if kit.chance(0.6):
         vase = ((0, 0), (0.15, 0), (0.24, 0.2), (0.1, 0.42), (0.14, 0.5), (0, 0.5))
         parts.append(lathe(kit.accent, vase, 0.02, at=(0, tall + 0.15, 0)))
@@ -105,6 +108,8 @@ def dish(kit: Kit) -> list[Part]:
     side = tuple((r, float(y)) for r, y in zip(radii, heights, strict=True))
     body = kit.pattern(kit.main, kit.second, tall)
     parts = [lathe(body, ((0, 0), *side, (0, tall)), 0.06)]
+
+    # In turn: a mug with one handle, a vase with two, a teapot with lid and spout, a bowl.
     rim, waist = radii[-1], max(radii)
     style = kit.whole(0, 3)
     if style == 0:
@@ -214,6 +219,7 @@ def trophy(kit: Kit) -> list[Part]:
     else:
         x = np.array([-0.18, 0.18, 0.18, 0.5, 0.0, -0.5, -0.18])
         y = np.array([-0.55, -0.55, 0.05, 0.05, 0.6, 0.05, 0.05])
+
     outline = tuple((float(a), float(b)) for a, b in zip(x, y, strict=True))
     middle, base = kit.between(0.85, 1.0), kit.pattern(kit.second, kit.light, 0.5)
     stand = cone if kit.chance(0.5) else limb
@@ -241,10 +247,13 @@ def planet(kit: Kit) -> list[Part]:
 def composition(kit: Kit) -> list[Part]:
     """A free stack of solids on one axis, with pairs or rings of smaller ones."""
     parts, y = [], 0.0
+
+    # Two or three solids, each a little sunk into the one below.
     for _ in range(kit.whole(2, 3)):
         wide, tall = kit.between(0.3, 0.6), kit.between(0.3, 0.7)
         coat = kit.pattern(kit.coat(), kit.coat(), tall)
         middle, blend = (0.0, y + tall / 2, 0.0), 0.08 if kit.chance(0.3) else 0.0
+
         make = kit.whole(0, 4)
         if make == 0:
             parts.append(box(coat, (2 * wide, tall, 2 * wide), 0.05, at=middle, blend=blend))
@@ -261,6 +270,8 @@ def composition(kit: Kit) -> list[Part]:
             tall = 2 * tube
             parts.append(limb(kit.dark, 0.12, 0.12, tall, at=(0, y + tall / 2, 0)))
         y += 0.9 * tall
+
+    # Small ones around, off the axis, so that no view looks like the next.
     z, size = kit.between(0.4, 0.6), kit.between(0.1, 0.2)
     side = (0.0, kit.between(0.3, 0.7) * y, z)
     if kit.chance(0.5):

@@ -22,6 +22,8 @@ def rocket(kit: Kit) -> list[Part]:
     hull = ((0, 0), (0.75 * thick, 0), (thick, 0.35 * tall), (0.85 * thick, tall), (0, tall))
     fin = ((0.0, 0.55), (0.0, 0.1), (0.32, -0.22), (0.34, 0.1))
     base = 0.25
+
+    # Nozzle, hull and nose; a ring where these meet; fins and two portholes.
     return [
         cone(kit.dark, 0.6 * thick, 0.35 * thick, 0.25, at=(0, base - 0.08, 0)),
         lathe(kit.pattern(kit.light, kit.main, tall), hull, 0.03, at=(0, base, 0)),
@@ -46,6 +48,8 @@ def car(kit: Kit) -> list[Part]:
     wheel, y = kit.between(0.2, 0.28), kit.between(0.22, 0.28) + 0.13
     cabin, truck = kit.between(0.3, 0.42), kit.chance(0.35)
     z, half = (0.5 * long, 0.35 * long) if truck else (-0.12 * long, 0.5 * long)
+
+    # Chassis, cabin and windows; wheels and hub caps by both mirrors; lamps in front and behind.
     parts = [
         box(kit.main, (2 * wide, low, 2 * long), 0.1, at=(0, y, 0)),
         box(
@@ -83,6 +87,7 @@ def car(kit: Kit) -> list[Part]:
         ball(kit.light, 0.09, at=(0.6 * wide, y + 0.04, long - 0.03), mirror="x"),
         ball(kit.accent, 0.07, at=(0.6 * wide, y + 0.04, -long + 0.02), mirror="x"),
     ]
+
     if truck:
         load = kit.pattern(kit.second, kit.accent, 1.0)
         parts.append(box(load, (1.9 * wide, 0.55, 1.1 * long), at=(0, y + 0.35, -0.42 * long)))
@@ -96,6 +101,8 @@ def airplane(kit: Kit) -> list[Part]:
     wing = ((0, 0.22), (span, 0.1 - sweep), (span, -0.1 - sweep), (0, -0.22))
     rear = ((0, 0.13), (0.4, -0.08), (0.4, -0.2), (0, -0.13))
     fin = ((-0.05, 0.0), (0.3, 0.0), (0.42, 0.42), (0.2, 0.42))
+
+    # Fuselage; wings, tail and fin, cut from flat outlines; cockpit, engines and propeller hub.
     return [
         limb(
             kit.pattern(kit.main, kit.light, 2 * long),
@@ -136,6 +143,8 @@ def boat(kit: Kit) -> list[Part]:
         slab(kit.main, deck, 0.3, 0.06, at=(0, 0.15, 0), turn=(90, 0, 0)),
         slab(kit.light, deck, 0.1, 0.05, at=(0, 0.31, 0), turn=(90, 0, 0)),
     ]
+
+    # A steamer with cabin, windows and funnel.
     if kit.chance(0.5):
         return [
             *parts,
@@ -145,6 +154,8 @@ def boat(kit: Kit) -> list[Part]:
                 kit.pattern(kit.accent, kit.light, 0.4), 0.13, 0.12, 0.45, at=(0, 0.85, -0.3 * long)
             ),
         ]
+
+    # Or a sailing boat with two sails and a flag.
     sail = ((0.05, 0.1), (0.6, 0.1), (0.05, 1.05))
     return [
         *parts,
@@ -173,6 +184,8 @@ def castle_tower(kit: Kit) -> list[Part]:
         pillow(kit.dark, (0.09, 0.13, 0.08), at=(0, 0.72 * tall, 0.93 * wide), copies=4),
         cone(kit.second, 1.15 * wide, 1.2 * wide, 0.16, at=(0, tall, 0)),
     ]
+
+    # Battlements around the top, or a roof.
     if kit.chance(0.5):
         block = box(
             kit.second, (0.2, 0.22, 0.14), at=(0, tall + 0.15, wide), copies=kit.whole(5, 8)

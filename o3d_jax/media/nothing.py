@@ -1,0 +1,52 @@
+"""Whether there is anything to show in an object: what is not finite or all clear is no result."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from o3d_jax.errors import InputError
+from o3d_jax.media.gaussians import MIN_OPACITY
+from o3d_jax.types import Gaussians
+
+
+def check_object(gaussians: Gaussians, when: str, parts: Mapping[str, Any]) -> None:
+    """Looks at what a model made; `when` begins the message, `parts` are the model's weights.
+
+    Raises:
+        InputError: a Gaussian is not finite, or all are too transparent to be stored. Says why, as
+            far as it can be told from the weights.
+    """
+    values = jax.tree.leaves(jax.tree.map(np.asarray, gaussians))
+    count = int(np.prod(gaussians.opacities.shape))
+    finite = [np.isfinite(a).reshape(count, -1).all(axis=1) for a in values]
+    bad = count - int(np.logical_and.reduce(finite).sum())
+    if bad:
+        raise InputError(f"{when}, {bad} of {count} Gaussians are not finite{_why(parts)}")
+    most = float(np.asarray(gaussians.opacities).max(initial=0))
+    if most < MIN_OPACITY:
+        raise InputError(
+            f"{when}, the object is transparent: of {count} Gaussians none has an opacity of "
+            f"{MIN_OPACITY}, the highest is {most:.2g}; the model is hardly trained, or its LGM is "
+            "that of another model; take another checkpoint, or train on"
+        )
+
+
+def _why(parts: Mapping[str, Any]) -> str:
+    """The cause and the remedy, by the networks whose weights are not finite themselves."""
+    damaged = []
+    for name, tree in parts.items():
+        arrays = [np.asarray(a) for a in jax.tree.leaves(tree)]
+        bad = sum(not np.isfinite(a).all() for a in arrays if a.dtype.kind == "f")
+        if bad:
+            damaged.append(f"{name} ({bad} of {len(arrays)} arrays)")
+    if damaged:
+        return (
+            f", for weights of the model are not: {', '.join(damaged)}; convert or copy them anew, "
+            "or take a checkpoint of before"
+        )
+    return (
+        ", though all weights of the model are: its networks overflow; take a checkpoint of "
+        "before, or train it with a lower --optim.learning-rate"
+    )
