@@ -33,7 +33,7 @@ from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import check_is_file, find_images, save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
-from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
+from o3d_jax.geometry.released import FRAME_CHOICES, as_drawn
 from o3d_jax.geometry.upright import Up, upright
 from o3d_jax.media.foreground import read_foreground, recentre_on_white
 from o3d_jax.media.nothing import check_object
@@ -173,7 +173,9 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
         with _stage("pictures", seconds):
             _write_pictures(scratch, config, estimate, levels)
             gaussians = jax.tree.map(lambda a: a[0], estimate.reconstruction.gaussians)
-            standing = upright(_as_drawn(config, gaussians), arguments.elevation)
+            standing = upright(
+                as_drawn(gaussians, config.model.lgm.rotation_norm), arguments.elevation
+            )
             write_ply(scratch / "gaussians.ply", standing, up=arguments.up)
             write_splat(scratch / "gaussians.splat", standing, up=arguments.up)
         with _stage("turntable", seconds):
@@ -326,14 +328,6 @@ def _write_pictures(folder: Path, config: Config, estimate: Estimate, levels: li
     names = [f"sigma {level.sigma:.3g}" for level in levels]
     columns = [f"{what} {azimuths[i]}" for what in ("view", "guide") for i in shown]
     save_png(folder / "loop.png", grid(rows, names, columns, LOOP_TILE, LOOP_TILE))
-
-
-def _as_drawn(config: Config, gaussians: Gaussians) -> Gaussians:
-    """With rotations that viewers, which normalise quaternions, draw as we do."""
-    if config.model.lgm.rotation_norm == "per_gaussian":
-        return gaussians
-    quats = drawn_quaternions(np.asarray(gaussians.quats))
-    return dataclasses.replace(gaussians, quats=jnp.asarray(quats, jnp.float32))
 
 
 def _write_turntable(

@@ -60,8 +60,8 @@ def density_field(gaussians: Gaussians, resolution: int) -> DensityField:
     seen = np.asarray(gaussians.opacities) >= SEEN_OPACITY
     if not seen.any():
         raise InputError(
-            f"the object has no Gaussian of opacity {SEEN_OPACITY} or more; sample it once more, with "
-            "another seed or model"
+            f"the object has no Gaussian of opacity {SEEN_OPACITY} or more; sample it once more, "
+            "with another seed or model"
         )
     means, deviations, turns = _shapes(gaussians)
     half = REACH * np.sqrt((turns**2 * deviations[:, None] ** 2).sum(axis=-1))
