@@ -184,6 +184,7 @@ def _compile(run: Run, log: RunLog, settings: tuple[Setting, ...]) -> Programs:
     layout = training.on_devices
     log.say(f"{config.name}: compiling for {layout.devices} devices ...")
 
+    # By shapes alone: nothing is allocated, and what does not fit shows here.
     inputs = step_shapes(training)
     steps, step_flops = _compile_steps(training, inputs)
     programs = Programs(steps, step_flops, compile_evaluator(training, inputs, heldout))

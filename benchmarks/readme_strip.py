@@ -17,7 +17,7 @@ from o3d_jax.cli import use_compilation_cache
 from o3d_jax.errors import exit_on_input_error
 from o3d_jax.files.images import to_bytes
 from o3d_jax.geometry.orbits import orbit, relative_to_first
-from o3d_jax.media.foreground import read_foreground, recentre_on_white
+from o3d_jax.media.foreground import read_foreground, recenter_on_white
 from o3d_jax.media.video import write_gif
 from o3d_jax.nn.networks import Ouroboros, build_networks
 from o3d_jax.splat import render
@@ -93,7 +93,7 @@ def main() -> None:
     use_compilation_cache()
     model = load_model(arguments.weights)
     found = read_foreground(arguments.image)
-    image = recentre_on_white(found.rgba, model.config.model.image_size, border=0.25)
+    image = recenter_on_white(found.rgba, model.config.model.image_size, border=0.25)
     found = jax.tree.map(lambda a: np.asarray(a[0]), sample(model, image))
 
     background = still(image, found.views, found.reconstruction.rendering.rgb)

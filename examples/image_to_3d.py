@@ -11,7 +11,7 @@ import numpy as np
 
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.upright import upright
-from o3d_jax.media.foreground import read_foreground, recentre_on_white
+from o3d_jax.media.foreground import read_foreground, recenter_on_white
 from o3d_jax.media.ply import write_ply
 from o3d_jax.media.video import write_gif
 from o3d_jax.nn.networks import Ouroboros, build_networks
@@ -26,7 +26,7 @@ params, frozen = stored.weights.params, stored.weights.frozen
 model = Ouroboros(networks=networks, config=config, params=params, frozen=frozen)
 
 found = read_foreground(sys.argv[1] if len(sys.argv) > 1 else BUNDLED / "rings.png")
-image = recentre_on_white(found.rgba, config.model.image_size, border=0.25)
+image = recenter_on_white(found.rgba, config.model.image_size, border=0.25)
 
 
 def circle(count: int) -> Cameras:

@@ -38,7 +38,7 @@ from o3d_jax.evaluation.report import (
     to_json,
     to_markdown,
 )
-from o3d_jax.evaluation.scores import OrbitScore, measure, summarise
+from o3d_jax.evaluation.scores import OrbitScore, measure, summarize
 from o3d_jax.evaluation.sheet import Shown, comparison_sheet
 from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import save_png
@@ -264,7 +264,7 @@ def run_model(
         config=config,
         resolution=compared_size(task.protocol, config),
         frames=finished[0].frames,
-        summary=summarise(task.protocol, scores),
+        summary=summarize(task.protocol, scores),
         orbits=tuple(scores),
         seconds_an_orbit=float(np.mean([x.seconds for x in finished if not x.compiled] or seconds)),
     )

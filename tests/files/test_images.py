@@ -59,14 +59,14 @@ def test_load_returns_the_pixels_that_were_saved(tmp_path, options, channels, to
         assert (rgba[..., 3] == 1).all()
 
 
-def test_grey_palette_and_16_bit_files_load_as_the_same_rgba(tmp_path):
-    grey = pattern(6, 4, 1)[..., 0]
-    expected = np.stack([grey] * 3 + [np.full_like(grey, 255)], axis=-1) / np.float32(255)
+def test_gray_palette_and_16_bit_files_load_as_the_same_rgba(tmp_path):
+    gray = pattern(6, 4, 1)[..., 0]
+    expected = np.stack([gray] * 3 + [np.full_like(gray, 255)], axis=-1) / np.float32(255)
     variants = {
-        "grey.png": Image.fromarray(grey),
-        "palette.png": Image.fromarray(grey).convert("P"),
-        "grey_alpha.png": Image.fromarray(grey).convert("LA"),
-        "deep.png": Image.fromarray(grey.astype(np.uint16) * 257),  # v/255 == 257 v / 65535
+        "gray.png": Image.fromarray(gray),
+        "palette.png": Image.fromarray(gray).convert("P"),
+        "gray_alpha.png": Image.fromarray(gray).convert("LA"),
+        "deep.png": Image.fromarray(gray.astype(np.uint16) * 257),  # v/255 == 257 v / 65535
     }
     for name, image in variants.items():
         image.save(tmp_path / name)
@@ -92,14 +92,14 @@ def test_the_value_that_is_not_there_is_clear_in_16_bits_too(tmp_path, channels)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
-def test_deep_grey_of_every_mode_is_scaled_by_what_it_can_hold(mode):
-    grey = pattern(6, 4, 1)[..., 0]
+def test_deep_gray_of_every_mode_is_scaled_by_what_it_can_hold(mode):
+    gray = pattern(6, 4, 1)[..., 0]
     # Pillow makes and keeps each of these modes; TIFF files come in all of them.
     stored = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4", "F": "<f4"}[mode]
-    values = grey / 255 if mode == "F" else grey.astype(np.int64) * 257
+    values = gray / 255 if mode == "F" else gray.astype(np.int64) * 257
     image = Image.frombytes(mode, (4, 6), values.astype(stored).tobytes())
     rgba = np.asarray(to_rgba(image, "it"))
-    np.testing.assert_array_equal(rgba, np.dstack([grey, grey, grey, np.full_like(grey, 255)]))
+    np.testing.assert_array_equal(rgba, np.dstack([gray, gray, gray, np.full_like(gray, 255)]))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -39,7 +39,7 @@ def square(half, z=0.0, **options):
 
 
 def plain(base=(1.0, 1.0, 1.0), **options):
-    """Not lit, so that the image has the very colour."""
+    """Not lit, so that the image has the very color."""
     from o3d_jax.data.meshes.mesh import Material
 
     options = {"lit": False, "two_sided": True, **options}
