@@ -1,5 +1,6 @@
 """README and docs: what they point to is there."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_commands_that_are_shown_exist(page):
     shown = re.findall(r"^ *(?:\$ )?o3d ([a-z-]+)(?: ([a-z-]+))?", page.read_text(), re.MULTILINE)
     for words in shown:
         assert {words[0], " ".join(words)} & COMMANDS.keys(), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_names_of_the_package_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"`((?:o3d_jax|tests|benchmarks|configs|examples)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
+    for module, names in re.findall(r"^from (o3d_jax[\w.]*) import ([\w, ]+)", text, re.MULTILINE):
+        for name in names.split(","):
+            assert hasattr(importlib.import_module(module), name.strip()), f"{module}: {name}"
 
 
 def test_the_readme_is_a_door_and_no_manual():
