@@ -116,7 +116,7 @@ class Made(NamedTuple):
     views: Float[np.ndarray, "v H W 3"]
     renders: Float[np.ndarray, "v H W 3"]
     gaussians: Gaussians
-    """In the world of the method, with quaternions as they are drawn when normalised."""
+    """In the world of the method, with quaternions as they are drawn when normalized."""
 
 
 def evaluate(arguments: EvaluateArguments) -> Path:
