@@ -33,14 +33,15 @@ from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import check_is_file, find_images, save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
-from o3d_jax.geometry.released import FRAME_CHOICES, drawn_quaternions
+from o3d_jax.geometry.released import FRAME_CHOICES, as_drawn
 from o3d_jax.geometry.upright import Up, upright
 from o3d_jax.media.foreground import read_foreground, recenter_on_white
 from o3d_jax.media.nothing import check_object
-from o3d_jax.media.ply import write_ply
+from o3d_jax.media.ply import read_ply, write_ply
 from o3d_jax.media.sheets import grid
 from o3d_jax.media.splat import write_splat
 from o3d_jax.media.video import write_gif, write_mp4
+from o3d_jax.meshing.extra import check_mesh_packages
 from o3d_jax.nn.networks import Networks, Ouroboros, build_networks
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_step
@@ -53,7 +54,7 @@ ORBIT_FRAMES = 48
 """Frames of the turntable; at 20 per second it turns once in 2.4 s."""
 
 PICTURES = ("input.png", "views.png", "renders.png", "loop.png", "orbit.gif", "orbit.mp4")
-FILES = (*PICTURES, "gaussians.ply", "gaussians.splat", "manifest.json")
+FILES = (*PICTURES, "gaussians.ply", "gaussians.splat", "mesh.glb", "manifest.json")
 """All that a result may hold."""
 
 LOOP_TILE = 128
@@ -91,6 +92,8 @@ class Arguments:
     """Pixels along a side of the turntable."""
     up: Up = "y-down"
     """Axes of gaussians.ply and .splat; y-down as viewers of Gaussians take them."""
+    mesh: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write mesh.glb as well, as `o3d mesh` does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +164,8 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
         print(f"{path}: {found.note}")
     settings = _settings(sampler, path)
     if not arguments.overwrite and _is_there(folder, settings):
+        if arguments.mesh and not (folder / "mesh.glb").is_file():
+            _write_mesh(folder)
         return Outcome(path, "there already", folder)
 
     with whole_folder(folder, FILES) as scratch:
@@ -170,11 +175,16 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
         with _stage("pictures", seconds):
             _write_pictures(scratch, config, estimate, levels)
             gaussians = jax.tree.map(lambda a: a[0], estimate.reconstruction.gaussians)
-            standing = upright(_as_drawn(config, gaussians), arguments.elevation)
+            standing = upright(
+                as_drawn(gaussians, config.model.lgm.rotation_norm), arguments.elevation
+            )
             write_ply(scratch / "gaussians.ply", standing, up=arguments.up)
             write_splat(scratch / "gaussians.splat", standing, up=arguments.up)
         with _stage("turntable", seconds):
             _write_turntable(scratch, gaussians, config, arguments)
+        if arguments.mesh:
+            with _stage("mesh", seconds):
+                _write_mesh(scratch)
         _write_manifest(scratch, path, arguments, settings, seconds)
     return Outcome(path, "made", folder)
 
@@ -207,6 +217,8 @@ def _check(arguments: Arguments, images: list[Path]) -> None:
                 "or give them one by one, each with its own --out"
             )
 
+    if arguments.mesh:
+        check_mesh_packages()
     if arguments.mask is not None and len(images) > 1:
         raise InputError(f"--mask {arguments.mask} is of one image; give that image alone")
     if len(images) == 1:  # Of several, one that is missing must not stop the others.
@@ -328,14 +340,6 @@ def _write_pictures(folder: Path, config: Config, estimate: Estimate, levels: li
     save_png(folder / "loop.png", grid(rows, names, columns, LOOP_TILE, LOOP_TILE))
 
 
-def _as_drawn(config: Config, gaussians: Gaussians) -> Gaussians:
-    """With rotations that viewers, which normalize quaternions, draw as we do."""
-    if config.model.lgm.rotation_norm == "per_gaussian":
-        return gaussians
-    quats = drawn_quaternions(np.asarray(gaussians.quats))
-    return dataclasses.replace(gaussians, quats=jnp.asarray(quats, jnp.float32))
-
-
 def _write_turntable(
     folder: Path, gaussians: Gaussians, config: Config, arguments: Arguments
 ) -> None:
@@ -347,6 +351,14 @@ def _write_turntable(
     write_gif(folder / "orbit.gif", frames)
     if not write_mp4(folder / "orbit.mp4", frames):
         print("no orbit.mp4: there is no ffmpeg with a codec; orbit.gif shows the same")
+
+
+def _write_mesh(folder: Path) -> None:
+    """Of what is in the folder, so that it is the same one later."""
+    from o3d_jax.meshing.colored import mesh_of_gaussians  # numba takes long to import.
+    from o3d_jax.meshing.glb import write_glb
+
+    write_glb(folder / "mesh.glb", mesh_of_gaussians(read_ply(folder / "gaussians.ply")))
 
 
 def _write_manifest(

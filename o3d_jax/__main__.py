@@ -18,6 +18,7 @@ from o3d_jax.places import SCRIPTS
 COMMANDS = {
     "sample": "Images to 3D objects of Gaussians (Algorithm 2).",
     "train": "A config to a model (Algorithm 1), or to one of its networks.",
+    "mesh": "What was sampled to a closed triangle mesh, mesh.glb.",
     "evaluate": "Models on rendered objects: PSNR, SSIM and LPIPS.",
     "plan": "Whether a config fits a machine that you don't have.",
     "data render": "3D models to orbits of pictures.",

@@ -13,6 +13,7 @@ FLOORS = [
     {"nn", "media"},
     {"steps"},
     {"data", "weights", "metrics"},
+    {"meshing"},
     {"run", "evaluation"},
     {"planning"},
     {"commands"},

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 
 from o3d_jax.config import Config, LgmConfig, ModelConfig, OptimConfig, SampleConfig
@@ -226,6 +227,20 @@ def test_files_of_gaussians_stand_upright_in_the_axes_asked_for(
         assert json.loads((folder / "manifest.json").read_text())["up"] == up
     a, b = ((tmp_path / up / "brick" / "orbit.gif").read_bytes() for up in ("y-down", "z-up"))
     assert a == b
+
+
+def test_a_mesh_is_made_with_the_rest_or_later_and_is_the_same_one(script, picture, tmp_path):
+    for name, order in (("a", [["--mesh"]]), ("b", [[], ["--mesh"]])):
+        for more in order:
+            run(script, picture, "--out", tmp_path / name, "--orbit-size", 48, *more)
+    a, b = ((tmp_path / name / "brick" / "mesh.glb").read_bytes() for name in "ab")
+    assert a == b
+    mesh = trimesh.load(tmp_path / "a" / "brick" / "mesh.glb", force="mesh")
+    # Balls at 0.3 to the right and to the left, turned about their own axis.
+    assert mesh.is_watertight and mesh.body_count == 2
+    np.testing.assert_allclose(mesh.bounds[:, 0].sum(), 0, atol=0.01)
+    manifest = json.loads((tmp_path / "a" / "brick" / "manifest.json").read_text())
+    assert "mesh.glb" in manifest["files"] and "mesh" in manifest["seconds"]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(script, picture, tmp_path):

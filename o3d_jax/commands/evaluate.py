@@ -4,6 +4,7 @@
     [--labels NAME ...]      their rows' names; default: those of their configs
     [--protocol NAME|FILE]   what is compared, and how; see o3d_jax/assets/protocols
     [--lpips TRUNK LIN]      weights of LPIPS: lpips-j's .h5 files, or torch's; without, no LPIPS
+    [--true-meshes MODELS]   what was rendered; adds meshes' silhouettes, Chamfer, F-score
 
 RENDERED is a folder that `o3d data render` wrote. Of each orbit a model is given the first frame
 and all cameras; its views, and renders of its Gaussians, are compared with the other frames. FOLDER

@@ -42,6 +42,17 @@ class Sample(NamedTuple):
     """The numbers of these frames in the orbit."""
 
 
+class SeenObject(NamedTuple):
+    """The silhouettes of an orbit's object."""
+
+    poses: Float[np.ndarray, "v 4 4"]
+    """camera_to_world (OpenCV axes) in the world that it was rendered in."""
+    fov: float
+    """Field of view in degrees."""
+    alpha: UInt8[np.ndarray, "v h h"]
+    """The share of each pixel that the object covers, in 255ths."""
+
+
 class DataFacts(NamedTuple):
     """What was found in the orbits that an evaluation reads."""
 
@@ -171,6 +182,18 @@ def read_sample(root: Path, orbit: OrbitName, protocol: Protocol, config: Config
         truth=_prepared(rgba, compared_size(protocol, config), protocol.images),
         frames=tuple(chosen.tolist()),
     )
+
+
+def read_seen(root: Path, orbit: OrbitName, protocol: Protocol, config: Config) -> SeenObject:
+    """Returns the silhouettes in the frames of `read_sample`, as large as they were rendered.
+
+    Raises:
+        InputError: as `check_data`.
+    """
+    index = read_index(root / orbit.orbit_name)
+    chosen = _frames(protocol, config, index)
+    poses = index.camera_to_world[chosen].astype(np.float64)
+    return SeenObject(poses, index.fov, _square_frames(index, chosen.tolist())[..., 3])
 
 
 def _frames(protocol: Protocol, config: Config, index: OrbitIndex) -> Int[np.ndarray, " v"]:

@@ -26,6 +26,7 @@ from o3d_jax.evaluation.data import (
     choose_orbits,
     compared_size,
     read_sample,
+    read_seen,
     resized_views,
 )
 from o3d_jax.evaluation.progress import Finished, Unfinished, key_of
@@ -38,13 +39,17 @@ from o3d_jax.evaluation.report import (
     to_json,
     to_markdown,
 )
-from o3d_jax.evaluation.scores import OrbitScore, measure, summarize
+from o3d_jax.evaluation.scores import OrbitScore, ShapeScore, measure, summarize
+from o3d_jax.evaluation.shapes import TrueShapes, shape_of_gaussians
 from o3d_jax.evaluation.sheet import Shown, comparison_sheet
 from o3d_jax.files.atomic import whole_folder
 from o3d_jax.files.images import save_png
+from o3d_jax.geometry.released import as_drawn
+from o3d_jax.meshing.extra import check_mesh_packages
 from o3d_jax.nn.lpips import SMALLEST
 from o3d_jax.nn.networks import Ouroboros, build_networks
 from o3d_jax.steps.sample import generate
+from o3d_jax.types import Gaussians
 from o3d_jax.weights.checkpoint import BUNDLED, load_model
 from o3d_jax.weights.completeness import complete_config
 from o3d_jax.weights.pytorch.lpips import read_lpips
@@ -75,6 +80,8 @@ class EvaluateArguments:
     """A bundled protocol, or a TOML file."""
     lpips: tuple[Path, Path] | None = None
     """Weights of LPIPS: the file of its trunk, and that of its channel weights."""
+    true_meshes: Path | None = None
+    """Folder of the models that were rendered, to compare meshes of the Gaussians with."""
 
 
 class Task(NamedTuple):
@@ -85,6 +92,8 @@ class Task(NamedTuple):
     protocol: Protocol
     lpips: Any
     """Parameters; None leaves LPIPS out."""
+    shapes: TrueShapes | None
+    """The true meshes; None leaves shapes out."""
     shown: frozenset[int]
     """Orbits that come on the sheet."""
     facts: Any
@@ -106,6 +115,8 @@ class Made(NamedTuple):
 
     views: Float[np.ndarray, "v H W 3"]
     renders: Float[np.ndarray, "v H W 3"]
+    gaussians: Gaussians
+    """In the world of the method, with quaternions as they are drawn when normalized."""
 
 
 def evaluate(arguments: EvaluateArguments) -> Path:
@@ -125,13 +136,16 @@ def evaluate(arguments: EvaluateArguments) -> Path:
         _check_sizes(protocol, config, arguments.lpips is not None)
     orbits = choose_orbits(arguments.rendered, protocol.objects)
     lpips, lpips_facts = _read_lpips(arguments.lpips, protocol)
+    shapes, shape_facts = _find_shapes(arguments, orbits)
 
     with whole_folder(arguments.out.absolute(), RESULT_FILES) as scratch:
         data = check_data(arguments.rendered, orbits, protocol, configs)
         versions, device = _versions(), f"{jax.devices()[0].device_kind} ({platform.machine()})"
-        facts = plain([protocol, data, lpips_facts, versions, device])
+        facts = plain([protocol, data, lpips_facts, versions, device, *shape_facts])
         unfinished = Unfinished(arguments.out.absolute())
-        task = Task(arguments.rendered, orbits, protocol, lpips, _shown(orbits), facts, unfinished)
+        task = Task(
+            arguments.rendered, orbits, protocol, lpips, shapes, _shown(orbits), facts, unfinished
+        )
 
         models, rows = [], []
         with tqdm(total=len(orbits) * len(configs), unit="orbit") as bar:
@@ -215,6 +229,17 @@ def _read_lpips(
     return weights, LpipsFacts((files[0].name, files[1].name), digest.hexdigest())
 
 
+def _find_shapes(
+    arguments: EvaluateArguments, orbits: list[OrbitName]
+) -> tuple[TrueShapes | None, list[str]]:
+    """Returns the true meshes, if they are given, and what numbers depend on because of them."""
+    if arguments.true_meshes is None:
+        return None, []
+    check_mesh_packages()
+    shapes = TrueShapes(arguments.true_meshes, arguments.rendered)
+    return shapes, [shapes.digest_of(list(dict.fromkeys(o.object_name for o in orbits)))]
+
+
 def _shown(orbits: list[OrbitName]) -> frozenset[int]:
     """Returns the orbits that come on the sheet: not chosen by how well they did."""
     names = [orbit.object_name for orbit in orbits]
@@ -282,7 +307,7 @@ def _run_orbit(task: Task, row: EvaluatedModel, number: int) -> Finished:
     if not (np.isfinite(made.views).all() and np.isfinite(made.renders).all()):
         raise InputError(f"{row.folder} makes views of {orbit.orbit_name} that are not finite")
     return Finished(
-        score=_score(task, orbit, sample, made),
+        score=_score(task, orbit, sample, made)._replace(shape=_shape(task, row, orbit, made)),
         frames=sample.frames,
         seconds=seconds,
         compiled=False,
@@ -300,7 +325,9 @@ def _sample(model: Ouroboros, sample: Sample, orbit: OrbitName, protocol: Protoc
     found = generate(model, jnp.asarray(sample.image)[None], sample.cameras, key)
     images = (found.views[0], found.reconstruction.rendering.rgb[0])
     size = sample.truth.shape[1]
-    return Made(*(resized_views(np.asarray(x), size, protocol.images) for x in images))
+    views, renders = (resized_views(np.asarray(x), size, protocol.images) for x in images)
+    gaussians = jax.tree.map(lambda a: a[0], found.reconstruction.gaussians)
+    return Made(views, renders, as_drawn(gaussians, model.config.model.lgm.rotation_norm))
 
 
 def _score(task: Task, orbit: OrbitName, sample: Sample, made: Made) -> OrbitScore:
@@ -311,6 +338,15 @@ def _score(task: Task, orbit: OrbitName, sample: Sample, made: Made) -> OrbitSco
         for images in (made.views, made.renders, copied)
     )
     return OrbitScore(orbit.object_name, orbit.orbit_name, views, renders, copies)
+
+
+def _shape(
+    task: Task, row: EvaluatedModel, orbit: OrbitName, made: Made
+) -> ShapeScore[float] | None:
+    if task.shapes is None:
+        return None
+    seen = read_seen(task.root, orbit, task.protocol, row.model.config)
+    return shape_of_gaussians(made.gaussians, task.shapes.of(orbit.object_name), seen)
 
 
 def _shown_views(label: str, orbit: OrbitName, sample: Sample, made: Made) -> Shown:

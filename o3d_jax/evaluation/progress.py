@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from o3d_jax.evaluation.data import OrbitName
-from o3d_jax.evaluation.scores import METRICS, OrbitScore, PerMetric, PerView
+from o3d_jax.evaluation.scores import METRICS, OrbitScore, PerMetric, PerView, ShapeScore
 from o3d_jax.evaluation.sheet import Shown
 from o3d_jax.files.atomic import written_whole
 
@@ -63,8 +63,9 @@ class Unfinished:
             with np.load(self._path(key, orbit), allow_pickle=False) as file:
                 values = dict(file)
             shown = [values[f"shown_{name}"] for name in PICTURES if f"shown_{name}" in values]
+            views, renders, copied = (_part(values, part) for part in PARTS)
             return Finished(
-                OrbitScore(*orbit, *(_part(values, part) for part in PARTS)),
+                OrbitScore(*orbit, views, renders, copied, _shape(values)),
                 tuple(values["frames"].tolist()),
                 float(values["seconds"]),
                 bool(values["compiled"]),
@@ -79,6 +80,8 @@ class Unfinished:
         for part in PARTS:
             scores: PerView = getattr(finished.score, part)
             values |= {f"{part}_{name}": getattr(scores, name) for name in scores.measured()}
+        if finished.score.shape is not None:
+            values["shape"] = finished.score.shape.values()
         if finished.shown is not None:
             values |= {f"shown_{name}": getattr(finished.shown, name) for name in PICTURES}
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -107,3 +110,7 @@ def key_of(facts: Any) -> str:
 
 def _part(values: dict[str, np.ndarray], part: str) -> PerView:
     return PerMetric(*(values.get(f"{part}_{name}") for name in METRICS))  # pyright: ignore
+
+
+def _shape(values: dict[str, np.ndarray]) -> ShapeScore[float] | None:
+    return ShapeScore(*values["shape"].tolist()) if "shape" in values else None

@@ -18,6 +18,12 @@ NOT_MEASURED = "not measured: no weights given"
 DIGITS = PerMetric(psnr=2, ssim=4, lpips=4)
 """Digits behind the point."""
 
+SHAPE_NAMES = ("mesh IoU", "mesh Chamfer, %", "mesh F-score")
+"""The columns of a `ShapeScore`, in its order."""
+
+SHAPE_DIGITS = (3, 2, 3)
+"""Behind the point."""
+
 METRIC_NAMES = PerMetric(psnr="PSNR", ssim="SSIM", lpips="LPIPS")
 
 
@@ -145,15 +151,20 @@ def _model_table(results: Results) -> str:
         *(f"renders {getattr(METRIC_NAMES, name)}" for name in measured),
         *(f"views {getattr(METRIC_NAMES, name)}" for name in measured),
         *(f"Delta {getattr(METRIC_NAMES, name)}" for name in measured),
+        *(SHAPE_NAMES if results.models[0].summary.shape else ()),
     ]
     lines = [_row(["", "feedback", *heads]), _row(["---"] * (2 + len(heads)))]
     for model in results.models:
         groups = (model.summary.renders, model.summary.views, model.summary.delta)
         cells = [_interval(group, name) for group in groups for name in measured]
+        if model.summary.shape:
+            shape = zip(model.summary.shape.values(), SHAPE_DIGITS, strict=True)
+            cells += [_with_bounds(value, digits) for value, digits in shape]
         lines.append(_row([model.label, _feedback(model.config), *cells]))
     first = results.models[0].summary.copied
     cells = ["" for _ in measured] + [_interval(first, name) for name in measured]
-    lines.append(_row(["input copied to all views", "", *cells, *("" for _ in measured)]))
+    cells += ["" for _ in heads[len(cells) :]]
+    lines.append(_row(["input copied to all views", "", *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -162,7 +173,10 @@ def _feedback(config: Config) -> str:
 
 
 def _interval(group: PerMetric[Interval], name: str) -> str:
-    value, digits = getattr(group, name), getattr(DIGITS, name)
+    return _with_bounds(getattr(group, name), getattr(DIGITS, name))
+
+
+def _with_bounds(value: Interval, digits: int) -> str:
     text = f"{value.value:.{digits}f}"
     if value.low is None:
         return text
@@ -182,12 +196,18 @@ def _caption(results: Results) -> str:
         for model in results.models
     )
     percent = 100 * protocol.intervals.coverage
+    mesh = ""
+    if results.models[0].summary.shape:
+        mesh = (
+            " Meshes are of the Gaussians, beside the true ones: intersection over union of their "
+            "silhouettes, Chamfer distance in percent of the diagonal, F-score at 1 % of it."
+        )
     return (
         f"Means over objects, of {which}; in brackets {percent:g} % intervals by bootstrap over "
         "objects. Renders are of the Gaussians. Delta is the absolute difference between the means "
         f"of views and renders (Table 2). The input's own view: {inputs}. Seconds an orbit: "
         + ", ".join(f"{model.label} {model.seconds_an_orbit:.1f}" for model in results.models)
-        + ".\n"
+        + f".{mesh}\n"
     )
 
 
@@ -198,13 +218,17 @@ def _object_table(model: ModelResult) -> str:
         f"{kind} {getattr(METRIC_NAMES, n)}" for kind in ("renders", "views") for n in measured
     ]
     lines = [f"## {model.label}, novel views of each orbit\n"]
-    lines += [_row(["orbit", *heads, "copied PSNR"]), _row(["---"] * (len(heads) + 2))]
+    heads += ["copied PSNR", *(SHAPE_NAMES if model.summary.shape else ())]
+    lines += [_row(["orbit", *heads]), _row(["---"] * (len(heads) + 1))]
     for score in sorted(model.orbits, key=lambda s: s.renders.psnr[1:].mean()):
         cells = [
             f"{getattr(group, name)[1:].mean():.{getattr(DIGITS, name)}f}"
             for group in (score.renders, score.views)
             for name in measured
         ]
-        copied = f"{score.copied.psnr[1:].mean():.2f}"
-        lines.append(_row([score.orbit_name, *cells, copied]))
+        cells.append(f"{score.copied.psnr[1:].mean():.2f}")
+        if score.shape:
+            shape = zip(score.shape.values(), SHAPE_DIGITS, strict=True)
+            cells += [f"{value:.{digits}f}" for value, digits in shape]
+        lines.append(_row([score.orbit_name, *cells]))
     return "\n".join(lines) + "\n"

@@ -38,6 +38,26 @@ METRICS = ("psnr", "ssim", "lpips")
 PerView = PerMetric[Float[np.ndarray, " v"]]
 
 
+@dataclass(frozen=True)
+class ShapeScore(Generic[Value]):
+    """What a mesh of the Gaussians is like beside the true one; see `evaluation.shapes`."""
+
+    silhouette: Value
+    """Intersection over union of their silhouettes, of all cameras together; at most 1."""
+    chamfer: Value
+    """Chamfer distance in percent of the true mesh's diagonal; less is better."""
+    fscore: Value
+    """F-score at 1 % of the diagonal, at most 1."""
+
+    def values(self) -> list[Value]:
+        """Returns the three of them, in this order."""
+        return [self.silhouette, self.chamfer, self.fscore]
+
+
+NO_SHAPE = ShapeScore(silhouette=0.0, chamfer=100.0, fscore=0.0)
+"""The score of an object that has no surface: nothing is right, and all is a diagonal away."""
+
+
 class OrbitScore(NamedTuple):
     """The numbers of one orbit, for each view, the input first."""
 
@@ -49,6 +69,8 @@ class OrbitScore(NamedTuple):
     """Scores of renders of the Gaussians."""
     copied: PerView
     """Scores of the input, taken for each view: what a model has to be better than."""
+    shape: ShapeScore[float] | None = None
+    """Scores of a mesh of the Gaussians; None where there was no true one."""
 
 
 class Interval(NamedTuple):
@@ -71,6 +93,7 @@ class Summary:
     input_views: PerMetric[Interval]
     """The scores of the input view alone."""
     input_renders: PerMetric[Interval]
+    shape: ShapeScore[Interval] | None = None
 
 
 def measure(
@@ -119,6 +142,13 @@ def summarize(protocol: Protocol, scores: list[OrbitScore]) -> Summary:
     def means(values: PerMetric[Float[np.ndarray, " n"]]) -> PerMetric[Interval]:
         return _per_metric(lambda x: mean_interval(x, draws, coverage), values)
 
+    def shape_means() -> ShapeScore[Interval] | None:
+        own = [[s.shape.values() for s in orbits if s.shape is not None] for orbits in objects]
+        if not all(own):
+            return None
+        columns = np.stack([np.mean(values, axis=0) for values in own], axis=1)
+        return ShapeScore(*(mean_interval(column, draws, coverage) for column in columns))
+
     return Summary(
         views=means(views),
         renders=means(renders),
@@ -126,6 +156,7 @@ def summarize(protocol: Protocol, scores: list[OrbitScore]) -> Summary:
         copied=means(over("copied", counted)),
         input_views=means(over("views", slice(1))),
         input_renders=means(over("renders", slice(1))),
+        shape=shape_means(),
     )
 
 

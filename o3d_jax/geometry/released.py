@@ -5,6 +5,8 @@ those of the paper's counterparts: `rays.pluecker_rays`, `ccm.coordinate_map`,
 `orbits.frame_indices`.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -14,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from o3d_jax.geometry.ccm import EMPTY
 from o3d_jax.geometry.orbits import frame_indices
 from o3d_jax.geometry.rays import ray_origins
-from o3d_jax.types import Cameras
+from o3d_jax.types import Cameras, Gaussians
 
 CCM_SCALE = 0.001
 """The factor from world coordinates to the release's maps, which have an offset of 0.5."""
@@ -90,6 +92,17 @@ def drawn_quaternions(quats: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4
     left[..., -1] *= np.sign(np.linalg.det(left @ right))[:, None]
     xyzw = Rotation.from_matrix(left @ right).as_quat(canonical=True)
     return xyzw[:, [3, 0, 1, 2]]
+
+
+def as_drawn(gaussians: Gaussians, rotation_norm: str) -> Gaussians:
+    """Returns Gaussians with rotations that viewers, which normalize quaternions, draw as we do.
+
+    `rotation_norm` is `LgmConfig.rotation_norm`.
+    """
+    if rotation_norm == "per_gaussian":
+        return gaussians
+    quats = drawn_quaternions(np.asarray(gaussians.quats))
+    return dataclasses.replace(gaussians, quats=jnp.asarray(quats, jnp.float32))
 
 
 FRAME_CHOICES = {"every_second": frame_indices, "linspace": linspace_frames}

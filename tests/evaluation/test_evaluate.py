@@ -14,17 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 
 from o3d_jax.__main__ import main as o3d
 from o3d_jax.commands import evaluate as command
+from o3d_jax.data.meshes.orbits import OrbitPlan
 from o3d_jax.data.orbits.folder import RenderedOrbit, read_orbit, write_orbit
 from o3d_jax.evaluation import evaluate, scores
 from o3d_jax.evaluation.data import OrbitName, read_sample
 from o3d_jax.evaluation.progress import Finished, Unfinished
 from o3d_jax.evaluation.protocol import ImagesProtocol, Protocol
 from o3d_jax.evaluation.report import plain
-from o3d_jax.evaluation.scores import OrbitScore, PerMetric, measure
+from o3d_jax.evaluation.scores import NO_SHAPE, OrbitScore, PerMetric, ShapeScore, measure
 from o3d_jax.evaluation.sheet import COMPARISON_TILE, Shown
 from o3d_jax.geometry.orbits import orbit, orbit_poses, relative_to_first
 from o3d_jax.media.sheets import GAP
@@ -86,7 +88,7 @@ def models(tiny, tmp_path_factory):
 ERRORS = {"good": (0.1, 0.01), "poor": (0.1, 0.1)}  # Of views and renders: 20 dB is 0.1, 40 is 0.01
 
 
-def oracle(networks, config, params, frozen, image, cameras, key):
+def oracle(model, image, cameras, key):
     """Draws what its cameras see, as `picture` has it, too bright by its errors."""
     assert image.shape == (1, 16, 16, 3)
     poses = np.asarray(cameras.camera_to_world[0], np.float64)
@@ -97,7 +99,7 @@ def oracle(networks, config, params, frozen, image, cameras, key):
     azimuths = [(start + azimuth_between(poses[0], pose)) % 360 for pose in poses]
     truth = np.stack([picture(azimuth, 16) for azimuth in azimuths]) / 255
     np.testing.assert_allclose(image[0], truth[0], atol=1e-6)
-    views, renders = (jnp.asarray(truth + e, jnp.float32)[None] for e in ERRORS[config.name])
+    views, renders = (jnp.asarray(truth + e, jnp.float32)[None] for e in ERRORS[model.config.name])
     zeros = jnp.zeros((*renders.shape[:-1], 1))
     gaussians = Gaussians(
         means=jnp.zeros((1, 1, 3)),
@@ -311,6 +313,33 @@ def test_the_sheet_shows_the_errors_of_the_renders_once_an_object(
     assert 4 * pitch < len(last) < 5 * pitch
 
 
+def test_meshes_get_columns_where_true_ones_are_given(
+    with_oracle, monkeypatch, rendered, models, tmp_path
+):
+    def known(gaussians, truth, seen):
+        right = seen.alpha.shape == (4, FILE_SIZE, FILE_SIZE) and truth.diagonal > 1
+        return ShapeScore(0.75, 1.5, 0.5) if right else NO_SHAPE
+
+    monkeypatch.setattr(evaluate, "shape_of_gaussians", known)
+    (tmp_path / "models").mkdir()
+    for name in ("cup", "hat"):
+        trimesh.creation.box((1, 2, 1)).export(tmp_path / "models" / f"{name}.glb")
+    settings = dataclasses.asdict(OrbitPlan(size=FILE_SIZE, frames=FRAMES))
+    (rendered / "render_settings.json").write_text(json.dumps(settings))
+    order = (rendered, "--weights", *models, "--out", tmp_path / "out")
+    run(monkeypatch, *order, "--true-meshes", tmp_path / "models")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    for model in found["models"]:
+        assert model["summary"]["shape"]["chamfer"] == {"value": 1.5, "low": 1.5, "high": 1.5}
+        assert model["orbits"][1]["shape"] == {"silhouette": 0.75, "chamfer": 1.5, "fscore": 0.5}
+    table = (tmp_path / "out" / "results.md").read_text()
+    head, rule, good, *_ = (line for line in table.splitlines() if line.startswith("|"))
+    assert head.endswith("| mesh IoU | mesh Chamfer, % | mesh F-score |")
+    assert good.endswith("| 0.750 [0.750, 0.750] | 1.50 [1.50, 1.50] | 0.500 [0.500, 0.500] |")
+    assert all(line.count("|") == head.count("|") for line in (rule, good))
+    assert "| 0.750 | 1.50 | 0.500 |" in table and "Chamfer distance in percent" in table
+
+
 def test_views_are_those_of_generate(toy, quick_compilation, monkeypatch, rendered, tmp_path):
     """The real loop, with toy networks: what is measured is what Algorithm 2 makes of the orbit."""
     save_model(tmp_path / "toy", toy.config, Weights(params=toy.params, frozen=toy.frozen))
@@ -411,7 +440,8 @@ def test_what_is_kept_of_an_orbit_comes_back_as_it_was(tmp_path, lpips):
         psnr, ssim = rng.random((2, 3), np.float32)
         return PerMetric(psnr, ssim, None if lpips is None else lpips + rng.random())
 
-    score = OrbitScore("cup", "cup/1", numbers(), numbers(), numbers())
+    shape = None if lpips is None else ShapeScore(0.75, 1.5, 0.5)
+    score = OrbitScore("cup", "cup/1", numbers(), numbers(), numbers(), shape)
     images = (rng.random((n, 4, 5, 3), np.float32) for n in (1, 2, 2, 2))
     done = Finished(score, (3, 0, 7), 1.25, True, Shown("cup/1", "good", *images))
     unfinished, orbit = Unfinished(tmp_path / "out"), OrbitName("cup", "cup/1")

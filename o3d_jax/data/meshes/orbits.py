@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from o3d_jax.data.meshes.drawing import draw_orbit, prepare_scene
+from o3d_jax.data.meshes.mesh import Mesh
 from o3d_jax.data.meshes.reading import SAFE_FILL, fit, read_mesh, visible_radius
 from o3d_jax.data.orbits.folder import RenderedOrbit
 from o3d_jax.errors import InputError
@@ -97,18 +98,25 @@ class RenderedModel(NamedTuple):
     """What its owner should know, each part of a sentence."""
 
 
+def fitted_mesh(path: Path, plan: OrbitPlan, max_bytes: int) -> Mesh:
+    """Returns a model where and as large as it is rendered.
+
+    Raises:
+        InputError: it cannot be read, or has no shape.
+    """
+    mesh = read_mesh(path, max_bytes, plan.up)
+    if plan.fit == "view":
+        return fit(mesh, 1.0, SAFE_FILL * visible_radius(plan.radius, plan.fov))
+    return fit(mesh, 2.0, np.inf)
+
+
 def render_model(path: Path, name: str, plan: OrbitPlan, max_bytes: int) -> RenderedModel:
     """Returns all orbits of a model.
 
     Raises:
         InputError: the model cannot be read, or has no shape.
     """
-    mesh = read_mesh(path, max_bytes, plan.up)
-    if plan.fit == "view":
-        mesh = fit(mesh, 1.0, SAFE_FILL * visible_radius(plan.radius, plan.fov))
-    else:
-        mesh = fit(mesh, 2.0, np.inf)
-
+    mesh = fitted_mesh(path, plan, max_bytes)
     scene = prepare_scene(mesh)
     orbits = []
     for number, poses in enumerate(plan.poses(name)):

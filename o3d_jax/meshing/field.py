@@ -1,0 +1,106 @@
+"""The substance of Gaussians on a grid of points: how dense it is there, and of which color."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32
+from scipy.ndimage import map_coordinates
+from scipy.spatial.transform import Rotation
+
+from o3d_jax.errors import InputError
+from o3d_jax.meshing.compiled import scatter_density
+from o3d_jax.types import Gaussians
+
+REACH = 3.0
+"""Standard deviations; beyond, a Gaussian has at most 1.2 % of its density."""
+LEAST_DEVIATION = 0.5
+"""Of a Gaussian along each of its axes, in steps of the grid: a thinner one would fall between its
+points. It keeps its peak."""
+SEEN_OPACITY = 0.05
+"""Gaussians of less opacity do not make the grid larger, for stray ones of all scenes are faint."""
+MARGIN = 2
+"""Steps that are empty around it all, so that a surface in it is closed."""
+
+
+class DensityField(NamedTuple):
+    """Values at the points origin + spacing * (i, j, k)."""
+
+    density: Float32[np.ndarray, "x y z"]
+    """Sum over Gaussians of opacity times exp(-d^2 / 2), d being the distance in deviations."""
+    weighted_colors: Float32[np.ndarray, "x y z 3"]
+    """The same sum with each one's color as a factor."""
+    origin: Float[np.ndarray, "3"]
+    """Scene units."""
+    spacing: float
+    """Scene units."""
+
+    def color_at(self, points: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, "k 3"]:
+        """The mean color of the Gaussians at some points, weighted by their density there.
+
+        Where there are none, it is the mean color of all.
+        """
+        where = ((points - self.origin) / self.spacing).T
+
+        def sampled(values: Float[np.ndarray, "x y z"]) -> Float[np.ndarray, " k"]:
+            return map_coordinates(values, where, order=1, mode="nearest")
+
+        weight = sampled(self.density)
+        sums = np.stack([sampled(self.weighted_colors[..., c]) for c in range(3)], axis=-1)
+        mean = self.weighted_colors.sum((0, 1, 2), np.float64) / self.density.sum(dtype=np.float64)
+        there = weight[:, None] > 1e-6
+        return np.where(there, sums / np.where(there, weight[:, None], 1), mean)
+
+
+def density_field(gaussians: Gaussians, resolution: int) -> DensityField:
+    """The field of one object on a grid of `resolution` steps along its longest side.
+
+    Raises:
+        InputError: there are no Gaussians that one could see.
+    """
+    seen = np.asarray(gaussians.opacities) >= SEEN_OPACITY
+    if not seen.any():
+        raise InputError(
+            f"the object has no Gaussian of opacity {SEEN_OPACITY} or more; sample it once more, "
+            "with another seed or model"
+        )
+    means, deviations, turns = _shapes(gaussians)
+    half = REACH * np.sqrt((turns**2 * deviations[:, None] ** 2).sum(axis=-1))
+    low, high = (means - half)[seen].min(axis=0), (means + half)[seen].max(axis=0)
+    spacing = float((high - low).max()) / (resolution - 2 * MARGIN)
+    if not spacing > 0:
+        raise InputError("all Gaussians are one point; sample the object once more")
+    origin = low - MARGIN * spacing
+    shape = np.ceil((high - low) / spacing).astype(int) + 2 * MARGIN + 1
+
+    wide = np.maximum(deviations, LEAST_DEVIATION * spacing)
+    precision = np.einsum("nij,nj,nkj->nik", turns, wide**-2, turns)
+    half = REACH * np.sqrt((turns**2 * wide[:, None] ** 2).sum(axis=-1))
+    density = np.zeros((*shape, 4), np.float32)
+    scatter_density(
+        (means - origin) / spacing,
+        half / spacing,
+        precision * spacing**2,
+        np.asarray(gaussians.opacities, np.float64),
+        np.asarray(gaussians.colors, np.float64),
+        density,
+    )
+    for axis in range(3):  # Faint ones may reach the border.
+        np.moveaxis(density, axis, 0)[[0, -1]] = 0
+    return DensityField(density[..., 0].copy(), density[..., 1:], origin, spacing)
+
+
+class _Shapes(NamedTuple):
+    means: Float[np.ndarray, "n 3"]
+    deviations: Float[np.ndarray, "n 3"]
+    turns: Float[np.ndarray, "n 3 3"]
+    """Own axes to world."""
+
+
+def _shapes(gaussians: Gaussians) -> _Shapes:
+    quats = np.asarray(gaussians.quats, np.float64)
+    quats = np.where(quats.any(axis=-1, keepdims=True), quats, [1.0, 0, 0, 0])
+    return _Shapes(
+        np.asarray(gaussians.means, np.float64),
+        np.asarray(gaussians.scales, np.float64),
+        Rotation.from_quat(quats[:, [1, 2, 3, 0]]).as_matrix(),
+    )
