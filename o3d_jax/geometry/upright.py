@@ -37,7 +37,7 @@ TURNS: dict[Up, float] = {"y-down": 180.0, "y-up": 0.0, "z-up": 90.0}
 
 
 def upright(gaussians: Gaussians, elevation_deg: float) -> Gaussians:
-    """An object of the method's world, in the upright one: y up, and the input view in front.
+    """Returns an object of the method's world in the upright one: y up, the input view in front.
 
     `elevation_deg` is that of the input. Quaternions must be such as are drawn when normalised.
     """
@@ -45,18 +45,18 @@ def upright(gaussians: Gaussians, elevation_deg: float) -> Gaussians:
 
 
 def to_axes(gaussians: Gaussians, up: Up) -> Gaussians:
-    """An upright object in the axes of a file."""
+    """Returns an upright object in the axes of a file."""
     return turned_about_x(gaussians, TURNS[up])
 
 
 def from_axes(gaussians: Gaussians, up: Up) -> Gaussians:
-    """An object in the axes of a file, in the upright world: the inverse of `to_axes`."""
+    """Returns an object of a file's axes in the upright world: the inverse of `to_axes`."""
     return turned_about_x(gaussians, -TURNS[up])
 
 
 @np.errstate(invalid="ignore")  # What is not finite stays so; whoever writes it refuses it.
 def turned_about_x(gaussians: Gaussians, degrees: float) -> Gaussians:
-    """The object turned by R(degrees), from y towards z; multiples of 180 are exact.
+    """Returns the object turned by R(degrees), from y towards z; multiples of 180 are exact.
 
     A zero quaternion is the identity, as for `render`.
     """
@@ -79,6 +79,9 @@ def turned_about_x(gaussians: Gaussians, degrees: float) -> Gaussians:
 
 
 def turn_about_x(degrees: float) -> Float[np.ndarray, "3 3"]:
-    """R(degrees): turns y towards z. Multiples of 90 are exact, for sines are taken of degrees."""
+    """Returns R(degrees), which turns y towards z.
+
+    Multiples of 90 are exact, for sines are taken of degrees.
+    """
     cosine, sine = cosdg(degrees), sindg(degrees)
     return np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
