@@ -97,11 +97,11 @@ def all_of(source) -> None:
 
 def read_picture(path: Path) -> None:
     """As sample.py does, with a mask if there is one."""
-    from o3d_jax.media.foreground import read_foreground, recentre_on_white
+    from o3d_jax.media.foreground import read_foreground, recenter_on_white
 
     mask = path.with_name("mask.png")
     found = read_foreground(path, mask if mask.exists() else None)
-    recentre_on_white(found.rgba, 48)
+    recenter_on_white(found.rgba, 48)
 
 
 def read_model_config(path: Path) -> None:
