@@ -50,6 +50,7 @@ def whole_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
         PermissionError: what is there cannot be listed.
     """
     check_ours(folder, names)
+    missing = [each for each in folder.parents if not each.exists()]  # The nearest first.
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = _beside(folder)
@@ -71,6 +72,10 @@ def whole_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         shutil.rmtree(old, ignore_errors=True)
+        if not folder.exists():  # Nor are the folders on the way to it left behind.
+            with contextlib.suppress(OSError):  # Others may have come to use them.
+                for each in missing:
+                    each.rmdir()
 
 
 def check_ours(folder: Path, names: Collection[str]) -> None:

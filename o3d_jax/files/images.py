@@ -43,8 +43,9 @@ WORKING_SIZE = 2048
 """The longest side after loading, pixels; four times what the largest model sees."""
 
 # What Pillow's decoders raise on broken files, besides OSError (of which UnidentifiedImageError
-# is one): chunk parsing, Python-level decoders, EXIF.
+# is one): chunk parsing, Python-level decoders, EXIF; values of another type than they should be.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_DECODER_ERRORS += (TypeError, LookupError, ArithmeticError, AttributeError)
 
 
 def decode(

@@ -23,6 +23,17 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert list(folder.parent.iterdir()) == [folder]  # No scratch is left.
 
 
+def test_where_nothing_is_made_no_folder_on_the_way_to_it_is_left(tmp_path):
+    (tmp_path / "here").mkdir()
+    with pytest.raises(KeyError), whole_folder(tmp_path / "here" / "a" / "b" / "c", ["file"]):
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+    with pytest.raises(KeyError), whole_folder(tmp_path / "here" / "a" / "b" / "c", ["file"]):
+        (tmp_path / "here" / "a" / "another").touch()
+        raise KeyError
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "another", "here"]
+
+
 @pytest.mark.parametrize(
     ("names", "theirs"),
     [

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from o3d_jax.errors import InputError, exit_on_input_error
-from o3d_jax.files.images import WORKING_SIZE, find_images, load_image, save_png, to_rgba
+from o3d_jax.files.images import WORKING_SIZE, decode, find_images, load_image, save_png, to_rgba
 from support.deep_png import deep_png
 from support.fuzz import CLEAR, megabytes_more
 
@@ -227,6 +227,15 @@ def test_a_large_picture_of_one_color_loads_in_little_memory(tmp_path, mode):
     shape, megabytes = megabytes_more(lambda: load_image(tmp_path / "a.png").shape)
     assert shape == (2048, 2048, 4)
     assert megabytes < 200  # 64 decoded, as much as RGBA; or 80 of the result and its bytes.
+
+
+def test_a_tiff_whose_offset_is_a_decimal_is_damaged():
+    content = encoded(pattern(4, 5, 1)[..., 0], format="TIFF", tiffinfo={}, compression="raw")
+    strip, as_long, as_double = 0x111, 4, 12
+    before, after = (struct.pack("<HH", strip, kind) for kind in (as_long, as_double))
+    assert content.count(before) == 1
+    with pytest.raises(InputError, match="it is damaged or cut short"):
+        decode(io.BytesIO(content.replace(before, after) + bytes(16)), "it", ("TIFF", "PNG"))
 
 
 def test_a_folder_stands_for_its_images_by_name_and_none_is_taken_twice(tmp_path, monkeypatch):
