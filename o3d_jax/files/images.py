@@ -37,7 +37,7 @@ DEFLATE = 1032
 """Bytes that one of a PNG may hold. Pillow leaves pixels black that are in none."""
 
 PNG_BITS = {"RGB": 24, "RGBA": 32, "LA": 16}
-"""Of a pixel in a PNG, at least; of other modes, 1."""
+"""Least bits of a pixel in a PNG; other modes have at least 1."""
 
 WORKING_SIZE = 2048
 """The longest side after loading, pixels; four times what the largest model sees."""
