@@ -354,7 +354,7 @@ def _write_turntable(
 
 
 def _write_mesh(folder: Path) -> None:
-    """Of what is in the folder, so that it is the same one later."""
+    """Makes it of the file of Gaussians, so that it is the same if it is made later."""
     from o3d_jax.meshing.colored import mesh_of_gaussians  # numba takes long to import.
     from o3d_jax.meshing.glb import write_glb
 
