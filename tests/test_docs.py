@@ -50,6 +50,18 @@ def test_files_and_names_of_the_package_exist(page):
             assert hasattr(importlib.import_module(module), name.strip()), f"{module}: {name}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluate.md"])
+def test_the_quality_of_the_bundled_model_is_the_measured_one(page):
+    measured = (ROOT / "benchmarks" / "results" / "quality.md").read_text()
+    said = (ROOT / page).read_text()
+    rows = {"nano": "nano", "[^|]*feedback zeroed[^|]*": "feedback zeroed at sampling"}
+    for ours, theirs in rows.items():
+        cells = re.findall(rf"^\| {theirs} \|(.+)", measured, re.MULTILINE)[0].split("|")
+        views, renders = (f"{float(cells[i].split()[0]):.1f}" for i in (0, 2))
+        (row,) = re.findall(rf"^\| {ours} \|(.+)", said, re.MULTILINE)
+        assert re.findall(r"([0-9.]+) dB", row)[:2] == [views, renders]
+
+
 def test_the_readme_is_a_door_and_no_manual():
     """What CI runs is in it; what takes longer to say has a page."""
     text = (ROOT / "README.md").read_text()

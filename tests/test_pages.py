@@ -4,6 +4,7 @@ It can tell whether there are paragraphs and comments, not whether they are wort
 """
 
 import collections
+import re
 
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks import pages
 MOST_LINES = 420
 LONG_FOR_A_REASON = {"o3d_jax/config.py"}
 """Files that say in their first lines why they are longer."""
+HOMES = (pages.ROOT, pages.ROOT / "o3d_jax")
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +86,11 @@ def test_parameters_are_those_that_a_caller_thinks_of():
 def test_docstrings_of_fields_count_too():
     text = "class C:\n    a: int\n    '''Of one.'''\nb = 2\n'''Two.'''\n'no' + 'ne'\n"
     assert [words for _, words in pages.docstrings(page_of(text))] == ["Two.", "Of one."]
+
+
+def test_the_way_through_the_code_names_files_that_are_there():
+    page = (pages.ROOT / "docs" / "design.md").read_text()
+    named = set(re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", page))
+    assert len(named) > 30
+    gone = [name for name in sorted(named) if not any((home / name).is_file() for home in HOMES)]
+    assert not gone, f"docs/design.md names {', '.join(gone)}"
