@@ -48,6 +48,7 @@ from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_
 from o3d_jax.types import Cameras, Gaussians, Maps
 from o3d_jax.weights.checkpoint import BUNDLED, Weights, load_model, named_parts
 from o3d_jax.weights.completeness import check_complete
+from o3d_jax.weights.fetched import find_checkpoint
 
 ORBIT_FRAMES = 48
 """Frames of the turntable; at 20 per second it turns once in 2.4 s."""
@@ -78,7 +79,7 @@ class Arguments:
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Make what is there already once more."""
     checkpoint: Path = BUNDLED / "nano"
-    """Folder with a model: RUN/model of a training run."""
+    """Folder with a model: RUN/model of a training run, or "released" after `o3d weights fetch`."""
     seed: int = 0
     """Seed of the noise that sampling starts from."""
     levels: int | None = None
@@ -134,6 +135,7 @@ def sample(arguments: Arguments) -> list[Outcome]:
             what is wrong with it. Of several, the others are made.
     """
     images = find_images(arguments.images)
+    arguments = dataclasses.replace(arguments, checkpoint=find_checkpoint(arguments.checkpoint))
     _check(arguments, images)
     sampler = _read_model(arguments)
     if len(images) == 1:
@@ -352,7 +354,7 @@ def _write_turntable(
 
 
 def _write_mesh(folder: Path) -> None:
-    """Of what is in the folder, so that it is the same one later."""
+    """Makes it of the file of Gaussians, so that it is the same if it is made later."""
     from o3d_jax.meshing.colored import mesh_of_gaussians  # numba takes long to import.
     from o3d_jax.meshing.glb import write_glb
 

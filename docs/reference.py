@@ -19,13 +19,13 @@ import o3d_jax
 from o3d_jax.__main__ import COMMANDS, main
 
 ROOMS = {
-    "types config errors places cli": "Values, settings, errors",
+    "types config errors places cli caches": "Values, settings, errors",
     "edm geometry splat metrics": "Formulas without networks",
     "nn": "Networks",
     "steps": "The method: Algorithms 1 and 2",
     "parallel": "Devices and processes",
     "data": "Objects to train on",
-    "files media": "Files and pictures",
+    "files media meshing": "Files, pictures and meshes",
     "weights": "Checkpoints and torch weights",
     "run": "What a training run keeps",
     "evaluation planning": "Measuring and planning",

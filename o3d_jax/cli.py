@@ -1,4 +1,7 @@
-"""The command lines of all commands: options, and a config with some fields replaced."""
+"""How all commands read their options, and a config with some fields replaced.
+
+The commands themselves are listed in `__main__.py`, and lie in `commands/`.
+"""
 
 import contextlib
 import dataclasses

@@ -1,11 +1,14 @@
 """README and docs: what they point to is there."""
 
+import ast
 import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
+import o3d_jax
 from o3d_jax.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +73,18 @@ def test_the_readme_is_a_door_and_no_manual():
         assert re.search(rf"^<!-- {mark} -->\n```bash\n.+\n```$", text, re.MULTILINE), mark
     for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
         assert (ROOT / picture).stat().st_size < 300_000, picture
+
+
+def test_each_room_of_the_package_is_on_a_page_of_the_reference():
+    code = ast.parse((ROOT / "docs" / "reference.py").read_text())
+    values = {
+        ast.unparse(node.targets[0]): node.value
+        for node in code.body
+        if isinstance(node, ast.Assign)
+    }
+    pages, apart = (ast.literal_eval(values[name]) for name in ("ROOMS", "APART"))
+    rooms = {module.name for module in pkgutil.iter_modules(o3d_jax.__path__)}
+    assert {name for names in pages for name in names.split()} == rooms - apart
 
 
 def test_each_page_of_the_docs_is_in_the_table_of_the_readme():

@@ -55,7 +55,7 @@ def main(arguments: list[str], program: str) -> None:
 
 
 def _gaussians_of(path: Path) -> Path:
-    """The file of Gaussians that a path means.
+    """Returns the file of Gaussians that a path means.
 
     Raises:
         InputError: there is none.

@@ -113,7 +113,8 @@ def inside_card(alpha: Alpha) -> Mask:
     """
     card = np.asarray(ndimage.binary_fill_holes(alpha >= HALF), bool)
     width = max(EDGE, round(CARD_EDGE * max(alpha.shape)))
-    return ~_within(~card, width)
+    inside = ~_within(~card, width)
+    return inside if inside.any() else card
 
 
 def without_specks(is_object: Mask) -> Mask:

@@ -60,7 +60,7 @@ class ColoredMesh(NamedTuple):
 
 
 def mesh_of_gaussians(gaussians: Gaussians, plan: MeshPlan | None = None) -> ColoredMesh:
-    """The closed surface of one object, in the world of its Gaussians.
+    """Returns the closed surface of one object, in the world of its Gaussians.
 
     Raises:
         InputError: a package is missing, or there is nothing to see.

@@ -50,7 +50,7 @@ def scatter_density(
 @kernel
 @no_type_check
 def value_at(density: Float32[np.ndarray, "x y z"], x: float, y: float, z: float) -> float:
-    """The density between the points of the grid, by trilinear interpolation; 0 outside."""
+    """Returns the density between the grid's points, by trilinear interpolation; 0 outside."""
     i, j, k = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
     if i < 0 or j < 0 or k < 0:
         return 0.0
@@ -67,7 +67,7 @@ def value_at(density: Float32[np.ndarray, "x y z"], x: float, y: float, z: float
 
 
 STEP = 0.5
-"""Of a ray, in steps of the grid."""
+"""Length of a step along a ray, in steps of the grid."""
 
 
 @kernel

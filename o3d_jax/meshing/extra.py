@@ -14,7 +14,7 @@ PACKAGES = {
 
 
 def needed(module: str) -> Any:
-    """The module, imported when it is needed.
+    """Returns a module, imported when it is needed.
 
     Raises:
         InputError: it is not installed.

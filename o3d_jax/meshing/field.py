@@ -14,8 +14,8 @@ from o3d_jax.types import Gaussians
 REACH = 3.0
 """Standard deviations; beyond, a Gaussian has at most 1.2 % of its density."""
 LEAST_DEVIATION = 0.5
-"""Of a Gaussian along each of its axes, in steps of the grid: a thinner one would fall between its
-points. It keeps its peak."""
+"""The least of a Gaussian along each axis, in steps of the grid: a thinner one would fall between
+its points. It keeps its peak."""
 SEEN_OPACITY = 0.05
 """Gaussians of less opacity do not make the grid larger, for stray ones of all scenes are faint."""
 MARGIN = 2
@@ -35,7 +35,7 @@ class DensityField(NamedTuple):
     """Scene units."""
 
     def color_at(self, points: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, "k 3"]:
-        """The mean color of the Gaussians at some points, weighted by their density there.
+        """Returns the mean color of the Gaussians at some points, weighted by density there.
 
         Where there are none, it is the mean color of all.
         """
@@ -52,7 +52,7 @@ class DensityField(NamedTuple):
 
 
 def density_field(gaussians: Gaussians, resolution: int) -> DensityField:
-    """The field of one object on a grid of `resolution` steps along its longest side.
+    """Returns the field of one object on a grid of `resolution` steps along its longest side.
 
     Raises:
         InputError: there are no Gaussians that one could see.

@@ -33,7 +33,7 @@ def write_glb(path: str | os.PathLike[str], mesh: ColoredMesh) -> None:
 
 
 def glb_bytes(mesh: ColoredMesh) -> bytes:
-    """The file as it is written: a header, a chunk of JSON, and one of numbers."""
+    """Returns the file as it is written: a header, a chunk of JSON, and one of numbers."""
     buffer = _Buffer()
     positions = np.asarray(mesh.vertices, "<f4")
     box = {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
@@ -82,7 +82,7 @@ class _Buffer:
         self.accessors: list[dict[str, Any]] = []
 
     def append(self, content: bytes, **more: int) -> int:
-        """The number of the part that is added."""
+        """Adds a part, and returns its number."""
         self.content += b"\0" * (-len(self.content) % 4)
         place = {"buffer": 0, "byteOffset": len(self.content), "byteLength": len(content)}
         self.views.append(place | more)
@@ -92,7 +92,7 @@ class _Buffer:
     def add(
         self, array: np.ndarray, kind: str, target: int, more: dict[str, Any] | None = None
     ) -> int:
-        """The number of the array that is added; `kind` is glTF's name of a row."""
+        """Adds an array, and returns its number; `kind` is glTF's name of a row."""
         types = {"<f4": FLOAT, "<u2": UNSIGNED_SHORT, "<u4": UNSIGNED_INT}
         accessor = {
             "bufferView": self.append(array.tobytes(), target=target),

@@ -19,11 +19,13 @@ DIRECTIONS = 11
 SILHOUETTE_SIZE = 128
 """Pixels along a side of a silhouette."""
 THRESHOLDS = np.geomspace(0.02, 8.0, 121)
-"""Of density, among which the best is taken; neighbors differ by 5 %."""
+"""Densities among which the best is taken; neighbors differ by 5 %."""
+AS_GOOD = 0.005
+"""Intersection over union by which a threshold may be worse than the best and still be taken."""
 FOV = 30.0
 """Degrees, both ways."""
 FILL = 0.95
-"""Of the picture, which the ball around the grid fills."""
+"""Share of the picture that the ball around the grid fills."""
 
 LEAST_DRAWN = 2048
 """Gaussians that are drawn at once, at least."""
@@ -38,7 +40,7 @@ class Surround(NamedTuple):
     """camera_to_world, OpenCV axes."""
     middle: Float[np.ndarray, "3"]
     radius: float
-    """Of the ball."""
+    """Radius of the ball."""
 
 
 class Seen(NamedTuple):
@@ -59,7 +61,7 @@ class Cast(NamedTuple):
 
 
 def surround(field: DensityField, views: int = DIRECTIONS) -> Surround:
-    """Cameras in `views` directions, on a golden spiral, that see the whole grid."""
+    """Returns cameras in `views` directions, on a golden spiral, that see the whole grid."""
     extent = field.spacing * (np.array(field.density.shape) - 1)
     middle, radius = field.origin + extent / 2, float(np.linalg.norm(extent)) / 2
     distance = radius / (FILL * np.sin(np.deg2rad(FOV) / 2))
@@ -74,7 +76,7 @@ def surround(field: DensityField, views: int = DIRECTIONS) -> Surround:
 
 
 def draw_gaussians(gaussians: Gaussians, around: Surround, size: int) -> Seen:
-    """The Gaussians from these cameras, `size` pixels along a side.
+    """Returns the Gaussians from these cameras, `size` pixels along a side.
 
     They are drawn in a world where the ball has radius 1, for `render` draws nothing near a camera,
     and with some of opacity 0 beside them, so that objects share few compiled programs.
@@ -99,7 +101,7 @@ def draw_gaussians(gaussians: Gaussians, around: Surround, size: int) -> Seen:
 
 
 def cast_field(field: DensityField, around: Surround, size: int, threshold: float) -> Cast:
-    """The field from these cameras, its surface being where the density is `threshold`."""
+    """Returns the field from these cameras, its surface being where the density is `threshold`."""
     pictures = np.zeros((len(around.poses), 2, size, size), np.float32)
     focal = 0.5 * size / np.tan(np.deg2rad(FOV) / 2)
     for pose, picture in zip(around.poses, pictures, strict=True):
@@ -110,20 +112,22 @@ def cast_field(field: DensityField, around: Surround, size: int, threshold: floa
 
 
 def best_threshold(gaussians: Gaussians, field: DensityField) -> float:
-    """The density whose surface has the silhouettes of the Gaussians, as well as one can.
+    """Returns the density whose surface has the silhouettes of the Gaussians as well as can be.
 
     A pixel is in a surface's silhouette where the greatest density along its ray is above the
     threshold, and in that of the Gaussians where they hide more than half of what is behind. So one
-    look through the grid serves all thresholds.
+    look through the grid serves all thresholds. Silhouettes hardly tell how dense a thin hard shell
+    is; then it is the middle of what they allow.
     """
     around = surround(field)
     opaque = draw_gaussians(gaussians, around, SILHOUETTE_SIZE).alpha > 0.5
     peak = cast_field(field, around, SILHOUETTE_SIZE, np.inf).peak
-    scores = [agreement(peak > threshold, opaque) for threshold in THRESHOLDS]
-    return float(THRESHOLDS[int(np.argmax(scores))])
+    scores = np.array([agreement(peak > threshold, opaque) for threshold in THRESHOLDS])
+    good = THRESHOLDS[scores >= scores.max() - AS_GOOD]
+    return float(np.sqrt(good.min() * good.max()))
 
 
 def agreement(one: Bool[np.ndarray, "*b"], other: Bool[np.ndarray, "*b"]) -> float:
-    """Intersection over union of two silhouettes; 1 if both are empty."""
+    """Returns the intersection over union of two silhouettes; 1 if both are empty."""
     union = int((one | other).sum())
     return float((one & other).sum()) / union if union else 1.0

@@ -13,11 +13,11 @@ from o3d_jax.meshing.field import DensityField
 LEAST_PART = 0.03
 """Share of the largest part's volume, below which another part is left out."""
 SHRINK, GROW, ROUNDS = 0.5, -0.53, 10
-"""Taubin's smoothing (1995): steps towards the neighbors' mean and, so that nothing shrinks, a bit
+"""Taubin's smoothing (1995): steps toward the neighbors' mean and, so that nothing shrinks, a bit
 farther away from it."""
 ATTEMPTS = tuple((more, speed) for more in (1.0, 1.5, 2.0, 3.0) for speed in (7.0, 4.0))
-"""Of the decimation, until nothing is pinched: by how much it may exceed the triangles asked for,
-and how fast it goes about it."""
+"""How often decimation is tried, until nothing is pinched: by how much it may exceed the triangles
+asked for, and how fast it goes about it."""
 
 
 class TriangleSurface(NamedTuple):
@@ -30,7 +30,7 @@ class TriangleSurface(NamedTuple):
 
 
 def extract_surface(field: DensityField, threshold: float, most_faces: int) -> TriangleSurface:
-    """Where the density is `threshold`, smoothed, of about `most_faces` triangles at most.
+    """Returns where the density is `threshold`, smoothed, in about `most_faces` triangles at most.
 
     Small parts are left out, and what is empty inside is filled. Where decimation pinches the
     surface, so that four triangles meet in an edge, up to three times as many stay, or even all.
@@ -50,7 +50,7 @@ def extract_surface(field: DensityField, threshold: float, most_faces: int) -> T
 
 
 def _decimated(surface: TriangleSurface, most_faces: int, simplify: Any) -> TriangleSurface:
-    """The surface in fewer triangles, if that can be done and leave it closed."""
+    """Returns the surface in fewer triangles, if that can be done and leave it closed."""
     if len(surface.faces) <= most_faces:
         return surface
     vertices, faces = surface.vertices.astype(np.float32), surface.faces.astype(np.int32)
@@ -66,7 +66,7 @@ def _decimated(surface: TriangleSurface, most_faces: int, simplify: Any) -> Tria
 def _main_parts(
     density: Float32[np.ndarray, "x y z"], threshold: float
 ) -> Float32[np.ndarray, "x y z"]:
-    """The density without small parts, and without hollows that nothing leads into."""
+    """Returns the density without small parts, and without hollows that nothing leads into."""
     parts = np.zeros(density.shape, np.int32)
     count = ndimage.label(density > threshold, output=parts)
     if not count:
@@ -82,7 +82,7 @@ def _main_parts(
 
 
 def taubin(vertices: Float[np.ndarray, "k 3"], faces: Int[np.ndarray, "f 3"]) -> np.ndarray:
-    """Smoothed vertices: each is moved towards the mean of its neighbors and back, ROUNDS times."""
+    """Returns smoothed vertices: each moves toward its neighbors' mean and back, ROUNDS times."""
     count, starts, ends = len(vertices), faces.ravel(), faces[:, [1, 2, 0]].ravel()
     edges = sparse.coo_array((np.ones(len(starts)), (starts, ends)), (count, count)).tocsr()
     neighbors = ((edges + edges.T) > 0).astype(np.float64)
@@ -94,7 +94,7 @@ def taubin(vertices: Float[np.ndarray, "k 3"], faces: Int[np.ndarray, "f 3"]) ->
 
 
 def is_closed(faces: Int[np.ndarray, "f 3"]) -> bool:
-    """Whether each edge has one triangle on either side, and these turn alike."""
+    """Returns whether each edge has one triangle on either side, and these turn alike."""
     starts = np.concatenate([faces[:, 0], faces[:, 1], faces[:, 2]]).astype(np.int64)
     ends = np.concatenate([faces[:, 1], faces[:, 2], faces[:, 0]]).astype(np.int64)
     base = int(faces.max()) + 1
@@ -103,7 +103,7 @@ def is_closed(faces: Int[np.ndarray, "f 3"]) -> bool:
 
 
 def vertex_normals(surface: TriangleSurface) -> Float[np.ndarray, "k 3"]:
-    """Of unit length: the mean of the normals of a vertex's triangles, weighted by area."""
+    """Returns the mean normal of each vertex's triangles, weighted by area, of unit length."""
     vertices, faces = surface
     a, b, c = vertices[faces].swapaxes(0, 1)
     across = np.cross(b - a, c - a)

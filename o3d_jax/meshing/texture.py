@@ -39,7 +39,7 @@ class Baked(NamedTuple):
 
     texture: Texture
     origin: Int[np.ndarray, " k"]
-    """Of each vertex, the one it was before; those on seams are there more than once."""
+    """What each vertex was before; those on seams are there more than once."""
     faces: Int[np.ndarray, "f 3"]
 
 
@@ -53,7 +53,7 @@ class Look(NamedTuple):
 
 
 def bake_texture(look: Look, surface: TriangleSurface, size: int) -> Baked:
-    """A texture of `size` pixels along a side.
+    """Returns a texture of `size` pixels along a side.
 
     A texel has the mean color of the pictures that see it, those it faces most weighing most; one
     that no picture sees has the color of the Gaussians around it.
@@ -119,14 +119,14 @@ def _projected(points: Float[np.ndarray, "k 3"], pose: Float[np.ndarray, "4 4"])
 def _picked(
     picture: Float[np.ndarray, "h w c"], at: Float[np.ndarray, "k 2"]
 ) -> Float[np.ndarray, "k c"]:
-    """Values between pixels, by bilinear interpolation."""
+    """Returns values between pixels, by bilinear interpolation."""
     where = (at * picture.shape[:2] - 0.5).T
     channels = [map_coordinates(x, where, order=1, mode="nearest") for x in np.rollaxis(picture, 2)]
     return np.stack(channels, axis=-1)
 
 
 def _nearest(depth: Float[np.ndarray, "h w"], at: Float[np.ndarray, "k 2"]) -> np.ndarray:
-    """The depth of the pixel; infinite where it has none."""
+    """Returns the depth of each pixel that is hit; infinite where it has none."""
     row, column = np.floor(at * depth.shape).astype(int).clip(0, len(depth) - 1).T
     found = depth[row, column][:, None]
     return np.where(found > 0, found, np.inf)

@@ -5,6 +5,8 @@ optimizer), `record` is JSON: the config, the data iterator's position, and what
 No key is kept, for none is needed: a step's random numbers follow from `config.seed` and the step's
 number (`steps.train`), an orbit's first frame from the seed and its place in the order of data.
 
+`run/schedule.py` says when one is written.
+
 Orbax writes them behind training's back, whole or not at all, and deletes an old one only when the
 new one is whole. A disk may still damage them later; `restore` then takes the one before.
 """

@@ -11,6 +11,7 @@ from PIL import Image
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.files.images import WORKING_SIZE, find_images, load_image, save_png, to_rgba
 from support.deep_png import deep_png
+from support.fuzz import CLEAR, megabytes_more
 
 BYTE = 1 / 255
 
@@ -154,6 +155,9 @@ def make_bad_input(folder, kind):
         "no_pixels": png_of_header(0, 0),
         "bomb": png_of_header(20_000, 20_000),
         "small_bomb": png_of_header(9_000, 9_000),
+        "flat_bomb": png_of_header(7_000, 6_000),
+        "tall_bomb": png_of_header(2, 4_000_000),
+        "too_few": png_of_header(900, 700),
         "bmp": encoded(noise, format="BMP"),
         "transparent": encoded(pattern(4, 5, 4) * np.array([1, 1, 1, 0], np.uint8), format="PNG"),
     }
@@ -180,6 +184,9 @@ BAD = {
     "no_pixels": "without pixels",
     "bomb": "more than 64 megapixels",
     "small_bomb": "more than 64 megapixels",
+    "flat_bomb": "7000 x 6000 pixels in",
+    "tall_bomb": "2 x 4000000 pixels in",
+    "too_few": "900 x 700 pixels are not in",
     "bmp": "is not a readable PNG, JPEG or WebP",
     "transparent": "fully transparent",
 }
@@ -210,6 +217,16 @@ def test_no_prefix_of_a_file_loads_with_other_pixels(tmp_path, options):
         except InputError:
             refused += 1
     assert refused > 0.9 * len(content)  # All but a trailer after the pixels.
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="memory by Linux's counters")
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_a_large_picture_of_one_color_loads_in_little_memory(tmp_path, mode):
+    """As textures and drawings may be: 4096 x 4096 in some kilobytes."""
+    Image.new(mode, (4096, 4096), 99 if mode == "I;16" else "red").save(tmp_path / "a.png")
+    shape, megabytes = megabytes_more(lambda: load_image(tmp_path / "a.png").shape)
+    assert shape == (2048, 2048, 4)
+    assert megabytes < 200  # 64 decoded, as much as RGBA; or 80 of the result and its bytes.
 
 
 def test_a_folder_stands_for_its_images_by_name_and_none_is_taken_twice(tmp_path, monkeypatch):

@@ -149,6 +149,13 @@ def test_a_brick_cut_out_is_no_card_and_a_painted_one_is_kept_with_a_word():
     assert "rectangle with a busy border, and was kept" in found.note
 
 
+def test_a_card_thinner_than_its_outline_may_be_is_a_plain_one():
+    """As of a damaged file: a line of 3 x 400 pixels, some of which are clear."""
+    line = np.ones((3, 400, 4), np.float32)
+    line[1, 50:90, :3], line[0, 4::8, 3] = 0, 0
+    np.testing.assert_array_equal(extract_foreground(line).rgba[1, 60:80, 3], 1)
+
+
 def test_a_photograph_with_round_corners_is_as_busy_as_without():
     photograph = np.random.default_rng(3).uniform(size=(120, 150, 4)).astype(np.float32)
     with pytest.raises(InputError, match="the background is busy"):

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 
 from o3d_jax.errors import InputError
+from o3d_jax.meshing import silhouettes
 from o3d_jax.meshing.field import MARGIN, density_field
 from o3d_jax.meshing.silhouettes import (
     FOV,
+    Cast,
+    Seen,
     agreement,
     best_threshold,
     cast_field,
@@ -118,6 +121,19 @@ def test_the_threshold_of_a_single_gaussian_is_where_it_hides_half():
     scene = ball()
     # Steps of 5 %, and half a pixel of a contour 25 pixels wide, where the density falls by 4 %.
     assert best_threshold(scene, density_field(scene, 64)) == pytest.approx(0.5, rel=0.1)
+
+
+def test_where_silhouettes_allow_many_thresholds_the_middle_one_is_taken(monkeypatch):
+    """A hard wall is as wide at any density; looks are stood in for, so that it is known."""
+    opaque, peak = np.zeros((2, 3, 8, 8), np.float32)
+    opaque[:, 2:6, 2:6], peak[:, 2:6, 2:6] = 1, 1.2
+    peak[:, 0, 0] = 0.1  # A haze, which thresholds below show.
+    monkeypatch.setattr(silhouettes, "draw_gaussians", lambda *_: Seen(opaque[..., None], opaque))
+    monkeypatch.setattr(silhouettes, "cast_field", lambda *_: Cast(peak, peak))
+    scene = ball()
+    found = best_threshold(scene, density_field(scene, 16))
+    # Steps of 5 %, at either end.
+    assert found == pytest.approx((0.1 * 1.2) ** 0.5, rel=0.05)
 
 
 def test_what_is_drawn_does_not_depend_on_the_scale_of_the_scene():
