@@ -35,7 +35,7 @@ from o3d_jax.files.images import check_is_file, find_images, save_png
 from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES, as_drawn
 from o3d_jax.geometry.upright import Up, upright
-from o3d_jax.media.foreground import read_foreground, recentre_on_white
+from o3d_jax.media.foreground import read_foreground, recenter_on_white
 from o3d_jax.media.nothing import check_object
 from o3d_jax.media.ply import read_ply, write_ply
 from o3d_jax.media.sheets import grid
@@ -48,9 +48,10 @@ from o3d_jax.steps.sample import Estimate, noise_levels, sample_prepare, sample_
 from o3d_jax.types import Cameras, Gaussians, Maps
 from o3d_jax.weights.checkpoint import BUNDLED, Weights, load_model, named_parts
 from o3d_jax.weights.completeness import check_complete
+from o3d_jax.weights.fetched import find_checkpoint
 
 ORBIT_FRAMES = 48
-"""Of the turntable; at 20 frames per second it turns once in 2.4 s."""
+"""Frames of the turntable; at 20 per second it turns once in 2.4 s."""
 
 PICTURES = ("input.png", "views.png", "renders.png", "loop.png", "orbit.gif", "orbit.mp4")
 FILES = (*PICTURES, "gaussians.ply", "gaussians.splat", "mesh.glb", "manifest.json")
@@ -78,9 +79,9 @@ class Arguments:
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Make what is there already once more."""
     checkpoint: Path = BUNDLED / "nano"
-    """Folder with a model: RUN/model of a training run."""
+    """Folder with a model: RUN/model of a training run, or "released" after `o3d weights fetch`."""
     seed: int = 0
-    """Of the noise that sampling starts from."""
+    """Seed of the noise that sampling starts from."""
     levels: int | None = None
     """Noise levels; by default those of the model's config."""
     border: float = 0.25
@@ -134,6 +135,7 @@ def sample(arguments: Arguments) -> list[Outcome]:
             what is wrong with it. Of several, the others are made.
     """
     images = find_images(arguments.images)
+    arguments = dataclasses.replace(arguments, checkpoint=find_checkpoint(arguments.checkpoint))
     _check(arguments, images)
     sampler = _read_model(arguments)
     if len(images) == 1:
@@ -157,7 +159,7 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
     seconds = {"model": sampler.seconds}
     with _stage("input", seconds):
         found = read_foreground(path, arguments.mask)
-        image = recentre_on_white(found.rgba, config.model.image_size, arguments.border)
+        image = recenter_on_white(found.rgba, config.model.image_size, arguments.border)
     if found.note is not None:
         print(f"{path}: {found.note}")
     settings = _settings(sampler, path)
@@ -188,6 +190,11 @@ def _make(sampler: Sampler, path: Path) -> Outcome:
 
 
 def _check(arguments: Arguments, images: list[Path]) -> None:
+    """Refuses orders that cannot be carried out, before a model is read for nothing.
+
+    Raises:
+        InputError: an argument is out of its range, or two results would have one name.
+    """
     if not 0 <= arguments.border <= 0.8:
         raise InputError(f"--border {arguments.border} is not in 0 .. 0.8; try 0.25")
     if not 16 <= arguments.orbit_size <= 4096:
@@ -198,6 +205,8 @@ def _check(arguments: Arguments, images: list[Path]) -> None:
         raise InputError(f"--elevation {arguments.elevation} is not in -90 .. 90 degrees")
     if arguments.levels is not None and arguments.levels > 1000:
         raise InputError(f"--levels {arguments.levels} is above 1000; 16 to 50 are enough")
+
+    # Results are named by their image, and one may not replace another.
     first_of: dict[str, Path] = {}
     for image in images:
         if image.stem in ("", ".", ".."):
@@ -207,11 +216,12 @@ def _check(arguments: Arguments, images: list[Path]) -> None:
                 f"{other} and {image} would both become {arguments.out / image.stem}; rename one, "
                 "or give them one by one, each with its own --out"
             )
+
     if arguments.mesh:
         check_mesh_packages()
     if arguments.mask is not None and len(images) > 1:
         raise InputError(f"--mask {arguments.mask} is of one image; give that image alone")
-    if len(images) == 1:  # Before a model is read for nothing.
+    if len(images) == 1:  # Of several, one that is missing must not stop the others.
         for file in (images[0], *filter(None, [arguments.mask])):
             check_is_file(file)
 

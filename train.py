@@ -1,8 +1,8 @@
 """Trains Ouroboros3D (Algorithm 1): `python train.py configs/nano.py [--optim.learning-rate 3e-4]`.
 
 With `--train.part vae`, `lgm` or `unet`, one network alone, for models with no weights to start
-from. Read top to bottom: what a run consists of, how it is set up, its loop. Of several processes
-all do the same; process 0 alone prints and writes. A signal ends a run well, at any moment.
+from. Read top to bottom: what a run consists of, how it is set up, its loop. Several processes all
+do the same, but process 0 alone prints and writes. A signal ends a run well, at any moment.
 
 `o3d train` runs this file. A bundled config may also be given by its name, `nano`; after it come
 any of its fields, which `--help` lists there.
@@ -108,15 +108,15 @@ class Programs(NamedTuple):
 def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
     """Runs training to its last step, from the newest checkpoint if there is one.
 
-    Asked by a signal to end, it saves and ends before; by Ctrl-C, with SystemExit. `settings` say
-    where the config's values came from.
+    A signal makes it save and end early; after Ctrl-C it raises SystemExit. `settings` say where
+    the config's values came from.
     """
     with Interruption(tqdm.write) as interruption:
         with interruption.unattended(None):
             if jax.process_count() > 1:
                 interruption.patience = config.launch.grace
-                # Process 0 goes last: without it JAX aborts the others.
-                interruption.linger = 2.0 * (jax.process_index() == 0)
+                # Process 0 goes last, by two seconds: without it JAX aborts the others.
+                interruption.linger = 2.0 if jax.process_index() == 0 else 0.0
             run = _set_up(config)
 
         with RunLog(config.folder, config, int(run.state.step)) as log:
@@ -184,6 +184,7 @@ def _compile(run: Run, log: RunLog, settings: tuple[Setting, ...]) -> Programs:
     layout = training.on_devices
     log.say(f"{config.name}: compiling for {layout.devices} devices ...")
 
+    # By shapes alone: nothing is allocated, and what does not fit shows here.
     inputs = step_shapes(training)
     steps, step_flops = _compile_steps(training, inputs)
     programs = Programs(steps, step_flops, compile_evaluator(training, inputs, heldout))
@@ -273,8 +274,9 @@ def _evaluate(
 ) -> None:
     """Saves the state, then writes figures and a picture of held-out objects.
 
-    Saved first, for a signal may come while it runs. Then a process alone only waits until all is
-    on disk; several cannot finish a save by themselves, so they wait for it before.
+    The state is saved first, because a signal may come during the evaluation. A single process then
+    only waits for the write to finish. Several processes cannot finish a save one by one, so they
+    wait for it before they evaluate.
     """
     with log.paused():
         save = run.checkpoints.save if jax.process_count() == 1 else run.checkpoints.save_now

@@ -7,6 +7,7 @@ nothing of 3D. View 0 is the input itself and does not count, except in a column
 
 import argparse
 import dataclasses
+import math
 import platform
 import time
 from pathlib import Path
@@ -83,7 +84,7 @@ def sample_all(
 def mean_orbit(config: Config) -> Float[np.ndarray, "v h w 3"]:
     """The mean of training orbits, view by view."""
     batches = (loaded.batch for loaded in training_batches(config))
-    count = -(-MEAN_OBJECTS // config.train.batch_size)
+    count = math.ceil(MEAN_OBJECTS / config.train.batch_size)
     return np.mean([np.asarray(next(batches).images).mean(0) for _ in range(count)], axis=0)
 
 

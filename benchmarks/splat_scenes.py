@@ -95,7 +95,7 @@ def _surface(count: int, random: np.random.Generator) -> Gaussians:
 
 
 def _pixel_rays(pose: Float[np.ndarray, "4 4"], side: int) -> Points:
-    """Unit vectors in the world through the centres of side x side pixels, row by row."""
+    """Unit vectors in the world through the centers of side x side pixels, row by row."""
     at = np.tan(np.deg2rad(FOV) / 2) * ((np.arange(side) + 0.5) / side * 2 - 1)
     x, y = np.meshgrid(at, at)
     rays = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
@@ -104,10 +104,10 @@ def _pixel_rays(pose: Float[np.ndarray, "4 4"], side: int) -> Points:
 
 def _march(eye: Float[np.ndarray, "3"], rays: Points) -> Points:
     """Where each ray meets the blob; somewhere else if it does not."""
-    travelled = np.full(len(rays), MARCH_START)
+    traveled = np.full(len(rays), MARCH_START)
     for _ in range(MARCH_STEPS):
-        travelled = travelled + MARCH_RATE * _distance(eye + rays * travelled[:, None])
-    return eye + rays * travelled[:, None]
+        traveled = traveled + MARCH_RATE * _distance(eye + rays * traveled[:, None])
+    return eye + rays * traveled[:, None]
 
 
 def _distance(points: Points) -> Float[np.ndarray, " n"]:

@@ -2,8 +2,8 @@
 
 PAPER.md lists the deviations. Hardware: as configs/ouroboros3d.py; 40,000 steps. Weights:
 
-    o3d weights convert released DIR OUT --svd SVD_DIR
-    python sample.py IMAGE --checkpoint OUT --elevation 0 --border 0.2
+    o3d weights fetch released
+    python sample.py IMAGE --checkpoint released --elevation 0 --border 0.2
 """
 
 from pathlib import Path

@@ -39,7 +39,8 @@ html_copy_source = False
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"  # A page runs again when its code has changed.
-nb_execution_timeout = 180
+nb_execution_in_temp = True
+nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 exclude_patterns = ["static", "**.ipynb_checkpoints"]
@@ -57,12 +58,12 @@ def visit_math(translator: HTML5Translator, node: nodes.math | nodes.math_block)
     """Writes a formula as MathML, which browsers draw without a script from elsewhere."""
     is_block = isinstance(node, nodes.math_block)
     formula = convert(node.astext(), display="block" if is_block else "inline")
-    translator.body.append(f'<div class="math">{formula}</div>' if is_block else formula)
+    translator.body.append(f'<div class="formula">{formula}</div>' if is_block else formula)
     raise nodes.SkipNode
 
 
 def as_pages_of_this_site(app: Sphinx, page: str, source: list[str]) -> None:
-    """Leads links to files of the repository to their copies here (`reference.COPIES`), in place."""
+    """Leads links to files of the repository to their copies (`reference.COPIES`), in place."""
     for there, here in reference.COPIES.items():
         source[0] = source[0].replace(f"](../{there}", f"](/{here}")
 

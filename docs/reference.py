@@ -19,13 +19,13 @@ import o3d_jax
 from o3d_jax.__main__ import COMMANDS, main
 
 ROOMS = {
-    "types config errors places cli": "Values, settings, errors",
+    "types config errors places cli caches": "Values, settings, errors",
     "edm geometry splat metrics": "Formulas without networks",
     "nn": "Networks",
     "steps": "The method: Algorithms 1 and 2",
     "parallel": "Devices and processes",
     "data": "Objects to train on",
-    "files media": "Files and pictures",
+    "files media meshing": "Files, pictures and meshes",
     "weights": "Checkpoints and torch weights",
     "run": "What a training run keeps",
     "evaluation planning": "Measuring and planning",
@@ -35,6 +35,9 @@ ROOMS = {
 APART = {"commands", "__main__", "assets"}
 """Rooms with a reference of their own, or none."""
 
+
+TAKE_A_CONFIG = {"train", "plan"}
+"""Commands whose options go on after the name of a config."""
 
 COPIES = {"benchmarks/": "benchmarks/", "o3d_jax/PAPER.md": "paper.md"}
 """What is shown here too, by its place in the repository, and the place that it gets here."""
@@ -62,6 +65,8 @@ def write_pages(docs: Path) -> None:
     pages["benchmarks/README.md"] = (root / "benchmarks" / "README.md").read_text() + RESULTS
     for name, text in pages.items():
         _write(docs / name, text.encode())
+    for old in set((docs / "api").glob("*.rst")) - {docs / name for name in pages}:
+        old.unlink()
     for path in (root / "benchmarks" / "results").iterdir():
         _write(docs / "benchmarks" / "results" / path.name, path.read_bytes())
 
@@ -77,22 +82,22 @@ def _commands_page() -> str:
     """What each command answers to `--help`."""
     parts = ["# Commands", "What each command says of itself, by `o3d COMMAND --help`."]
     for name, summary in COMMANDS.items():
-        words = [*name.split(), "nano"] if name in ("train", "plan") else name.split()
-        parts += [f"## o3d {name}", summary, f"```text\n{_help(words)}\n```"]
-        if name == "train":
-            before = f"Before a config is named, `o3d train --help` says:\n\n```text\n{_help(['train'])}\n```"
-            parts.insert(-1, before)
+        parts += [f"## o3d {name}", summary, _help(name)]
+        if name in TAKE_A_CONFIG:
+            parts += [f"With a config, as `o3d {name} nano --help`, its fields follow:"]
+            parts += [_help(f"{name} nano")]
     return "\n\n".join(parts) + "\n"
 
 
-def _help(words: list[str]) -> str:
+def _help(words: str) -> str:
     """What `o3d WORDS --help` prints, in lines of 84 characters; paths as from the top."""
     printed = io.StringIO()
     os.environ["COLUMNS"] = "84"
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main([*words, "--help"])
+        main([*words.split(), "--help"])
     text = printed.getvalue().replace(f"{Path(o3d_jax.__file__).parents[1]}/", "")
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+    lines = (line.rstrip() for line in text.strip().splitlines())
+    return "\n".join(["```text", *lines, "```"])
 
 
 def _library_page(title: str, rooms: list[str]) -> str:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from o3d_jax.geometry.orbits import orbit, relative_to_first
-from o3d_jax.media.foreground import read_foreground, recentre_on_white
+from o3d_jax.geometry.upright import upright
+from o3d_jax.media.foreground import read_foreground, recenter_on_white
 from o3d_jax.media.ply import write_ply
 from o3d_jax.media.video import write_gif
 from o3d_jax.nn.networks import Ouroboros, build_networks
@@ -24,8 +25,8 @@ config, networks = stored.config, build_networks(stored.config.model)
 params, frozen = stored.weights.params, stored.weights.frozen
 model = Ouroboros(networks=networks, config=config, params=params, frozen=frozen)
 
-image = read_foreground(sys.argv[1] if len(sys.argv) > 1 else BUNDLED / "rings.png")
-image = recentre_on_white(image, config.model.image_size, border=0.25)
+found = read_foreground(sys.argv[1] if len(sys.argv) > 1 else BUNDLED / "rings.png")
+image = recenter_on_white(found.rgba, config.model.image_size, border=0.25)
 
 
 def circle(count: int) -> Cameras:
@@ -39,6 +40,6 @@ views = jax.tree.map(lambda a: a[None], circle(config.model.num_views))
 estimate = generate(model, jnp.asarray(image)[None], views, jax.random.key(0))
 gaussians = jax.tree.map(lambda a: a[0], estimate.reconstruction.gaussians)
 
-write_ply("object.ply", gaussians)
+write_ply("object.ply", upright(gaussians, 10.0))
 turn = jax.jit(render, static_argnums=2)(gaussians, circle(48), (256, 256), jnp.ones(3))
 write_gif("object.gif", np.asarray(turn.rgb))

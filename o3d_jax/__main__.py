@@ -24,6 +24,7 @@ COMMANDS = {
     "data render": "3D models to orbits of pictures.",
     "data inspect": "What is wrong with rendered orbits, and how they look.",
     "data build": "Rendered orbits to packed ones, for training.",
+    "weights fetch": "Published weights to a checkpoint.",
     "weights convert": "Torch weights to a checkpoint.",
     "weights export": "A checkpoint to files under their torch names.",
     "weights compare": "Where our network and torch's first differ.",

@@ -27,13 +27,13 @@ def cache_folder(name: str, chosen: Path | None = None) -> Path | None:
 
 @functools.cache
 def _cache_folder(name: str, chosen: Path | None) -> Path | None:
-    first = _users(name) if chosen is None else chosen
+    first = user_folder(name) if chosen is None else chosen
     if first is not None and is_usable(first):
         return first
     where = (
         "there is no home for it" if first is None else f"{first} is full or cannot be written to"
     )
-    for place in (_users(name), _temporary(name)):
+    for place in (user_folder(name), _temporary(name)):
         if place is not None and is_usable(place):
             _say(f"the cache {name!r} is in {place}, since {where}")
             return place
@@ -54,7 +54,8 @@ def is_usable(folder: Path) -> bool:
         return False
 
 
-def _users(name: str) -> Path | None:
+def user_folder(name: str) -> Path | None:
+    """Returns where in the user's cache something is, or None if there is no home for it."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     # An unknown user without HOME has no home: the tilde is still there.
     return Path(home) / "o3d_jax" / name if os.path.isabs(home) else None

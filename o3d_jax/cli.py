@@ -1,4 +1,7 @@
-"""The command lines of all commands: options, and a config with some fields replaced."""
+"""How all commands read their options, and a config with some fields replaced.
+
+The commands themselves are listed in `__main__.py`, and lie in `commands/`.
+"""
 
 import contextlib
 import dataclasses
@@ -123,8 +126,9 @@ def config_in(path: Path) -> Config:
     """
     try:
         config = runpy.run_path(str(path)).get("config")
-    except _FAULTS as error:
-        raise InputError(f"{path}: {_with_nearest(str(error))}") from error
+    except Exception as error:  # It is the user's program, and may fail in any way.
+        what = str(error) or type(error).__name__
+        raise InputError(f"{path}: {_with_nearest(' '.join(what.split()))}") from error
     if not isinstance(config, Config):
         raise InputError(f"{path} defines no `config = Config(...)`")
     return config
@@ -135,10 +139,6 @@ def _check_writable(folder: Path) -> None:
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"cannot write to {existing}; choose another --run-dir or --name")
-
-
-_FAULTS = (ValueError, TypeError, SyntaxError, NameError, ImportError, AttributeError)
-"""What a config file raises that has a mistake in it."""
 
 
 def _with_nearest(message: str) -> str:

@@ -41,7 +41,8 @@ def sigma_schedule(
 ) -> Float[Array, " {levels}+1"]:
     """Returns the noise levels of a sampling run, from high to low, and a closing 0.
 
-    They are Eq. 5 of Karras et al. (2022), with SVD's bounds. One level is sigma_max alone.
+    They are Eq. 5 of Karras et al. (2022), with SVD's bounds. With `levels` 1 they are sigma_max
+    and 0.
     """
     ramp = jnp.linspace(0.0, 1.0, levels, dtype=jnp.float32)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -50,7 +51,7 @@ def sigma_schedule(
 
 
 def initial_deviation(sigma_max: float) -> float:
-    """Returns what pure noise is scaled by: the deviation of unit-variance data in sigma_max.
+    """Returns what pure noise is scaled by: the deviation of unit-variance data plus such noise.
 
     SVD's scheduler does so. A.1 has sigma_max, which differs by 1e-6 at 700.
     """

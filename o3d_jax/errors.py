@@ -14,6 +14,10 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message names the value and the remedy."""
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of the system that another place for the files mends."""
+
+
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turns an InputError, a path that may not be used, or a full disk into one line and status 2.
@@ -31,7 +35,7 @@ def exit_on_input_error() -> Iterator[None]:
             remedy = "choose another path, or change its permissions"
             _exit(f"{error.filename}: {error.strerror}; {remedy}")
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if error.errno not in _NO_ROOM:
                 raise
             where = f"{error.filename}: " if error.filename else ""
             _exit(f"{where}{error.strerror}; make room, or choose a place on another disk")

@@ -64,7 +64,7 @@ class Gaussians:
     """A scene of 3D Gaussians, after activation."""
 
     means: Float[Array, "*b n 3"]
-    """Centres, in scene units."""
+    """Centers, in scene units."""
 
     scales: Float[Array, "*b n 3"]
     """Standard deviations along the own axes, in scene units; at least 0."""

@@ -25,7 +25,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Most optimisations off: half the time to compile, and tests run each program a few times."""
+    """Most optimizations off: half the time to compile, and tests run each program a few times."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

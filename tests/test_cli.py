@@ -70,3 +70,15 @@ def test_a_mistake_in_a_config_file_names_the_nearest_field(tmp_path):
     path.write_text(FILE.replace("warmup_steps", "warmup_step"))
     with pytest.raises(InputError, match="the nearest field is 'warmup_steps'"):
         read_config(path, [])
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["1 / 0", "{}[3]", "assert False", "open('/none')", "[" * 3000, "'\\n'.x", "raise OSError"],
+)
+def test_a_config_file_that_fails_in_any_way_is_one_line_that_names_it(tmp_path, program):
+    path = tmp_path / "mine.py"
+    path.write_text(program)
+    with pytest.raises(InputError, match=r"mine\.py: \S") as error:
+        read_config(path, [])
+    assert "\n" not in str(error.value)

@@ -27,7 +27,12 @@ ROOMS = {
         {"sources", "augmentation"},
         {"loader"},
     ],
-    "weights": [{"checkpoint"}, {"streaming", "start", "completeness"}, {"pytorch"}],
+    "weights": [
+        {"checkpoint", "fetched"},
+        {"streaming", "start", "completeness"},
+        {"pytorch"},
+        {"hub"},
+    ],
 }
 """The floors inside of rooms that have some."""
 

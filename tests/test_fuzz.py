@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COUNT = 250
 READERS = ("gltf", "obj", "ply", "gaussians", "splat", "safetensors", "orbit", "ids")
+READERS += ("image", "protocol", "config.json", "config.py")
 
 
 def fuzz(*options):

@@ -106,10 +106,10 @@ def test_lpips_resizes_to_the_size_it_is_told():
     params = synthetic_variables(Lpips(), *jnp.zeros((2, 1, 16, 16, 3)))["params"]
     board = jnp.indices((32, 32)).sum(axis=0) % 2
     board = jnp.broadcast_to(board[None, ..., None], (1, 32, 32, 3)).astype(jnp.float32)
-    grey = jnp.full((1, 32, 32, 3), 0.5)
+    gray = jnp.full((1, 32, 32, 3), 0.5)
     compiled = jit(lpips, static_argnums=(3, 4))
-    whole = compiled(params, board, grey, "vgg", None)
-    halved = compiled(params, board, grey, "vgg", 16)
+    whole = compiled(params, board, gray, "vgg", None)
+    halved = compiled(params, board, gray, "vgg", 16)
     assert abs(float(whole[0])) > 1e-2
     # Windows of an antialiased half weigh both colors alike, but for float32 and the border.
     assert abs(float(halved[0])) < 0.05 * abs(float(whole[0]))

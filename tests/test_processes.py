@@ -1,10 +1,14 @@
 """Two processes of four devices each train as one of eight does, and end together."""
 
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -152,13 +156,60 @@ def test_processes_of_another_config_are_told(runs):
     assert 2 in statuses and "have another config than process 0" in "".join(said)
 
 
-def test_a_process_whose_others_never_come_says_so(runs):
-    launch = ("--launch.coordinator", f"localhost:{free_port()}", "--launch.processes", "2")
-    ended = runs.run(
-        "lonely", *launch, "--launch.process-id", "1", "--launch.timeout", "2", devices=1
+ALONE = """
+import sys
+from o3d_jax.config import LaunchConfig
+from o3d_jax.errors import exit_on_input_error
+from o3d_jax.parallel.processes import start_processes
+
+address, count, index, timeout = sys.argv[1:]
+by_hand = {"coordinator": address, "processes": int(count), "process_id": int(index)}
+with exit_on_input_error():
+    start_processes(LaunchConfig(**by_hand if address else {}, timeout=int(timeout)))
+"""
+
+
+def start_alone(address, count, index, timeout, **variables):
+    """A process that joins others, and nothing else."""
+    command = [sys.executable, "-c", ALONE, address, str(count), str(index), str(timeout)]
+    path = str(Path(__file__).parents[1])
+    environment = {**os.environ, **variables, "PYTHONPATH": path}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stderr=pipe, stdout=pipe, env=environment, text=True)
+
+
+def line_of(process):
+    """What it says, which is to be one line, before it ends with status 2."""
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 2 and said.count("\n") == 1, said
+    return said
+
+
+def test_processes_whose_others_never_come_say_who_came_and_what_to_check():
+    """By itself JAX aborts process 0 in C++."""
+    address = f"localhost:{free_port()}"
+    two = [start_alone(address, 3, index, 6) for index in (0, 1)]
+    lines = [line_of(process) for process in two]
+    assert (
+        f"process 0 of 3 has waited 6 s at {address}, and itself counted, 2 of 3 came" in lines[0]
     )
-    assert ended.status == 2 and len(ended.said.strip().splitlines()) == 1
-    assert "process 1 found no process 0 at localhost" in ended.said
+    assert f"process 1 of 3 has waited 6 s at {address}, and not all others came" in lines[1]
+    assert all("see that all were started" in line for line in lines)
+
+
+def test_a_process_0_of_slurm_whose_others_never_come_says_so():
+    names = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
+    names |= {"SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "localhost"}
+    # JAX takes its port from the number of the job.
+    names |= {"SLURM_JOB_ID": str(os.getpid())}
+    line = line_of(start_alone("", 0, 0, 2, **names))
+    assert "process 0 of 2 has waited 2 s, and itself counted, 1 of 2 came; see that" in line
+
+
+def test_a_process_without_a_process_0_says_so():
+    address = f"localhost:{free_port()}"
+    line = line_of(start_alone(address, 2, 1, 2))
+    assert f"process 1 found no process 0 at {address} within 2 s" in line
 
 
 def test_a_process_of_mpirun_that_finds_no_others_says_so(monkeypatch):

@@ -27,7 +27,11 @@ from o3d_jax.weights import start
 from o3d_jax.weights.checkpoint import Weights, load_model, named_parts, save_model
 from o3d_jax.weights.start import start_weights
 
-KEY = jax.random.key(6)
+
+def run_key():
+    """Always the same; each is used once."""
+    return jax.random.key(6)
+
 
 ROOT = Path(__file__).parents[1]
 
@@ -161,13 +165,13 @@ def test_a_run_starts_from_the_networks_that_were_trained_alone_beside_it(config
     save_model(folder / "vae" / "model", beside, Weights(params=none, frozen=vae))
     lgm = Weights(params=dataclasses.replace(none, lgm=one.lgm), frozen=nothing)
     save_model(folder / "lgm" / "model", beside, lgm)
-    found = start_weights(beside, networks, KEY)
+    found = start_weights(beside, networks, run_key())
     chex.assert_trees_all_equal(found.params.lgm, one.lgm)
-    fresh, _ = init_networks(networks, config.model, KEY, True)
+    fresh, _ = init_networks(networks, config.model, run_key(), True)
     chex.assert_trees_all_equal(found.params.unet, fresh.unet)
     unet = Weights(params=Params(unet=two.unet, lgm=None, clip=two.clip), frozen=nothing)
     save_model(folder / "unet" / "model", beside, unet)
-    found = start_weights(beside, networks, KEY)
+    found = start_weights(beside, networks, run_key())
     expected = Weights(params=Params(unet=two.unet, lgm=one.lgm, clip=two.clip), frozen=vae)
     chex.assert_trees_all_equal(found, expected)
 
@@ -178,7 +182,7 @@ def test_the_networks_of_one_checkpoint_are_read_once(config, monkeypatch):
     folder = config.run_dir / "all"
     save_model(folder, config, Weights(params=params, frozen=Frozen(vae=frozen.vae)))
     monkeypatch.setattr(start, "load_model", lambda path: read.append(path) or load_model(path))
-    found = start_weights(dataclasses.replace(config, weights=folder), networks, KEY)
+    found = start_weights(dataclasses.replace(config, weights=folder), networks, run_key())
     chex.assert_trees_all_equal(found.params, params)
     assert read == [folder]
 
@@ -255,7 +259,7 @@ def test_joint_training_goes_on_from_what_its_parts_have_left(config, parts):
     joint, networks = part_of(config, "joint"), toy_networks(config)
     vae, lgm, unet = (parts[part][0].weights for part in ("vae", "lgm", "unet"))
     trained = Params(unet=unet.params.unet, lgm=lgm.params.lgm, clip=unet.params.clip)
-    begun = start_weights(joint, networks, KEY)
+    begun = start_weights(joint, networks, run_key())
     expected = Weights(params=trained, frozen=Frozen(vae=vae.frozen.vae))
     chex.assert_trees_all_equal(begun, expected)
 
@@ -289,7 +293,7 @@ def test_weights_of_another_meaning_are_refused_though_their_shapes_agree(config
     folder = config.run_dir / "whole"
     save_model(folder, other, Weights(params=params, frozen=Frozen(vae=frozen.vae)))
     with pytest.raises(InputError, match="another config: model.lgm.positions 'ray' there, 'free'"):
-        start_weights(dataclasses.replace(config, weights=folder), networks, KEY)
+        start_weights(dataclasses.replace(config, weights=folder), networks, run_key())
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def choose_orbits(root: Path, objects: ObjectsProtocol) -> list[OrbitName]:
     if not root.is_dir():
         raise InputError(f"no folder {root}; give one that `o3d data render` wrote")
 
+    # An orbit lies in its object's folder, or is the object's only one.
     found: dict[str, list[str]] = {}
     for name in find_orbits(root):
         if name.count("/") > 1:
@@ -89,6 +90,7 @@ def choose_orbits(root: Path, objects: ObjectsProtocol) -> list[OrbitName]:
             f"{', '.join(missing[:3])}; render them, or give another protocol"
         )
 
+    # Which of an object's orbits: by number, in the order of their names.
     chosen = []
     for name in wanted:
         orbits = found[name]

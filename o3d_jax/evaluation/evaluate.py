@@ -39,7 +39,7 @@ from o3d_jax.evaluation.report import (
     to_json,
     to_markdown,
 )
-from o3d_jax.evaluation.scores import OrbitScore, ShapeScore, measure, summarise
+from o3d_jax.evaluation.scores import OrbitScore, ShapeScore, measure, summarize
 from o3d_jax.evaluation.shapes import TrueShapes, shape_of_gaussians
 from o3d_jax.evaluation.sheet import Shown, comparison_sheet
 from o3d_jax.files.atomic import whole_folder
@@ -116,7 +116,7 @@ class Made(NamedTuple):
     views: Float[np.ndarray, "v H W 3"]
     renders: Float[np.ndarray, "v H W 3"]
     gaussians: Gaussians
-    """In the world of the method, with quaternions as they are drawn when normalised."""
+    """In the world of the method, with quaternions as they are drawn when normalized."""
 
 
 def evaluate(arguments: EvaluateArguments) -> Path:
@@ -289,7 +289,7 @@ def run_model(
         config=config,
         resolution=compared_size(task.protocol, config),
         frames=finished[0].frames,
-        summary=summarise(task.protocol, scores),
+        summary=summarize(task.protocol, scores),
         orbits=tuple(scores),
         seconds_an_orbit=float(np.mean([x.seconds for x in finished if not x.compiled] or seconds)),
     )

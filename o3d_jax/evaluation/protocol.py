@@ -186,7 +186,7 @@ def read_protocol(name: str) -> Protocol:
 
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # No TOML, no text, or too deep.
         raise InputError(f"{path} is no TOML file: {error}") from error
 
     objects = values.get("objects")
@@ -203,5 +203,8 @@ def _names(folder: Path, listed: str) -> Literal["all"] | list[str]:
     path = folder / listed
     if not path.is_file():
         raise InputError(f'no file {path} with names of objects; objects.names may also be "all"')
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8: {error}; save it anew") from error
     return [line.strip() for line in lines if line.strip()]

@@ -126,7 +126,7 @@ def _measure(
     )
 
 
-def summarise(protocol: Protocol, scores: list[OrbitScore]) -> Summary:
+def summarize(protocol: Protocol, scores: list[OrbitScore]) -> Summary:
     """Returns means over objects of means over an object's orbits and the views of each."""
     counted = slice(1 if protocol.views.input_view == "apart" else 0, None)
     objects = [[s for s in scores if s.object_name == name] for name in object_names(scores)]

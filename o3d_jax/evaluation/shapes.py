@@ -30,11 +30,11 @@ from o3d_jax.meshing.silhouettes import agreement
 from o3d_jax.types import Gaussians
 
 NEAR_ENOUGH = 0.01
-"""Of the diagonal, within which points count as right."""
+"""Share of the diagonal within which points count as right."""
 SURFACE_POINTS = 20_000
 """Drawn evenly from each surface: on average 1/250 of the diagonal apart."""
 MOST_BYTES = 2**31
-"""Of a model file."""
+"""Bytes of the largest model file that is read."""
 
 
 class TrueShape(NamedTuple):
@@ -43,7 +43,7 @@ class TrueShape(NamedTuple):
     points: Float[np.ndarray, "k 3"]
     """In the world that its orbits were rendered in."""
     diagonal: float
-    """Of its box."""
+    """Length of the diagonal of its box."""
 
 
 class TrueShapes:

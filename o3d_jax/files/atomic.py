@@ -28,6 +28,17 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def continued(path: Path) -> Iterator[Path]:
+    """Gives a hidden path to append to; it becomes `path` when the block ends.
+
+    If the block fails it stays, so that the next attempt goes on where this one ended.
+    """
+    begun = path.with_name(f".{path.name}.part")
+    yield begun
+    os.replace(begun, path)
+
+
+@contextlib.contextmanager
 def whole_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
     """Gives a folder to write `names` into; it becomes `folder` only if the block ends well.
 

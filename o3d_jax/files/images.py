@@ -27,6 +27,18 @@ MAX_PIXELS = 64 * 2**20
 """The most pixels of a picture. Larger ones are refused by their headers, before a byte is decoded:
 64 megapixels are 256 MiB as RGBA."""
 
+UNPACKED, UNPACKED_TIMES = 64 * 2**20, 48
+"""Bytes of memory that a picture may take, and how many for each of its file's, at most.
+
+64 MiB are 4096 x 4096 pixels of one color; 48 is twice what smooth photographs need.
+"""
+
+DEFLATE = 1032
+"""Bytes that one of a PNG may hold. Pillow leaves pixels black that are in none."""
+
+PNG_BITS = {"RGB": 24, "RGBA": 32, "LA": 16}
+"""Least bits of a pixel in a PNG; other modes have at least 1."""
+
 WORKING_SIZE = 2048
 """The longest side after loading, pixels; four times what the largest model sees."""
 
@@ -45,6 +57,8 @@ def decode(
     Raises:
         InputError: it is none of the `formats`, damaged, cut short, empty or above MAX_PIXELS.
     """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     with warnings.catch_warnings():
         # Pillow warns of sizes that _check_size judges.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -58,7 +72,7 @@ def decode(
                 f"{name} is not a readable {known} image (another format, damaged or without "
                 "pixels); convert it"
             ) from error
-    _check_size(name, *image.size)
+    _check_size(name, image, size)
     try:
         image.load()
     except _DECODER_ERRORS as error:
@@ -113,17 +127,23 @@ def load_image(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w 4"]:
     if getattr(image, "is_animated", False) and image.format in ("PNG", "WEBP"):
         warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=2)
     try:
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except _DECODER_ERRORS as error:
         raise InputError(f"{path} is damaged or cut short; save it anew: {error}") from error
+    if image.mode == "RGB" and "transparency" not in image.info:  # Else there would be two of it.
+        _shrink(image)
     image = to_rgba(image, str(path))
-
-    # Pillow premultiplies alpha while it resizes.
-    image.thumbnail((WORKING_SIZE, WORKING_SIZE), Image.Resampling.HAMMING)  # Does not ring.
-    rgba = np.asarray(image, np.float32) / 255
+    _shrink(image)
+    rgba = np.array(image, np.float32)
+    rgba /= 255
     if not rgba[..., 3].any():
         raise InputError(f"{path} is fully transparent; give an image that shows an object")
     return rgba
+
+
+def _shrink(image: Image.Image) -> None:
+    """To WORKING_SIZE; Pillow premultiplies alpha meanwhile."""
+    image.thumbnail((WORKING_SIZE, WORKING_SIZE), Image.Resampling.HAMMING)  # Does not ring.
 
 
 def check_is_file(path: Path) -> None:
@@ -145,11 +165,26 @@ def _too_large(name: str) -> str:
     return f"{name} has more than {MAX_PIXELS // 2**20} megapixels; shrink it first"
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def _check_size(name: str, image: Image.Image, file_size: int) -> None:
+    """A small file that unpacks to much is damaged, or meant to do harm."""
+    width, height = image.size
     if width < 1 or height < 1:
         raise InputError(f"{name} is {width} x {height} pixels; give an image with pixels")
     if width * height > MAX_PIXELS:
         raise InputError(f"{_too_large(name)} (it is {width} x {height})")
+    copies = 2 if image.format == "WEBP" else 1  # Its decoder has one of its own.
+    unpacked = copies * height * (4 * width + 16)  # Pillow has a pointer for each row, too.
+    if unpacked > UNPACKED + UNPACKED_TIMES * file_size:
+        raise InputError(
+            f"{name} is {width} x {height} pixels in {file_size} bytes, which unpack to too much; "
+            "it is damaged, or shrink it first"
+        )
+    bits = PNG_BITS.get(image.mode, 1)
+    if image.format == "PNG" and height * (1 + width * bits // 8) > DEFLATE * file_size:
+        raise InputError(
+            f"{name} is damaged: {width} x {height} pixels are not in {file_size} bytes; save it "
+            "anew"
+        )
 
 
 def to_rgba(image: Image.Image, name: str) -> Image.Image:
@@ -169,13 +204,15 @@ def to_rgba(image: Image.Image, name: str) -> Image.Image:
 
 def _deep_gray(image: Image.Image) -> Image.Image:
     """Returns gray of more than 8 bits as RGBA: Pillow would cut it off at 255, and lose alpha."""
-    values = np.asarray(image).astype(np.float32)
-    full = 1 if image.mode == "F" else 65535
-    gray = np.round(np.nan_to_num(values) / full * 255).clip(0, 255).astype(np.uint8)
+    values, full = np.asarray(image), 1 if image.mode == "F" else 65535
     clear = image.info.get("transparency")  # The one value that stands for nothing there.
-    there = np.ones_like(gray) if clear is None else values != clear
-    alpha = np.where(there, 255, 0).astype(np.uint8)
-    return Image.fromarray(np.dstack([gray, gray, gray, alpha]))
+    rgba = np.empty((*values.shape, 4), np.uint8)
+    for start in range(0, len(values), 256):  # Rows; in decimals, all would need much memory.
+        part = values[start : start + 256].astype(np.float32)
+        gray = np.round(np.nan_to_num(part) / full * 255).clip(0, 255)
+        rgba[start : start + 256, :, :3] = gray[..., None]
+        rgba[start : start + 256, :, 3] = 255 if clear is None else 255 * (part != clear)
+    return Image.fromarray(rgba)
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

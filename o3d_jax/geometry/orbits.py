@@ -1,7 +1,7 @@
 """Cameras on a circle around the object, and which frames of an orbit make a training sample.
 
 The world is y-up and right-handed. A camera at azimuth 0 is on +z and looks along -z; azimuth grows
-towards +x. The formulas are float64 numpy, because the data pipeline must not touch a device.
+toward +x. The formulas are float64 numpy, because the data pipeline must not touch a device.
 """
 
 import jax.numpy as jnp

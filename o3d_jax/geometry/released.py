@@ -95,7 +95,7 @@ def drawn_quaternions(quats: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4
 
 
 def as_drawn(gaussians: Gaussians, rotation_norm: str) -> Gaussians:
-    """Returns Gaussians with rotations that viewers, which normalise quaternions, draw as we do.
+    """Returns Gaussians with rotations that viewers, which normalize quaternions, draw as we do.
 
     `rotation_norm` is `LgmConfig.rotation_norm`.
     """

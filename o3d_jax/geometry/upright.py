@@ -1,7 +1,7 @@
 """Which way is up: from the world of the method to one that viewers and engines show upright.
 
 The method's world has camera 0 on +z, looking at the origin (`orbits.relative_poses`). Where that
-camera looks down by the elevation e, the object therefore leans towards it. In the upright world
+camera looks down by the elevation e, the object therefore leans toward it. In the upright world
 the orbit's axis is +y and the input camera is above +z, so that what the input shows faces +z and
 its right is +x. That camera is on (0, sin e, cos e) there, and on (0, 0, 1) in the method's world.
 So, with R(a) the turn about x by the angle a,
@@ -37,34 +37,39 @@ TURNS: dict[Up, float] = {"y-down": 180.0, "y-up": 0.0, "z-up": 90.0}
 
 
 def upright(gaussians: Gaussians, elevation_deg: float) -> Gaussians:
-    """Returns an object of the method's world in the upright one: y up, the input view in front.
+    """Turns an object of the method's world to the upright one: y up, the input view in front.
 
-    `elevation_deg` is that of the input. Quaternions must be such as are drawn when normalised.
+    `elevation_deg` is the input's. Quaternions are turned as they are, so they must be such as
+    draw the same object when normalized.
     """
     return turned_about_x(gaussians, -elevation_deg)
 
 
 def to_axes(gaussians: Gaussians, up: Up) -> Gaussians:
-    """Returns an upright object in the axes of a file."""
+    """Turns an upright object to the axes of a file."""
     return turned_about_x(gaussians, TURNS[up])
 
 
 def from_axes(gaussians: Gaussians, up: Up) -> Gaussians:
-    """Returns an object of a file's axes in the upright world: the inverse of `to_axes`."""
+    """Turns an object in the axes of a file to the upright world: the inverse of `to_axes`."""
     return turned_about_x(gaussians, -TURNS[up])
 
 
 @np.errstate(invalid="ignore")  # What is not finite stays so; whoever writes it refuses it.
 def turned_about_x(gaussians: Gaussians, degrees: float) -> Gaussians:
-    """Returns the object turned by R(degrees), from y towards z; multiples of 180 are exact.
+    """Turns an object by R(degrees), from y toward z; multiples of 180 are exact.
 
     A zero quaternion is the identity, as for `render`.
     """
     if degrees == 0:
         return gaussians
+
+    # In float64: rounded once, when the object goes back to float32.
     means = np.asarray(gaussians.means, np.float64) @ turn_about_x(degrees).T
     quats = np.asarray(gaussians.quats, np.float64)
     quats = np.where(quats.any(axis=-1, keepdims=True), quats, [1.0, 0, 0, 0])
+
+    # The product (cos a/2, sin a/2, 0, 0) (w, x, y, z) of quaternions, written out.
     w, x, y, z = np.moveaxis(quats, -1, 0)
     cosine, sine = cosdg(degrees / 2), sindg(degrees / 2)
     turned = [
@@ -79,9 +84,6 @@ def turned_about_x(gaussians: Gaussians, degrees: float) -> Gaussians:
 
 
 def turn_about_x(degrees: float) -> Float[np.ndarray, "3 3"]:
-    """Returns R(degrees), which turns y towards z.
-
-    Multiples of 90 are exact, for sines are taken of degrees.
-    """
+    """Returns R(degrees), which turns y toward z; exact at 90s, for sines are taken of degrees."""
     cosine, sine = cosdg(degrees), sindg(degrees)
     return np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])

@@ -22,25 +22,28 @@ FAINT = 0.1
 """Share of the picture's highest alpha below which a pixel counts as outside of the object."""
 
 HALF = 0.5
-"""Share of it from which a pixel is shown wherever it is."""
+"""Share of the highest alpha from which a pixel is shown wherever it is."""
 
 CLEAR = 0.8
-"""Share of it from which a pixel is surely object; in parts thinner than edges, HALF is enough."""
+"""Share of the highest alpha from which a pixel is surely object.
+
+In parts that are thinner than two edges, HALF is enough.
+"""
 
 EDGE = 2
-"""Pixels from the background inwards that may be a blend of object and background."""
+"""Pixels, from the background inward, that may be a blend of object and background."""
 
 EDGES_ALONG = 256
-"""The same, of larger pictures: their longest side divided by this, about a pixel of the result."""
+"""In larger pictures, the longest side divided by this replaces EDGE: a pixel of the result."""
 
 SPECK = 0.005
 """Parts smaller than this share of the largest one are dust, and removed."""
 
 CARD = 0.9
-"""Share of its bounding box that a rectangle covers, be its corners as round as they may."""
+"""Share of its bounding box that a rectangle covers, however round its corners are."""
 
 CARD_EDGE = 0.01
-"""Of a card's longest side: the width of outlines and blends along its edge."""
+"""Share of a card's longest side that outlines and blends along its edge are wide."""
 
 
 class CutOut(NamedTuple):
@@ -60,10 +63,11 @@ class Extent(NamedTuple):
 
 
 def without_haze(alpha: Alpha) -> CutOut:
-    """Returns alpha as it is where it is clear, enclosed by what is, or a blend along its edge.
+    """Removes halos, hazes, shadows and dust from a picture's alpha.
 
-    A blend lies between the object and nothing. So what is soft stays nowhere else: a halo, a
-    haze, a shadow.
+    Alpha stays as it is where it is clear, where clear pixels enclose it (glass), and where it is
+    a blend: within an edge's width of both the object and of nothing. Everywhere else what is soft
+    is no part of the object, and becomes 0.
 
     Raises:
         InputError: nothing is visible.
@@ -73,6 +77,8 @@ def without_haze(alpha: Alpha) -> CutOut:
     enclosed = np.asarray(ndimage.binary_fill_holes(shown), bool)
     width = _edge_width(alpha)
     blends = _within(shown, width) & _within(alpha < FAINT * top, width)
+
+    # Dividing by the highest alpha makes a picture opaque that is saved with 254 everywhere.
     kept = np.where(enclosed | blends, (alpha / top).clip(0, 1), 0).astype(np.float32)
     visible = alpha >= FAINT * top
     left_out = float((visible & (kept == 0)).sum() / visible.sum())
@@ -80,33 +86,39 @@ def without_haze(alpha: Alpha) -> CutOut:
 
 
 def bounding_box(alpha: Alpha) -> Extent:
-    """Returns where the object is: all that is clear, but for dust.
+    """Returns the smallest rectangle that holds all that is clear, dust left out.
 
     Raises:
         InputError: nothing is visible.
     """
     top, width = _highest(alpha), _edge_width(alpha)
     shown = alpha >= HALF * top
+
+    # Opening: what disappears when the mask shrinks and grows again is thinner than two edges.
     is_thin = shown & ~_within(~_within(~shown, width), width)
     return _box(without_specks(is_thin | (alpha >= CLEAR * top)))
 
 
 def find_card(alpha: Alpha) -> Extent | None:
-    """Returns where all that is shown is one rectangle, and None where it is not."""
+    """Returns the rectangle that is all the picture shows, or None if it shows another shape."""
     shown = np.asarray(ndimage.binary_fill_holes(alpha >= HALF), bool)
     box = _box(shown)
     return box if shown[box].mean() >= CARD else None
 
 
 def inside_card(alpha: Alpha) -> Mask:
-    """Pixels of a card without its outline; but what is at the picture's edge is inside."""
+    """Returns the pixels of a card without its outline.
+
+    A card that is cut off by the picture's edge has no outline there.
+    """
     card = np.asarray(ndimage.binary_fill_holes(alpha >= HALF), bool)
     width = max(EDGE, round(CARD_EDGE * max(alpha.shape)))
-    return ~_within(~card, width)
+    inside = ~_within(~card, width)
+    return inside if inside.any() else card
 
 
 def without_specks(is_object: Mask) -> Mask:
-    """The parts that are not dust beside the largest one."""
+    """Returns the mask without its parts that are dust beside the largest one."""
     regions = connected_regions(is_object, diagonal=True)
     areas = np.bincount(regions.ravel())
     areas[0] = 0  # The background.
@@ -114,14 +126,18 @@ def without_specks(is_object: Mask) -> Mask:
 
 
 def connected_regions(mask: Mask, diagonal: bool) -> Int[np.ndarray, "h w"]:
-    """Number of the connected region each pixel is in, from 1; 0 outside of `mask`."""
+    """Returns the number of the connected region each pixel is in, from 1; 0 outside of `mask`."""
     regions = np.zeros(mask.shape, np.int32)
     ndimage.label(mask, ndimage.generate_binary_structure(2, 2 if diagonal else 1), regions)
     return regions
 
 
 def _highest(alpha: Alpha) -> float:
-    """Of the visible pixels, but for one in a thousand, which may be dust."""
+    """Returns the highest alpha but for a thousandth of the visible pixels, which may be dust.
+
+    Raises:
+        InputError: no pixel is visible.
+    """
     visible = alpha[alpha >= VISIBLE]
     if not visible.size:
         raise InputError("the image shows no object: all of it is transparent; make alpha higher")
@@ -129,15 +145,17 @@ def _highest(alpha: Alpha) -> float:
 
 
 def _edge_width(alpha: Alpha) -> int:
+    """Returns over how many pixels object and background may blend in a picture of this size."""
     return max(EDGE, round(max(alpha.shape) / EDGES_ALONG))
 
 
 def _within(mask: Mask, distance: int) -> Mask:
-    """Pixels that have one of `mask` at most so far away in rows and in columns."""
+    """Returns the pixels that have one of `mask` within `distance` rows and columns."""
     near = ndimage.maximum_filter(mask.astype(np.uint8), 2 * distance + 1, mode="constant")
     return near > 0
 
 
 def _box(mask: Mask) -> Extent:
+    """Returns the smallest rectangle around the mask's pixels, of which there must be one."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return Extent(slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))

@@ -42,13 +42,13 @@ LEAST_TOLERANCE = 2 / 255
 """Smallest such tolerance. Clean backgrounds get it, so that whitish objects on white survive."""
 
 EVEN_BORDER, EVEN_TOLERANCE = 0.25, 4 / 255
-"""An object may touch all but so much of the border if the rest agrees as photographs don't."""
+"""Or: share of the border that must agree, and how closely. No photograph is as even as that."""
 
 FOR_WHITE = 0.35
-"""Of the border, by which white is likelier than another even color: objects are shown on white."""
+"""What white gains over another even color, as a share of the border: many objects are on white."""
 
 NOTED = 0.02
-"""Share of what is visible that is not left out without a word."""
+"""Share of the visible pixels above which leaving them out is told to the user."""
 
 
 class Foreground(NamedTuple):
@@ -57,11 +57,11 @@ class Foreground(NamedTuple):
     rgba: Rgba
     """The picture with its background transparent, not premultiplied."""
     note: str | None
-    """What was done that is not plain, in one line."""
+    """One line for the user on what was done, if it is not what everyone expects."""
 
 
 def read_foreground(path: str | os.PathLike[str], mask: Path | None = None) -> Foreground:
-    """The object in a file; `mask`, another one, says where it is: white on black, or by alpha.
+    """Returns the object in a file; a file `mask` says where it is, white on black or by its alpha.
 
     Raises:
         InputError: not a usable image, or no object to see in it; names the file.
@@ -76,30 +76,36 @@ def read_foreground(path: str | os.PathLike[str], mask: Path | None = None) -> F
 
 
 def _masked(rgba: Rgba, path: Path) -> Rgba:
-    """A mask may be of another size, but not of another shape.
+    """Returns the picture with its alpha multiplied by a mask, which may be of another size.
 
     Raises:
-        InputError: it is, or nothing is visible in it.
+        InputError: the mask is of another shape, or leaves nothing visible.
     """
     mask = load_image(path)
     (height, width), (rows, columns) = rgba.shape[:2], mask.shape[:2]
-    # To one pixel of the smaller picture, by which sides are rounded.
+
+    # Shapes agree to one pixel of the smaller picture, to which programs round its sides.
     if abs(height * columns - width * rows) > max(height, width, rows, columns):
         raise InputError(
             f"the mask {path} is {columns} x {rows} pixels, the image {width} x {height}; give one "
             "of the image's shape"
         )
+
+    # A mask without transparency is a picture of white and black.
     by_alpha = (mask[..., 3] < 1).any()
     values = mask[..., 3] if by_alpha else mask[..., :3].mean(axis=-1)
     whole = (0.0, 0.0, float(columns), float(rows))
-    alpha = rgba[..., 3] * _resize(values[..., None], (height, width), whole)[..., 0].clip(0, 1)
+    resized = _resize(values[..., None], (height, width), whole)[..., 0]
+
+    # Bicubic weights are partly negative and overshoot at edges.
+    alpha = rgba[..., 3] * resized.clip(0, 1)
     if not (alpha >= VISIBLE).any():
         raise InputError(f"the mask {path} leaves nothing of the image; paint the object white")
-    return np.concatenate([rgba[..., :3], alpha[..., None]], axis=-1)
+    return _with_alpha(rgba, alpha)
 
 
 def extract_foreground(rgba: Rgba, rembg_model: Path | None = None) -> Foreground:
-    """The object, by what tells it from its background.
+    """Cuts the object out, by whatever tells it from its background.
 
     In this order: alpha, if it cuts something out; a plain background, removed from the border
     inwards; the network of `rembg`, if installed with its weights in a local file: `rembg_model`,
@@ -109,42 +115,51 @@ def extract_foreground(rgba: Rgba, rembg_model: Path | None = None) -> Foregroun
         InputError: no object can be told from the background.
     """
     found = without_haze(rgba[..., 3])
+
+    # What is removed may have been wanted, such as glass or fur; so the user hears of it.
     note = None
     if found.left_out > NOTED:
         note = (
             f"{found.left_out:.0%} of what is visible is soft, as halos and shadows are, and was "
             "left out; give --mask to keep it"
         )
+
+    # An opaque picture, too, is a card: its alpha cuts out nothing.
     cut = Foreground(_with_alpha(rgba, found.alpha), note)
     card = find_card(found.alpha)
     return cut if card is None else _on_card(rgba, cut, card, rembg_model)
 
 
 def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None) -> Foreground:
-    """What is on an opaque rectangle, which may be the whole picture, or a window in it.
+    """Cuts out what is on an opaque rectangle: the whole picture, or a window in it.
 
     A picture that is opaque but for its corners is as good as an opaque one. One within a picture
     may be the object itself: a brick, a painted box.
     """
     rgb, alpha = rgba[..., :3], cut.rgba[..., 3]
-    is_all = card == Extent(*(slice(0, side) for side in alpha.shape))
+    fills_picture = card == Extent(*(slice(0, side) for side in alpha.shape))
+
+    # The card's own outline may be drawn, or a blend; the background begins behind it.
     inside = inside_card(alpha)
     background = _plain_background(rgb[_border_of(inside)])
-    if background is None and is_all:
+    if background is None and fills_picture:
         return _remove_by_network(rgba, rembg_model)
     if background is None:
         note = "the object is a rectangle with a busy border, and was kept as it is"
         return Foreground(cut.rgba, cut.note or note)
 
+    # Around the card, outline and round corners included, the same background goes on, so that
+    # the flood from the rectangle's border passes them.
     color, tolerance = background
     on_plain = np.where((inside & (alpha > 0))[..., None], rgb, color[None, None])
     try:
         cleaned = _remove_plain(on_plain[card].astype(np.float32), color, tolerance)
     except InputError:  # All of it is of one color.
-        if is_all:
+        if fills_picture:
             raise
         return cut
 
+    # Where the card itself is not opaque, neither is what is on it.
     result = np.zeros_like(rgba)
     result[card] = cleaned
     result[..., 3] *= alpha
@@ -155,18 +170,19 @@ def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None
 
 
 def _with_alpha(rgba: Rgba, alpha: Float[np.ndarray, "h w"]) -> Rgba:
+    """Returns the picture with this alpha in place of its own."""
     return np.concatenate([rgba[..., :3], alpha[..., None]], axis=-1)
 
 
 def _border_of(mask: Mask) -> Mask:
-    """Its pixels that have others beside them, or the picture's edge."""
+    """Returns the mask's pixels that are beside one outside of it, or at the picture's edge."""
     return mask & ~np.asarray(ndimage.binary_erosion(mask), bool)
 
 
 def _plain_background(
     border: Float[np.ndarray, "n 3"],
 ) -> tuple[Float[np.ndarray, "3"], float] | None:
-    """Color of the border and its tolerance, or None if the border is busy."""
+    """Returns a border's color and how far the background differs from it; None if it is busy."""
     color = np.median(border, axis=0)
     difference = np.abs(border - color[None]).max(axis=-1)
     if (difference <= PLAIN_TOLERANCE).mean() < PLAIN_BORDER:
@@ -177,14 +193,17 @@ def _plain_background(
         agree = difference <= EVEN_TOLERANCE
     else:
         agree = difference <= PLAIN_TOLERANCE
+
     # Twice the spread seen on the border: there is more background than border.
     spread = float(np.quantile(difference[agree], 0.99))
     return color, min(max(2 * spread, LEAST_TOLERANCE), PLAIN_TOLERANCE)
 
 
 def _even_color(border: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3"] | None:
-    """The color of much of a border that an object touches in other places, if there is one."""
+    """Returns the color of the free parts of a border that an object touches, if they are even."""
     colors, counts = np.unique(np.round(border * 255) / 255, axis=0, return_counts=True)
+
+    # An even object may touch more of the border than the background has; white tips the scales.
     best, most = None, 0.0
     for color in colors[np.argsort(counts)[-8:]].astype(np.float32):
         share = (np.abs(border - color[None]).max(axis=-1) <= EVEN_TOLERANCE).mean()
@@ -195,10 +214,18 @@ def _even_color(border: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3"] | No
 
 
 def _remove_plain(rgb: Rgb, color: Float[np.ndarray, "3"], tolerance: float) -> Rgba:
-    """Flood from the border: equal colors enclosed by the object stay (a white eye on white)."""
+    """Removes the background by a flood from the border; the object encloses colors like it.
+
+    So a white eye on white stays.
+
+    Raises:
+        InputError: nothing is left.
+    """
     alike = np.abs(rgb - color[None, None]).max(axis=-1) <= tolerance
     regions = connected_regions(alike, diagonal=False)
     at_border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+
+    # Region 0 is all that differs from the background; `alike` keeps it out of the flood.
     is_object = ~(alike & np.isin(regions, at_border))
     if not is_object.any():
         raise InputError(
@@ -211,37 +238,55 @@ def _remove_plain(rgb: Rgb, color: Float[np.ndarray, "3"], tolerance: float) -> 
 def _soften_edge(
     rgb: Rgb, is_object: Mask, color: Float[np.ndarray, "3"], tolerance: float
 ) -> Rgba:
-    """Solves pixel = alpha object + (1 - alpha) background for pixels at the edge.
+    """Makes edges soft: solves pixel = alpha object + (1 - alpha) background for alpha there.
 
     `object` is the nearest pixel further inside. Where there is none near (thin parts), or it
     looks like the background, the pixel stays opaque.
     """
+    # No blend reaches further than EDGE pixels: what remains when the object shrinks by so many
+    # is its own color.
     alpha = is_object.astype(np.float32)
     square = np.ones((2 * EDGE + 1, 2 * EDGE + 1))
     inside = np.asarray(ndimage.binary_erosion(is_object, square, border_value=1), bool)
     if not inside.any():
         return np.concatenate([rgb, alpha[..., None]], axis=-1)
+
+    # For each pixel, the nearest one inside and how far away it is.
     distance, nearest = np.zeros(inside.shape), np.zeros((2, *inside.shape), np.int32)
     ndimage.distance_transform_edt(
         ~inside, return_indices=True, distances=distance, indices=nearest
     )
+
+    # Three equations, one per channel, for one alpha. With p, o, b for pixel, object, background,
+    # least squares give alpha = (p - b) . (o - b) / |o - b|^2: well posed only where o is not b.
     inner = rgb[nearest[0], nearest[1]]
     contrast = inner - color[None, None]
     norm = (contrast**2).sum(axis=-1)
+
     # Twice EDGE: a corner of the object is that far from its inside.
     solvable = is_object & ~inside & (distance <= 2 * EDGE) & (norm > (4 * tolerance) ** 2)
     solved = ((rgb - color[None, None]) * contrast).sum(axis=-1) / np.where(solvable, norm, 1)
     alpha = np.where(solvable, solved.clip(0, 1), alpha).astype(np.float32)
+
+    # A blended pixel has the background in its color; the object's own replaces it.
     blended = solvable & (alpha < 1)
     return np.concatenate([np.where(blended[..., None], inner, rgb), alpha[..., None]], axis=-1)
 
 
 def _remove_by_network(rgba: Rgba, model: Path | None) -> Foreground:
+    """Cuts the object out by the network of `rembg`, from weights that are on this machine.
+
+    Raises:
+        InputError: rembg or its weights are missing, with how to get them; or it sees no object.
+    """
     if model is None:
+        # Where rembg itself looks for its weights.
         home = os.environ.get("U2NET_HOME") or os.path.join(
             os.environ.get("XDG_DATA_HOME", "~"), ".u2net"
-        )  # As rembg does.
+        )
         model = Path(os.path.expanduser(home)) / "u2net.onnx"
+
+    # All that is missing in one message, so that nobody has to come back for the second half.
     steps = []
     if importlib.util.find_spec("rembg") is None:
         steps.append("pip install 'o3d-jax[rembg]'")
@@ -265,29 +310,37 @@ def _remove_by_network(rgba: Rgba, model: Path | None) -> Foreground:
     return Foreground(_with_alpha(rgba, alpha), "the background was removed by rembg")
 
 
-def recentre_on_white(
+def recenter_on_white(
     rgba: Rgba, size: int, border: float = 0.2
 ) -> Float[np.ndarray, "{size} {size} 3"]:
-    """The object on a white square, its bounding box centred, its longest side 1 - `border` of it.
+    """Puts the object on a white square: centered, its longest side 1 - `border` of the square's.
 
-    The box is that of clear alpha; what is soft around it is shown. Release, Sec. "Preprocessing"
-    (there: bilinear, and any alpha above 0 counts as object).
+    Centered is the bounding box of what is clear; what is soft around it is shown, too. Release,
+    Sec. "Preprocessing" (there: bilinear, and any alpha above 0 counts as object).
 
     Raises:
         InputError: no pixel is visible.
     """
     if not 0 <= border < 1:
-        raise ValueError(f"border {border} is not in [0, 1): it is the share of the square left")
+        raise ValueError(
+            f"border {border} is not in [0, 1): it is the share of the square that stays white"
+        )
+
+    # The square in pixels of the picture, of which it may need more than there are on any side.
     rows, columns = bounding_box(rgba[..., 3])
     height, width = rows.stop - rows.start, columns.stop - columns.start
     side = max(height, width) / (1 - border)
     pad = int(np.ceil((side - min(height, width)) / 2)) + 1
+
+    # Colors are resized times alpha: otherwise those of transparent pixels bleed into the edge.
     alpha = rgba[..., 3:]
     premultiplied = np.concatenate([rgba[..., :3] * alpha, alpha], axis=-1)
     left = pad + columns.start + (width - side) / 2
     top = pad + rows.start + (height - side) / 2
     canvas = np.pad(premultiplied, ((pad, pad), (pad, pad), (0, 0)))
     square = _resize(canvas, (size, size), (left, top, left + side, top + side))
+
+    # Over white: alpha color + (1 - alpha) 1.
     return (square[..., :3] + 1 - square[..., 3:]).clip(0, 1)
 
 
@@ -296,7 +349,10 @@ def _resize(
     size: tuple[int, int],
     box: tuple[float, float, float, float],
 ) -> Float[np.ndarray, "{size[0]} {size[1]} c"]:
-    """Part of the image (left, top, right, bottom; pixels), antialiased; height before width."""
+    """Resizes a part of the image, antialiased.
+
+    `size` is (height, width); `box` is (left, top, right, bottom) in pixels of the image.
+    """
     height, width = size
     channels = [
         Image.fromarray(np.ascontiguousarray(image[..., c], np.float32)).resize(

@@ -13,7 +13,7 @@ from o3d_jax.errors import InputError
 from o3d_jax.types import Gaussians
 
 MIN_OPACITY = 0.005
-"""Gaussians below are not worth storing (release, LGM's export)."""
+"""Opacity below which a Gaussian is not worth storing (release, LGM's export)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Values:
 def values_to_store(
     gaussians: Gaussians, path: str | os.PathLike[str], min_opacity: float
 ) -> Values:
-    """The object's values, without the Gaussians of less than `min_opacity`.
+    """Returns the object's values, without the Gaussians of less than `min_opacity`.
 
     Raises:
         ValueError: more than one object, scales below 0, or values that are not finite in float32.
@@ -58,14 +58,14 @@ def values_to_store(
 
 
 def gaussians_from(path: str | os.PathLike[str], values: Values, drop_bad: bool) -> Gaussians:
-    """The Gaussians that a file holds, in float32.
+    """Returns the Gaussians that a file holds, in float32.
 
     Args:
         drop_bad: whether those with values that float32 cannot hold are left out, with a warning
             that says how many.
 
     Raises:
-        InputError: there are such, and they are not to be left out, or they are all.
+        InputError: there are such values, and they are not to be left out, or no others remain.
     """
     bad = _not_finite(values)
     if bad.any():
@@ -85,12 +85,13 @@ def gaussians_from(path: str | os.PathLike[str], values: Values, drop_bad: bool)
 
 
 def _some(values: Values, kept: Bool[np.ndarray, " n"]) -> Values:
+    """Returns the values of those Gaussians alone that `kept` marks."""
     names = [field.name for field in dataclasses.fields(Values)]
     return Values(**{name: getattr(values, name)[kept] for name in names})
 
 
 def _not_finite(values: Values) -> Bool[np.ndarray, " n"]:
-    """Which Gaussians have a value that float32 cannot hold."""
+    """Marks the Gaussians that have a value which float32 cannot hold."""
     rows = [values.means, values.scales, values.quats, values.opacities[:, None], values.colors]
     with np.errstate(over="ignore"):
         table = np.concatenate(rows, axis=-1).astype(np.float32)
@@ -98,7 +99,7 @@ def _not_finite(values: Values) -> Bool[np.ndarray, " n"]:
 
 
 def file_content(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of a file.
+    """Returns all bytes of a file.
 
     Raises:
         InputError: it cannot be read.

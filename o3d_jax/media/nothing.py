@@ -12,18 +12,21 @@ from o3d_jax.types import Gaussians
 
 
 def check_object(gaussians: Gaussians, when: str, parts: Mapping[str, Any]) -> None:
-    """Looks at what a model made; `when` begins the message, `parts` are the model's weights.
+    """Refuses an object that cannot be shown; `when` begins the message.
 
     Raises:
         InputError: a Gaussian is not finite, or all are too transparent to be stored. Says why, as
-            far as it can be told from the weights.
+            far as the model's weights, `parts`, tell.
     """
+    # A Gaussian is bad if any one of its numbers is; all fields begin with the same axes.
     values = jax.tree.leaves(jax.tree.map(np.asarray, gaussians))
     count = int(np.prod(gaussians.opacities.shape))
     finite = [np.isfinite(a).reshape(count, -1).all(axis=1) for a in values]
     bad = count - int(np.logical_and.reduce(finite).sum())
     if bad:
         raise InputError(f"{when}, {bad} of {count} Gaussians are not finite{_why(parts)}")
+
+    # The files leave out what is below MIN_OPACITY, so that such an object would be empty.
     most = float(np.asarray(gaussians.opacities).max(initial=0))
     if most < MIN_OPACITY:
         raise InputError(
@@ -34,7 +37,7 @@ def check_object(gaussians: Gaussians, when: str, parts: Mapping[str, Any]) -> N
 
 
 def _why(parts: Mapping[str, Any]) -> str:
-    """The cause and the remedy, by the networks whose weights are not finite themselves."""
+    """Returns the end of the message: which networks' own weights are damaged, and what to do."""
     damaged = []
     for name, tree in parts.items():
         arrays = [np.asarray(a) for a in jax.tree.leaves(tree)]

@@ -70,6 +70,7 @@ def write_ply(
 
 
 def _header(count: int, up: Up) -> bytes:
+    """Returns the header of a file of `count` Gaussians in the axes `up`."""
     properties = [f"property float {name}" for name in FIELDS]
     lines = ["ply", "format binary_little_endian 1.0", f"comment {_UP_COMMENT} {up}"]
     lines += [f"element vertex {count}", *properties]
@@ -80,7 +81,7 @@ def _header(count: int, up: Up) -> bytes:
 def read_ply(
     path: str | os.PathLike[str], drop_bad: bool = False, up: Up | None = None
 ) -> Gaussians:
-    """The Gaussians of a file in this layout, after activation, upright with y up.
+    """Reads the Gaussians of a file in this layout: after activation, upright with y up.
 
     Properties may come in any order and be float or double, in either byte order; further ones
     and further elements are skipped. Of colors that change with the direction (f_rest_*), the
@@ -103,6 +104,7 @@ def read_ply(
     def columns(*names: str) -> Float[np.ndarray, "n k"]:
         return np.stack([table[name].astype(np.float64) for name in names], axis=-1)
 
+    # Ours have one color from all sides. Higher harmonics that are all 0 lose nothing.
     rest = [name for name in table.dtype.names or () if name.startswith("f_rest_")]
     if any(table[name].any() for name in rest):
         warnings.warn(
@@ -110,9 +112,12 @@ def read_ply(
             "(f_dc_*) is read",
             stacklevel=2,
         )
+
+    # Flat Gaussians have two scales; exp makes 1 of a stored 0, so the third is padded behind it.
     names = [name for name in _SCALES if name in (table.dtype.names or ())]
     scales = np.exp(columns(*names))
     scales = np.pad(scales, [(0, 0), (0, 3 - len(names))])
+
     values = Values(
         means=columns(*_MEAN),
         scales=scales,
@@ -124,23 +129,27 @@ def read_ply(
 
 
 def _axes_of(header: PlyHeader) -> Up:
-    """The axes that a header names, or those that viewers expect."""
+    """Returns the axes that a header names, or else those that viewers expect."""
     named: list[Up] = [up for up in TURNS if f"{_UP_COMMENT} {up}" in header.comments]
     return named[0] if named else "y-down"
 
 
 def _read_vertices(path: str | os.PathLike[str], content: bytes, header: PlyHeader) -> np.ndarray:
-    """The rows of the element vertex, with its properties as named fields."""
+    """Returns the rows of the element vertex, with its properties as named fields."""
     if not header.byte_order:
         raise InputError(f"{path} is a .ply in text; save it as a binary one")
     elements = header.elements
     names = [element.name for element in elements]
     if names.count("vertex") != 1:
         raise InputError(f"{path} is not a .ply of Gaussians: it needs one element, vertex")
+
+    # Rows before the vertices are skipped by their size, which lists in them would hide.
     before = elements[: names.index("vertex")]
     vertex = elements[len(before)]
     _check_is_of_gaussians(path, before, vertex)
     skipped = sum(element.count * _row(element, "<").itemsize for element in before)
+
+    # Behind the vertices anything may follow; where they are last, nothing may.
     row = _row(vertex, header.byte_order)
     needed, found = skipped + vertex.count * row.itemsize, len(content) - header.start
     last = vertex is elements[-1]
@@ -155,10 +164,17 @@ def _read_vertices(path: str | os.PathLike[str], content: bytes, header: PlyHead
 def _check_is_of_gaussians(
     path: str | os.PathLike[str], before: list[PlyElement], vertex: PlyElement
 ) -> None:
+    """Refuses a file whose vertices are not Gaussians that can be read.
+
+    Raises:
+        InputError: properties are missing or come twice, or there are lists among what is read.
+    """
     names = [each.name for each in vertex.properties]
     numbers = {
         each.name for each in vertex.properties if each.kind[0] == "f" and not each.count_kind
     }
+
+    # The third scale is the only one of ours that a file may be without.
     needed = [*_NEEDED, *(name for name in _SCALES[2:] if name in names)]
     missing = [name for name in needed if name not in numbers]
     if missing:
@@ -174,7 +190,10 @@ def _check_is_of_gaussians(
 
 
 def _row(element: PlyElement, byte_order: str) -> np.dtype:
-    """One row, with no gaps. Names of other elements do not matter and may come twice."""
+    """Returns the type of one row, without gaps.
+
+    Other elements' properties are numbered: they are only skipped, and their names may come twice.
+    """
     kinds = [byte_order + each.kind for each in element.properties]
     if element.name != "vertex":
         return np.dtype([(f"{i}", kind) for i, kind in enumerate(kinds)])

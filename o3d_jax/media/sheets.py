@@ -20,7 +20,7 @@ GAP = 4
 """Pixels between tiles."""
 
 FONT_SIZE = 12
-"""Pixels."""
+"""Height of the labels' letters, in pixels."""
 
 
 def grid(
@@ -30,7 +30,7 @@ def grid(
     least_tile: int = LEAST_TILE,
     most_tile: int = MOST_TILE,
 ) -> Float[np.ndarray, "H W 3"]:
-    """One image with a tile for each image in `rows`, in [0, 1], on white.
+    """Returns one picture on white with a tile for each image in `rows`, values in [0, 1].
 
     Images may differ in size; each is fitted into a square tile as large as the largest of them,
     within `least_tile` and `most_tile`. Rows may differ in length. Labels may be missing.
@@ -40,17 +40,24 @@ def grid(
     """
     if not any(len(row) for row in rows):
         raise ValueError("a contact sheet needs at least one image; rows is empty")
+
+    # All tiles have one size, so that images of one column stand below each other.
     largest = max(max(image.shape[:2]) for row in rows for image in row)
     tile = min(max(least_tile, largest), most_tile)
     columns = max(len(row) for row in rows)
+
+    # Labels have a margin of their own, of the width of the longest; none, where there are none.
     font = ImageFont.load_default(FONT_SIZE)
     left = GAP + max((int(font.getlength(label)) + 2 * GAP for label in row_labels), default=0)
     top = GAP + (FONT_SIZE + 2 * GAP if column_labels else 0)
     pitch = tile + GAP
+
     sheet = Image.new("RGB", (left + columns * pitch, top + len(rows) * pitch), "white")
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             sheet.paste(_fit(image, tile), (left + j * pitch, top + i * pitch))
+
+    # Row labels in the middle of their tile's left side ("lm"), column labels above ("mt").
     draw = ImageDraw.Draw(sheet)
     for i, label in enumerate(row_labels):
         draw.text((GAP, top + i * pitch + tile // 2), label, "black", font, anchor="lm")
@@ -60,7 +67,7 @@ def grid(
 
 
 def _fit(image: Tile, tile: int) -> Image.Image:
-    """As large as fits, in the middle of a white square."""
+    """Returns the image as large as fits, in the middle of a white square."""
     picture = Image.fromarray(to_bytes(image))
     factor = tile / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))

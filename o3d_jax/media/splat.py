@@ -26,7 +26,7 @@ from o3d_jax.types import Gaussians
 ROW = np.dtype(
     [("mean", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quaternion", "u1", 4)]
 )
-"""One Gaussian."""
+"""The bytes of one Gaussian."""
 
 
 def write_splat(
@@ -47,8 +47,11 @@ def write_splat(
         ValueError: more than one object, scales below 0, or values that are not finite.
     """
     values = values_to_store(to_axes(gaussians, up), path, min_opacity)
+
+    # What covers most comes first. A stable order makes equal ones the same on every machine.
     importance = values.scales.prod(axis=-1) * values.opacities
     order = np.argsort(-importance, kind="stable")
+
     rows = np.empty(len(order), ROW)
     rows["mean"], rows["scales"] = values.means, values.scales
     rows["rgba"][:, :3] = _to_bytes(values.colors * 255)
@@ -62,9 +65,9 @@ def write_splat(
 def read_splat(
     path: str | os.PathLike[str], drop_bad: bool = False, up: Up = "y-down"
 ) -> Gaussians:
-    """The Gaussians of a .splat file, in its order, with unit quaternions; none if it is empty.
+    """Reads the Gaussians of a .splat file in its order; an empty file has none.
 
-    They are upright, y up.
+    They are upright, y up, and their quaternions are of length 1.
 
     Args:
         drop_bad: whether Gaussians with values that are not finite are left out, with a warning
@@ -82,9 +85,13 @@ def read_splat(
             f"{path} has {len(content)} bytes, no multiple of {ROW.itemsize}: it is cut short or "
             "not a .splat file; export it anew"
         )
+
+    # Any bytes make floats: scales below 0 are the one sign that these are not Gaussians.
     rows = np.frombuffer(content, ROW)
     if (rows["scales"] < 0).any():
         raise InputError(f"{path} has scales below 0: it is not a .splat file; export it anew")
+
+    # Bytes of quaternions, rounded, are of another length than 1, which is undone here.
     values = Values(
         means=rows["mean"].astype(np.float64),
         scales=rows["scales"].astype(np.float64),
@@ -96,9 +103,11 @@ def read_splat(
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Rounds to whole numbers in 0 .. 255; what lies outside is cut off."""
     return np.rint(values).clip(0, 255).astype(np.uint8)
 
 
 def _normalized(quats: np.ndarray) -> np.ndarray:
+    """Returns unit quaternions; a zero one becomes the identity, as for `render`."""
     norm = np.linalg.norm(quats, axis=-1, keepdims=True)
     return np.where(norm > 0, quats / np.where(norm > 0, norm, 1), [1.0, 0, 0, 0])

@@ -1,5 +1,6 @@
 """Short films: GIF always, MP4 where an `ffmpeg` with a codec is found."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -25,13 +26,16 @@ def write_gif(path: str | os.PathLike[str], frames: Frames, fps: float = 20.0) -
     All frames share one palette, or colors would flicker; GIF counts in hundredths of a second.
     """
     pixels = to_bytes(frames)
-    chosen = pixels[:: -(-len(pixels) // _PALETTE_FRAMES)]
+    chosen = pixels[:: math.ceil(len(pixels) / _PALETTE_FRAMES)]
     stacked = Image.fromarray(chosen.reshape(-1, *pixels.shape[2:]))
     palette = stacked.quantize(256, method=Image.Quantize.MEDIANCUT)
+
+    # Dithering hides the steps that 256 colors leave in smooth shading.
     pictures = [
         Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
         for frame in pixels
     ]
+
     with written_whole(path) as temporary:
         pictures[0].save(
             temporary,
@@ -44,7 +48,7 @@ def write_gif(path: str | os.PathLike[str], frames: Frames, fps: float = 20.0) -
 
 
 def write_mp4(path: str | os.PathLike[str], frames: Frames, fps: float = 20.0) -> bool:
-    """Writes frames in [0, 1] as MP4 (yuv420p, which every player reads); False if none can be.
+    """Writes frames in [0, 1] as MP4 (yuv420p, which every player reads); returns whether it could.
 
     Takes the first `ffmpeg` on PATH and the first of its codecs that works. An odd last row or
     column is doubled, for yuv420p needs even sizes. Whole or not at all.
@@ -61,11 +65,13 @@ def write_mp4(path: str | os.PathLike[str], frames: Frames, fps: float = 20.0) -
 def _encode(
     ffmpeg: str, codec: str, path: Path, pixels: UInt8[np.ndarray, "t h w 3"], fps: float
 ) -> bool:
-    """Whether this codec could write the file."""
+    """Writes the film with one codec; returns whether that worked."""
     size = f"{pixels.shape[2]}x{pixels.shape[1]}"
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
     quality = ["-crf", "18"] if codec == "libx264" else ["-q:v", "3"]  # Both: hardly visible loss.
     output = ["-an", "-c:v", codec, *quality, "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+
+    # ffmpeg writes beside, not in place: where it fails midway, no half film is left.
     with tempfile.TemporaryDirectory() as folder:
         film = Path(folder) / "film.mp4"
         command = [ffmpeg, "-v", "error", "-y", *source, *output, str(film)]

@@ -67,7 +67,7 @@ def value_at(density: Float32[np.ndarray, "x y z"], x: float, y: float, z: float
 
 
 STEP = 0.5
-"""Of a ray, in steps of the grid."""
+"""Length of a step along a ray, in steps of the grid."""
 
 
 @kernel

@@ -40,7 +40,7 @@ class Surround(NamedTuple):
     """camera_to_world, OpenCV axes."""
     middle: Float[np.ndarray, "3"]
     radius: float
-    """Of the ball."""
+    """Radius of the ball."""
 
 
 class Seen(NamedTuple):

@@ -13,7 +13,7 @@ from o3d_jax.meshing.field import DensityField
 LEAST_PART = 0.03
 """Share of the largest part's volume, below which another part is left out."""
 SHRINK, GROW, ROUNDS = 0.5, -0.53, 10
-"""Taubin's smoothing (1995): steps towards the neighbors' mean and, so that nothing shrinks, a bit
+"""Taubin's smoothing (1995): steps toward the neighbors' mean and, so that nothing shrinks, a bit
 farther away from it."""
 ATTEMPTS = tuple((more, speed) for more in (1.0, 1.5, 2.0, 3.0) for speed in (7.0, 4.0))
 """How often decimation is tried, until nothing is pinched: by how much it may exceed the triangles
@@ -82,7 +82,7 @@ def _main_parts(
 
 
 def taubin(vertices: Float[np.ndarray, "k 3"], faces: Int[np.ndarray, "f 3"]) -> np.ndarray:
-    """Returns smoothed vertices: each moves towards its neighbors' mean and back, ROUNDS times."""
+    """Returns smoothed vertices: each moves toward its neighbors' mean and back, ROUNDS times."""
     count, starts, ends = len(vertices), faces.ravel(), faces[:, [1, 2, 0]].ravel()
     edges = sparse.coo_array((np.ones(len(starts)), (starts, ends)), (count, count)).tocsr()
     neighbors = ((edges + edges.T) > 0).astype(np.float64)

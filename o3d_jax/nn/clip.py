@@ -104,7 +104,7 @@ class ClipEmbeddings(nn.Module):
 
 
 class ClipTransformer(nn.Module):
-    """Embeddings, layers, and the class token's final state, normalised."""
+    """Embeddings, layers, and the class token's final state, normalized."""
 
     config: ClipConfig
     dtype: DTypeLike
@@ -128,7 +128,7 @@ class ClipVision(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"]
     ) -> Float[Array, "b 1 {self.config.projection_dim}"]:
-        x = normalise(resize_antialiased(images, self.config.image_size))
+        x = normalize(resize_antialiased(images, self.config.image_size))
         x = ClipTransformer(self.config, self.dtype, name="vision_model")(x)
         project = Dense(
             self.config.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection"
@@ -136,7 +136,7 @@ class ClipVision(nn.Module):
         return project(x)[:, None].astype(jnp.float32)
 
 
-def normalise(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+def normalize(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
     """Returns images in [0, 1] shifted and scaled by CLIP's mean and deviation."""
     mean = jnp.broadcast_to(jnp.asarray(CLIP_MEAN, images.dtype), images.shape)
     std = jnp.broadcast_to(jnp.asarray(CLIP_STD, images.dtype), images.shape)

@@ -9,7 +9,7 @@ from o3d_jax.nn.layers import Conv3x3, PointwiseConv, pixel_unshuffle, pool2
 
 
 class FeedbackBlock(nn.Module):
-    """One residual block of Table 3, without normalisation layers.
+    """One residual block of Table 3, without normalization layers.
 
     The last convolution starts at zero: a new block passes on its (pooled, projected) input.
     """

@@ -18,8 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 FEWEST_KEYS = 512
-"""Fewer keys than this make so few scores that a plain product is as good: the eight frames of
-temporal attention, the innermost level of the U-Net, the image encoder's 257 tokens."""
+"""The fewest keys that are worth a kernel.
+
+Fewer make so few scores that a plain product is as good: the eight frames of temporal attention,
+the innermost level of the U-Net, the image encoder's 257 tokens.
+"""
 
 TPU_BLOCK = 512
 """Queries and keys at a time on a TPU; the kernel's default of 128 leaves its matrix unit waiting.
@@ -51,12 +54,12 @@ def fused_kernels(q: _Heads, k: _Heads, v: _Heads) -> dict[str, _Kernel]:
 
 
 def _has_cudnn() -> bool:
-    """Whether JAX's CUDA plugin is there: without it, cuDNN's attention cannot even be traced."""
+    """Returns whether JAX's CUDA plugin is there, without which cuDNN's attention isn't traced."""
     return any(importlib.util.find_spec(f"jax_cuda{major}_plugin") for major in (12, 13))
 
 
 def _cudnn(q: _Heads, k: _Heads, v: _Heads) -> _Heads:
-    """Needs an Ampere GPU or newer. JAX puts heads after tokens."""
+    """Returns attention by cuDNN, which needs an Ampere GPU. JAX puts heads after tokens there."""
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"), 1, 2)
 

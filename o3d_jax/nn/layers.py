@@ -1,7 +1,7 @@
 """Layers that several networks share, in the formulations that are fast on every backend.
 
 Parameter names follow torch (`weights/pytorch/names.py` gives the rule). Networks compute in
-`dtype`; parameters and normalisation statistics are float32.
+`dtype`; parameters and normalization statistics are float32.
 """
 
 import math

@@ -28,7 +28,7 @@ SKIP_SCALE = math.sqrt(0.5)  # Keeps the variance of a sum of two branches (LGM)
 GAUSSIAN_CHANNELS = (3, 1, 3, 4, 3)  # mean, opacity, scale, quaternion, color
 
 SCALE_UNIT = 0.1
-"""LGM's factor of softplus, scene units: what a raw scale of 0.54 becomes."""
+"""What LGM multiplies the softplus of a raw scale by, scene units."""
 
 # torch's default, U(-1, 1) / sqrt(fan_in), with which LGM was trained; a third of the variance of
 # Linen's. The biases start at zero.
@@ -37,7 +37,7 @@ Conv3 = partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=torch_init)
 Conv1 = partial(PointwiseConv, kernel_init=torch_init)
 
 
-CELL = 1.37
+VIEW_WIDTH = 1.37
 """Width of the orbit's view at the origin, scene units: 2 * 1.5 * tan(49.1 degrees / 2)."""
 
 
@@ -46,10 +46,10 @@ def faint_and_small(
 ) -> Float[Array, "14"]:
     """Returns the initial bias of the last layer: opacities of 0.1, scales of half a grid cell.
 
-    From zero they would be 0.5 and 0.07 scene units: a fog in which the near hide the far from the
-    gradient, and each pixel blends hundreds.
+    With a bias of zero they would be 0.5 and 0.07 scene units: hundreds of Gaussians would overlap
+    in each pixel, and those in front would keep the gradient from those behind.
     """
-    raw_scale = math.log(math.expm1(0.5 * CELL / grid / SCALE_UNIT))  # `activate` undone.
+    raw_scale = math.log(math.expm1(0.5 * VIEW_WIDTH / grid / SCALE_UNIT))  # `activate` undone.
     mean, opacity, scale, rest = jnp.split(jnp.zeros(shape, dtype), (3, 4, 7))
     return jnp.concatenate([mean, opacity - 2, scale + raw_scale, rest])
 

@@ -76,7 +76,7 @@ class Lpips(nn.Module):
 
         # Both images go through the trunk as one batch.
         batch, images = a.shape[:-3], jnp.stack([a, b])
-        x = standardise(images.reshape(-1, h, w, 3)).astype(self.dtype)
+        x = standardize(images.reshape(-1, h, w, 3)).astype(self.dtype)
         distance = jnp.zeros((x.shape[0] // 2,), jnp.float32)
         for i, stage in enumerate(TRUNKS[self.network]):
             x = self._stage(stage, x)
@@ -104,7 +104,7 @@ class Lpips(nn.Module):
         return x
 
 
-def standardise(images: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
+def standardize(images: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
     """Returns images in [0, 1] shifted and scaled as the networks want them."""
     shift = jnp.asarray(SHIFT, images.dtype)[None, None, None]
     scale = jnp.asarray(SCALE, images.dtype)[None, None, None]

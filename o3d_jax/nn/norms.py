@@ -1,4 +1,4 @@
-"""Normalisations, with gradients written out: as XLA derives them, they take several times as long.
+"""Normalizations, with gradients written out: as XLA derives them, they take several times as long.
 
 Only the input and a mean and a scale for each group or token are kept for the way back. First
 derivatives only, in reverse mode. Statistics are float32 whatever is computed in.
@@ -50,10 +50,10 @@ Gradients = tuple[Float[Array, "*b d"], Float[Array, " d"], Float[Array, " d"]]
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation over all axes but the first (batch) and, within groups, the last.
+    """Group normalization over all axes but the first (batch) and, within groups, the last.
 
     Sums are per channel, then per group: up to four times faster than `linen.GroupNorm`. A video
-    of shape `b v h w c` is normalised over its frames too, as torch does in 3-D.
+    of shape `b v h w c` is normalized over its frames too, as torch does in 3-D.
     """
 
     num_groups: int = 32
@@ -101,25 +101,28 @@ def _group_norm_forward(
     x32 = x.astype(jnp.float32)
     count = x.shape[1] * x.shape[2] // groups
     mean = _over_group(x32.sum(1), groups) / count
-    centred = x32 - mean
-    variance = _over_group((centred**2).sum(1), groups) / count
+    centered = x32 - mean
+    variance = _over_group((centered**2).sum(1), groups) / count
     gain = jax.lax.rsqrt(variance + epsilon)
-    y = centred * (gain * scale[None, None]) + bias[None, None]
+    y = centered * (gain * scale[None, None]) + bias[None, None]
     return y.astype(dtype), Kept(x, scale, mean, gain)
 
 
 def _group_norm_backward(
-    groups: int, epsilon: float, dtype: DTypeLike, kept: Kept, dy: Float[Array, "b n c"]
+    groups: int, _epsilon: float, _dtype: DTypeLike, kept: Kept, dy: Float[Array, "b n c"]
 ) -> Gradients:
-    del epsilon, dtype
+    """Returns the gradients; JAX gives all arguments that have none of their own, used or not."""
     x, scale, mean, gain = kept
-    dy32, centred = dy.astype(jnp.float32), x.astype(jnp.float32) - mean
+    dy32, centered = dy.astype(jnp.float32), x.astype(jnp.float32) - mean
+
+    # With n the normalized input: dx = gain (s dy - mean(s dy) - n mean(s dy n)), means over a
+    # group. Both means come from the sums that the bias and the scale need for each channel.
     count = x.shape[1] * x.shape[2] // groups
     dbias = sum_rows(dy32)
-    dscale = sum_rows(dy32 * centred) * gain[:, 0]
+    dscale = sum_rows(dy32 * centered) * gain[:, 0]
     shift = _over_group(dbias * scale[None], groups) / count
     slope = _over_group(dscale * scale[None], groups) / count
-    dx = dy32 * (gain * scale[None, None]) - centred * (gain**2 * slope) - gain * shift
+    dx = dy32 * (gain * scale[None, None]) - centered * (gain**2 * slope) - gain * shift
     return dx.astype(x.dtype), dscale.sum(0), dbias.sum(0)
 
 
@@ -127,7 +130,7 @@ _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 class LayerNorm(nn.Module):
-    """Normalisation of each token over its features."""
+    """Normalization of each token over its features."""
 
     epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
@@ -161,16 +164,16 @@ def _layer_norm_forward(
 ) -> tuple[Float[Array, "n d"], Kept]:
     x32 = x.astype(jnp.float32)
     mean = x32.mean(-1, keepdims=True)
-    centred = x32 - mean
-    gain = jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + epsilon)
-    y = centred * gain * scale[None] + bias[None]
+    centered = x32 - mean
+    gain = jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + epsilon)
+    y = centered * gain * scale[None] + bias[None]
     return y.astype(dtype), Kept(x, scale, mean, gain)
 
 
 def _layer_norm_backward(
-    epsilon: float, dtype: DTypeLike, kept: Kept, dy: Float[Array, "n d"]
+    _epsilon: float, _dtype: DTypeLike, kept: Kept, dy: Float[Array, "n d"]
 ) -> Gradients:
-    del epsilon, dtype
+    """Returns the gradients, as `_group_norm_backward` does, with means over each token."""
     x, scale, mean, gain = kept
     dy32, normal = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * gain
     dscale, dbias = sum_rows((dy32 * normal)[None])[0], sum_rows(dy32[None])[0]

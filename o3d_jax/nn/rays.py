@@ -11,7 +11,7 @@ from o3d_jax.nn.layers import Dense
 class RayEmbedding(nn.Module):
     """The "two-layered MLP" of Sec. 3.1: features to add to those of the U-Net, one a latent pixel.
 
-    Reads harmonic Pluecker rays (`geometry/rays.py`). Not zero-initialised, as in the release.
+    Reads harmonic Pluecker rays (`geometry/rays.py`). Not zero-initialized, as in the release.
     """
 
     features: int

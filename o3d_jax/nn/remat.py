@@ -1,4 +1,4 @@
-"""Layers that are computed again in the backward pass rather than kept (rematerialisation)."""
+"""Layers that are computed again in the backward pass rather than kept (rematerialization)."""
 
 from typing import TypeVar
 

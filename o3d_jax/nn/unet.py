@@ -149,11 +149,15 @@ class MultiViewUnet(nn.Module):
         channels = self.config.block_out_channels
         last = len(channels) - 1
         rays = RAYS[self.config.ray_convention]
+
+        # One ray a latent: at every scale those through the middles of its own pixels.
         grids = [
             harmonic_embedding(rays(cameras, (size[0] >> i, size[1] >> i)), self.config.ray_octaves)
             for i in range(last + 1)
         ]
 
+        # Embeddings are added before a block changes the width, so they have that of the block
+        # before.
         def embed(name: str, scale: int, features: int) -> Float[Array, "b v _ _ _"]:
             return RayEmbedding(features, dtype=self.dtype, name=name)(grids[scale])
 

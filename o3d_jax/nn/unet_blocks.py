@@ -32,7 +32,7 @@ class ResBlock(nn.Module):
     """GroupNorm, SiLU, convolution, twice, added to the input.
 
     It works over the pixels of images `b h w c`, or, with `across_frames`, over the frames of
-    videos `b v h w c`, whose normalisation then spans frames too. `emb` is added between the two.
+    videos `b v h w c`, whose normalization then spans frames too. `emb` is added between the two.
     """
 
     features: int
@@ -126,7 +126,7 @@ class TokenAttention(nn.Module):
 
     A softmax over one key is 1, so every query reads to_out(to_v(context)): queries and keys never
     matter, and get no gradient in torch either. Their parameters exist because checkpoints hold
-    them; compilers remove the normalisation in front of them.
+    them; compilers remove the normalization in front of them.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -252,7 +252,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles each frame: nearest neighbour, then a convolution."""
+    """Doubles each frame: nearest neighbor, then a convolution."""
 
     dtype: DTypeLike = jnp.float32
 

@@ -18,6 +18,10 @@ from jax.experimental import multihost_utils
 
 from o3d_jax.config import Config, LaunchConfig, to_dict
 from o3d_jax.errors import InputError
+from o3d_jax.parallel.alone import ending_alone, who_is
+
+JAX_WAITS = 3600
+"""Seconds that JAX would wait for the others after `launch.timeout`."""
 
 HOST_BYTES = 64
 """Bytes for a host's name in the process map."""
@@ -38,8 +42,10 @@ def start_processes(launch: LaunchConfig) -> None:
     What TPU pods, SLURM, Open MPI 4 and Kubernetes say in the environment is found by JAX;
     elsewhere `launch` says it. A process by itself goes on alone.
 
+    A process whose others do not come ends with one line and status 2, from wherever it is called.
+
     Raises:
-        InputError: the others were not to be reached in time.
+        InputError: process 0 was not to be reached in time.
     """
     # Its handler of SIGTERM would take the place of run.interruption's.
     jax.config.update("jax_enable_preemption_service", False)
@@ -52,23 +58,21 @@ def start_processes(launch: LaunchConfig) -> None:
     # JAX names what it could not find out in its ValueErrors; a process that found nothing at all
     # to go by, and was told nothing, is alone.
     try:
-        jax.distributed.initialize(
-            launch.coordinator,
-            launch.processes,
-            launch.process_id,
-            initialization_timeout=launch.timeout,
-        )
+        with ending_alone(launch):
+            jax.distributed.initialize(
+                launch.coordinator,
+                launch.processes,
+                launch.process_id,
+                # JAX must not be the first to give up: it aborts in C++, with a trace of its own.
+                initialization_timeout=launch.timeout + JAX_WAITS,
+            )
     except ValueError as error:
         if "coordinator_address" not in str(error) or launch.coordinator is not None:
             raise InputError(f"cannot join the run's processes: {error}") from error
     except jax.errors.JaxRuntimeError as error:
-        who, where = "this process", ""
-        if launch.coordinator is not None:
-            who = f"process {launch.process_id} of {launch.processes}"
-            where = f" at {launch.coordinator}"
         raise InputError(
-            f"{who} could not join the others{where} within {launch.timeout} s; see that all run "
-            f"and reach it, or raise launch.timeout ({str(error).splitlines()[0]})"
+            f"{who_is(launch)} could not join the others: {str(error).splitlines()[0]}; see that "
+            "all run and reach each other"
         ) from error
     _check_found_all()
 

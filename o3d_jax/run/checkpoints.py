@@ -5,10 +5,13 @@ optimizer), `record` is JSON: the config, the data iterator's position, and what
 No key is kept, for none is needed: a step's random numbers follow from `config.seed` and the step's
 number (`steps.train`), an orbit's first frame from the seed and its place in the order of data.
 
+`run/schedule.py` says when one is written.
+
 Orbax writes them behind training's back, whole or not at all, and deletes an old one only when the
 new one is whole. A disk may still damage them later; `restore` then takes the one before.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -28,9 +31,9 @@ from jax.experimental import multihost_utils
 
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError
+from o3d_jax.files.full_disk import full_disk_named, threads_quiet_about_full_disk
 from o3d_jax.run.fingerprints import fingerprints
 from o3d_jax.types import Frozen, TrainState
-from o3d_jax.weights.checkpoint import full_disk_named
 
 FREE_FIELDS = (
     *("train.log_every", "train.eval_every", "train.save_every", "train.keep"),
@@ -112,6 +115,8 @@ class RunCheckpoints:
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.lock = threading.RLock()
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(threads_quiet_about_full_disk())
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
         """Saves a step unless it is saved; arrays are copied at once, and written later.
@@ -189,7 +194,7 @@ class RunCheckpoints:
 
     def close(self) -> None:
         """Waits until all is written; nothing can be saved any more."""
-        with self.lock:
+        with self.lock, self._quiet:
             self.wait()
             self.manager.close()
 
@@ -363,6 +368,7 @@ def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
             rows.update(flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
         return rows
 
+    # A config of an older version may lack a field or have one more: both show as a difference.
     is_cosine = wanted["optim"]["schedule"] == "cosine"
     free = FREE_FIELDS if is_cosine else (*FREE_FIELDS, "train.steps")
     have, want = flat(saved), flat(wanted)

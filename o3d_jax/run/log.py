@@ -26,7 +26,8 @@ from o3d_jax.run.trackers import Tracker, import_tracker, open_trackers
 from o3d_jax.steps.train import StepReport, learning_rate
 
 Row = dict[str, float | int | None]
-"""A line of log.jsonl, by name; None where there is nothing to say, as for skipped steps only."""
+"""A line of log.jsonl, by name; None where no value exists, for
+example if all steps since the last line were skipped."""
 
 QUANTILES = (10, 50, 90)
 """Percentages of log sigma that a line has; TensorBoard gets the whole histogram."""
@@ -42,7 +43,10 @@ class Ending(NamedTuple):
 
 
 class RunLog:
-    """Logs to `folder`: banner.txt, config.json, log.jsonl, events.*, eval/STEP.png, exit.json.
+    """Writes what a run says to files of `folder`.
+
+    They are banner.txt, config.json, log.jsonl, events.* and exit.json; eval.jsonl, curves.png and
+    eval/STEP.png of evaluations; and profile/ if one is asked for.
 
     A context; how its block ends is why the run ended. Only process 0 writes and prints, but all
     must call the same methods: some of them end the run, on all alike.

@@ -28,7 +28,10 @@ def must_sample(train: TrainConfig, taken: int) -> bool:
 
 
 def must_save(train: TrainConfig, taken: int, stops: bool) -> bool:
-    """Returns whether there is a checkpoint of this state: of the last in any case."""
+    """Returns whether a checkpoint is due: regularly, at the last step, and when asked to stop.
+
+    An evaluation saves first, whatever this says (`train.py`).
+    """
     return is_last(train, taken) or stops or taken % train.save_every == 0
 
 

@@ -30,7 +30,7 @@ def encode_condition(
     noise: Float[Array, "b h w 3"],
     noise_std: Float[Array, " b"],
 ) -> Condition:
-    """Returns the condition for sampling: the latents see the image with noise, the embedding not.
+    """Returns the condition for sampling: latents of the noisy image, embedding of the clean one.
 
     `noise` is of unit variance and added on the scale [-1, 1] of the VAE, as in SVD.
     """

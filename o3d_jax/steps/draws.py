@@ -25,6 +25,7 @@ class Draws:
 def draw(config: Config, batch: int, key: Key[Array, ""]) -> Draws:
     """Returns a step's random numbers for `batch` objects."""
     model, diffusion = config.model, config.diffusion
+    # Keys in a fixed order: another one would change what every seed has drawn so far.
     sigma_key, noise_key, views_key, condition_key = jax.random.split(key, 4)
     level_key, image_key, latents_key, drop_key = jax.random.split(condition_key, 4)
 

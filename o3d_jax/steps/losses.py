@@ -86,13 +86,14 @@ def train_loss(
     config = model.config
     x, estimate = noised(model, batch, draws)
 
-    # The first estimate knows nothing of the object. Where a second follows, it alone learns.
+    # First pass, without feedback. If a second one follows, only the second gets a gradient.
     first = estimate(Maps.nothing(*batch.images.shape[:4]))
     if use_feedback:
         first = jax.lax.stop_gradient(first)
     noisy, clean = _reconstruct_both(model, batch, first, draws.sigma)
 
-    # What the object looks like from each view goes back into the denoiser: the loop of the paper.
+    # Second pass: the denoiser sees renders of the object, which closes the paper's loop. Without
+    # feedback nothing reads the maps, and XLA drops them.
     maps = feedback_maps(model, noisy.rendering, batch.cameras)
     maps = FEEDBACK_GRADIENTS[config.diffusion.feedback_gradient](maps)
     pred_x = estimate(maps) if use_feedback else first

@@ -176,7 +176,7 @@ def generate(
     def step(carry: tuple[LoopState, Estimate], pair):
         return one_level(carry[0], *pair), None
 
-    # A scan's carry has its shapes from the start. All but the last estimate are overwritten.
+    # A scan's carry must have its final shapes from the start, so it begins with a zero estimate.
     _, like = jax.eval_shape(one_level, state, sigmas[0], sigmas[1])
     empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
     (_, estimate), _ = jax.lax.scan(step, (state, empty), (sigmas[:-1], sigmas[1:]))
@@ -193,8 +193,8 @@ def generate_on_devices(
 ) -> Estimate:
     """Returns what `generate` does, for objects that lie on many devices.
 
-    The model's parameters lie as a training state's average does. Each device has a key of its
-    own, so that what is found depends on their number.
+    The model's parameters are sharded like a training state's average, by ZeRO stage 1. Each device
+    has a key of its own, so that what is found depends on their number.
     """
 
     def own(model: Ouroboros, objects: tuple, key: Key[Array, ""]) -> Estimate:

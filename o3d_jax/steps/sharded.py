@@ -1,6 +1,7 @@
 """Functions of objects on many devices: each device works on its own objects, under `shard_map`.
 
-So every collective is written here or in `parallel/`, and none is left to a compiler to guess.
+So the collectives of the forward and backward pass are written here or in `parallel/`. Those of the
+optimizer's update follow from the sharding constraints in `steps/train.py`.
 """
 
 import dataclasses
@@ -35,10 +36,10 @@ def mean_gradient(
     """Returns gradient and terms of the mean loss over all objects, which lie on many devices.
 
     `loss` takes parameters, frozen networks and some of the objects, and returns the mean over
-    these and its terms; `parts` is all that is given for the objects, by object along first axes.
-    Every device splits its objects into `accumulate` parts, one after another in the memory of
-    one. From stage 2 on, each part's gradient is shared out as soon as it is there, and what
-    comes back is shared out as well. Without a layout all is on one device.
+    these and its terms. Every array of `parts` has objects along its first axis. Each device works
+    through its objects in `accumulate` chunks, so that only one chunk is in memory. From ZeRO stage
+    2 on (`Layout.zero`), each chunk's gradient is sharded at once, and the result is sharded, too.
+    Without a layout all is on one device.
     """
     if layout is None:
         return _accumulated(jax.grad(loss, has_aux=True), params, frozen, parts, accumulate)
@@ -98,7 +99,7 @@ def on_own_objects(
 ) -> Result:
     """Returns what each device makes of its own objects, with a key of its own.
 
-    The model's parameters lie as a training state's average does.
+    The model's parameters are sharded like a training state's average, by ZeRO stage 1.
     """
     of_params, of_frozen = layout.axes(model.params, stage=1), layout.axes(model.frozen, stage=3)
 

@@ -204,7 +204,7 @@ def _update(training: Training, state: TrainState, gradient: Params) -> TrainSta
     updates, opt_state = training.optimizer.update(share(gradient), state.opt_state, before)
     params: Any = share(optax.apply_updates(before, updates))
 
-    # By hand: optax.incremental_update asks for 1 - decay, and computes decay from its rounding.
+    # By hand: optax.incremental_update takes 1 - decay, whose rounding at 0.9999 is felt in decay.
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(training.config.optim.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)

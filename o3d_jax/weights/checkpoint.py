@@ -7,10 +7,8 @@ is one. What a training run resumes from is in `run/checkpoints.py`.
 import contextlib
 import dataclasses
 import difflib
-import errno
 import hashlib
 import json
-import os
 import shutil
 import types
 import typing
@@ -26,6 +24,7 @@ from jax.experimental import multihost_utils
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import check_ours, whole_folder
+from o3d_jax.files.full_disk import full_disk_named, threads_quiet_about_full_disk
 from o3d_jax.types import Frozen, Params, pytree
 
 Tree = TypeVar("Tree")
@@ -77,14 +76,28 @@ def _from_plain(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return config_from_dict(value, typing.cast(type, hint), where)
     if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
-        raise InputError(f"{where} {value!r} is none of {', '.join(typing.get_args(hint))}")
-    if value is not None and Path in (hint, *typing.get_args(hint)):
+        raise InputError(f"{where} {value!r} is none of {', '.join(map(str, hint.__args__))}")
+    if not _is_a(value, hint):
+        raise InputError(f"{where} {value!r} is no {getattr(hint, '__name__', hint)}")
+    if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
         return Path(value)
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(hint, types.UnionType) and value is None:
-        return None
-    return value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type; a list stands for a tuple, a string for a path."""
+    inside = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in inside
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_is_a(value, each) for each in inside)
+    if typing.get_origin(hint) is tuple:
+        each = inside[:1] * len(value) if inside[-1] is ... and isinstance(value, list) else inside
+        is_list = isinstance(value, list) and len(value) == len(each)
+        return is_list and all(map(_is_a, value, each))
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, {float: int | float, Path: str}.get(hint, hint))
 
 
 def _read_config(folder: Path) -> Config:
@@ -93,7 +106,7 @@ def _read_config(folder: Path) -> Config:
         raise InputError(f"{folder} is not a checkpoint: it has no config.json")
     try:
         values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # No JSON, no text, or too deep.
         raise InputError(f"{path} is damaged: {error}; restore it from a copy") from error
     return config_from_dict(values, where=str(path))
 
@@ -166,22 +179,11 @@ def model_folder(folder: Path, config: Config) -> Iterator[Path]:
     with whole_folder(folder, names) as scratch:
         (scratch / "config.json").write_text(json.dumps(to_dict(config), indent=1))
         arrays = scratch / "weights"
-        with full_disk_named(folder):
+        with full_disk_named(folder), threads_quiet_about_full_disk():
             yield arrays
         # Orbax notes there where it wrote, which is not where the folder will be.
         (arrays / "commit_success.txt").unlink(missing_ok=True)
         (scratch / "checksum").write_text(_checksum(arrays))
-
-
-@contextlib.contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turns orbax's error for a full disk, which is the user's to mend, into an OSError."""
-    try:
-        yield
-    except ValueError as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def _checksum(folder: Path) -> str:

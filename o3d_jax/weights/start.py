@@ -15,6 +15,7 @@ from o3d_jax.nn.networks import Networks, init_networks
 from o3d_jax.steps.parts import split_parts
 from o3d_jax.types import Frozen, Params
 from o3d_jax.weights.checkpoint import BUNDLED, Model, Weights, check_fits, load_model
+from o3d_jax.weights.fetched import find_checkpoint
 
 SOURCES = {"vae": "vae", "unet": "unet", "clip": "unet", "lgm": "lgm"}
 """The part of the training that leaves each network behind."""
@@ -58,7 +59,7 @@ def _networks(params: Params) -> dict[str, Any]:
 def _trained(config: Config, read: Callable[[Path], Model], name: str, shapes: Any) -> Any:
     """Returns a network that is to be trained further; None if there is none yet."""
     beside = config.run_dir / config.name / SOURCES[name] / "model"
-    folder = beside if config.weights is None else config.weights
+    folder = beside if config.weights is None else find_checkpoint(config.weights)
     if config.weights is None and not folder.is_dir():
         return None
     model = read(folder)
@@ -83,7 +84,7 @@ def _check(model: Model, part: Any, config: Config, shapes: Any, name: str, fold
 def _checkpoint(config: Config) -> Path:
     """Returns the folder that holds the frozen networks."""
     if config.weights is not None:
-        return config.weights
+        return find_checkpoint(config.weights)
     beside = config.run_dir / config.name / "vae" / "model"
     folder = beside if beside.is_dir() else BUNDLED / config.name
     if not folder.is_dir():

@@ -16,7 +16,7 @@ from support.small_sets import FRAMES, OBJECTS, VIEWS, small_config, white, whit
 
 
 def drawn(batch, whites: np.ndarray) -> list[tuple[int, int]]:
-    """Index and first frame of each object of a batch, recognised by its input view."""
+    """Index and first frame of each object of a batch, recognized by its input view."""
     gaps = np.abs(batch.images[:, 0, None, None] - whites[None]).max(axis=(-3, -2, -1))
     assert np.all(gaps.min(axis=(1, 2)) < 1e-6)  # float32 rounding.
     return [tuple(int(i) for i in np.unravel_index(g.argmin(), g.shape)) for g in gaps]

@@ -28,7 +28,7 @@ OBJECTS = 10
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Frames of the model's size, so that each can be recognised."""
+    """Frames of the model's size, so that each can be recognized."""
     return write_set(tmp_path_factory.mktemp("sets") / "rendered", OBJECTS, size=16)
 
 
@@ -60,7 +60,7 @@ def whites_of(folder):
 
 
 def drawn(batch, whites):
-    """Index and first frame of each object of a batch, recognised by its input view; -1 if none."""
+    """Index and first frame of each object of a batch, recognized by its input view; -1 if none."""
     gaps = np.abs(batch.images[:, 0, None, None] - whites[None]).max(axis=(-3, -2, -1))
     places = [np.unravel_index(g.argmin(), g.shape) if g.min() < 1e-6 else (-1, -1) for g in gaps]
     return [(int(index), int(first)) for index, first in places]

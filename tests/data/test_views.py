@@ -45,7 +45,7 @@ def test_the_area_filter_is_the_mean_weighted_by_alpha():
     rgba[0, :2, :2] = [[[200, 0, 40, 255], [100, 0, 40, 255]], [[9, 9, 9, 0], [7, 7, 7, 0]]]
     rgba[0, 2:, 2:] = [10, 20, 30, 255]
     found = opaque_images(rgba, 2, DataConfig(resize_filter="area")) * 255
-    covered = np.array([150, 0, 40]) * 0.5 + 255 * 0.5  # Colours behind alpha 0 do not count.
+    covered = np.array([150, 0, 40]) * 0.5 + 255 * 0.5  # Colors behind alpha 0 do not count.
     np.testing.assert_allclose(found[0, 0, 0], covered, atol=1.5)  # Pillow rounds to 8 bits twice.
     np.testing.assert_allclose(found[0, 1, 1], [10, 20, 30], atol=1e-4)
     np.testing.assert_allclose(found[0, 0, 1], 255, atol=1e-4)

@@ -65,12 +65,21 @@ def test_a_file_of_names_is_read_into_the_protocol_and_its_hash(write, tmp_path)
         (f"{SHORT}[objects]\norbits = [-1]", "count from 0"),
         (f'{SHORT}[objects]\nnames = "none.txt"', "none.txt with names of objects"),
         (f"{SHORT}[intervals]\ncoverage = 1.0", "coverage 1.0"),
+        (f'{SHORT}[metrics]\nssim_sigma = "1.5"', "ssim_sigma '1.5' is no float"),
+        (f"{SHORT}seed = {'[' * 3000}", "is no TOML file"),
+        (f"{SHORT}seed = {'9' * 5000}", "is no TOML file"),
     ],
 )
 def test_a_mistake_is_one_message_that_names_it(write, text, said):
     with pytest.raises(InputError) as error:
         read_protocol(write(text))
     assert said in str(error.value) and "mine.toml" in str(error.value) or "none.txt" in said
+
+
+def test_a_file_of_names_that_is_no_text_is_refused(write, tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"chair\n\xff\n")
+    with pytest.raises(InputError, match=r"ids\.txt is no text in UTF-8"):
+        read_protocol(write(f'{SHORT}[objects]\nnames = "ids.txt"\n'))
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

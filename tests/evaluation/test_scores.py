@@ -14,7 +14,7 @@ from o3d_jax.evaluation.scores import (
     mean_interval,
     measure,
     resamples,
-    summarise,
+    summarize,
 )
 
 PROTOCOL = Protocol(name="mine", version=1)
@@ -39,7 +39,7 @@ SCORES = [
 
 def test_an_object_counts_once_however_many_orbits_it_has():
     """By hand: a is (11 + 15) / 2 = 13, b is 25; renders (14 + 16) / 2 = 15 and 22."""
-    summary = summarise(PROTOCOL, SCORES)
+    summary = summarize(PROTOCOL, SCORES)
     assert summary.views.psnr.value == pytest.approx(19)
     assert summary.renders.psnr.value == pytest.approx(18.5)
     assert summary.delta.psnr.value == pytest.approx(0.5)  # Not the mean of |2| and |-3|.
@@ -52,22 +52,22 @@ def test_an_object_counts_once_however_many_orbits_it_has():
 def test_the_input_view_counts_where_the_protocol_says_so():
     """By hand: a is (24 + 80 / 3) / 2 = 76 / 3, b is 40."""
     views = ViewsProtocol(input_view="included")
-    summary = summarise(dataclasses.replace(PROTOCOL, views=views), SCORES)
+    summary = summarize(dataclasses.replace(PROTOCOL, views=views), SCORES)
     assert summary.views.psnr.value == pytest.approx((76 / 3 + 40) / 2)
     assert summary.input_views.psnr.value == pytest.approx(60)
 
 
-def test_lpips_is_summarised_where_it_was_measured_and_absent_elsewhere():
-    assert summarise(PROTOCOL, SCORES).views.lpips is None
+def test_lpips_is_summarized_where_it_was_measured_and_absent_elsewhere():
+    assert summarize(PROTOCOL, SCORES).views.lpips is None
     with_lpips = [
         s._replace(**{f: per_view(1, 2, 3, lpips=(9, x, x + 1)) for f in s._fields[2:]})
         for s, x in zip(SCORES, (0.0, 0.0, 4.0), strict=True)
     ]
-    assert summarise(PROTOCOL, with_lpips).views.lpips.value == pytest.approx((0.5 + 4.5) / 2)
+    assert summarize(PROTOCOL, with_lpips).views.lpips.value == pytest.approx((0.5 + 4.5) / 2)
 
 
 def test_a_single_object_has_no_interval():
-    summary = summarise(PROTOCOL, SCORES[:2])
+    summary = summarize(PROTOCOL, SCORES[:2])
     assert summary.views.psnr == (13, None, None)
     assert summary.delta.psnr == (2, None, None)
 

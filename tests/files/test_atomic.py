@@ -6,7 +6,7 @@ import os
 import pytest
 
 from o3d_jax.errors import InputError
-from o3d_jax.files.atomic import whole_folder, written_whole
+from o3d_jax.files.atomic import continued, whole_folder, written_whole
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -82,3 +82,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         scratch.write_text("three")
         raise KeyError
     assert path.read_text() == "two" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_continued_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "file.txt"
+    with pytest.raises(KeyError), continued(path) as begun:
+        begun.write_text("one")
+        raise KeyError
+    assert not path.exists()
+    with continued(path) as begun, begun.open("a") as file:
+        file.write(" two")
+    assert path.read_text() == "one two" and list(tmp_path.iterdir()) == [path]

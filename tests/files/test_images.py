@@ -11,6 +11,7 @@ from PIL import Image
 from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.files.images import WORKING_SIZE, find_images, load_image, save_png, to_rgba
 from support.deep_png import deep_png
+from support.fuzz import CLEAR, megabytes_more
 
 BYTE = 1 / 255
 
@@ -59,14 +60,14 @@ def test_load_returns_the_pixels_that_were_saved(tmp_path, options, channels, to
         assert (rgba[..., 3] == 1).all()
 
 
-def test_grey_palette_and_16_bit_files_load_as_the_same_rgba(tmp_path):
-    grey = pattern(6, 4, 1)[..., 0]
-    expected = np.stack([grey] * 3 + [np.full_like(grey, 255)], axis=-1) / np.float32(255)
+def test_gray_palette_and_16_bit_files_load_as_the_same_rgba(tmp_path):
+    gray = pattern(6, 4, 1)[..., 0]
+    expected = np.stack([gray] * 3 + [np.full_like(gray, 255)], axis=-1) / np.float32(255)
     variants = {
-        "grey.png": Image.fromarray(grey),
-        "palette.png": Image.fromarray(grey).convert("P"),
-        "grey_alpha.png": Image.fromarray(grey).convert("LA"),
-        "deep.png": Image.fromarray(grey.astype(np.uint16) * 257),  # v/255 == 257 v / 65535
+        "gray.png": Image.fromarray(gray),
+        "palette.png": Image.fromarray(gray).convert("P"),
+        "gray_alpha.png": Image.fromarray(gray).convert("LA"),
+        "deep.png": Image.fromarray(gray.astype(np.uint16) * 257),  # v/255 == 257 v / 65535
     }
     for name, image in variants.items():
         image.save(tmp_path / name)
@@ -92,14 +93,14 @@ def test_the_value_that_is_not_there_is_clear_in_16_bits_too(tmp_path, channels)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
-def test_deep_grey_of_every_mode_is_scaled_by_what_it_can_hold(mode):
-    grey = pattern(6, 4, 1)[..., 0]
+def test_deep_gray_of_every_mode_is_scaled_by_what_it_can_hold(mode):
+    gray = pattern(6, 4, 1)[..., 0]
     # Pillow makes and keeps each of these modes; TIFF files come in all of them.
     stored = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4", "F": "<f4"}[mode]
-    values = grey / 255 if mode == "F" else grey.astype(np.int64) * 257
+    values = gray / 255 if mode == "F" else gray.astype(np.int64) * 257
     image = Image.frombytes(mode, (4, 6), values.astype(stored).tobytes())
     rgba = np.asarray(to_rgba(image, "it"))
-    np.testing.assert_array_equal(rgba, np.dstack([grey, grey, grey, np.full_like(grey, 255)]))
+    np.testing.assert_array_equal(rgba, np.dstack([gray, gray, gray, np.full_like(gray, 255)]))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -154,6 +155,9 @@ def make_bad_input(folder, kind):
         "no_pixels": png_of_header(0, 0),
         "bomb": png_of_header(20_000, 20_000),
         "small_bomb": png_of_header(9_000, 9_000),
+        "flat_bomb": png_of_header(7_000, 6_000),
+        "tall_bomb": png_of_header(2, 4_000_000),
+        "too_few": png_of_header(900, 700),
         "bmp": encoded(noise, format="BMP"),
         "transparent": encoded(pattern(4, 5, 4) * np.array([1, 1, 1, 0], np.uint8), format="PNG"),
     }
@@ -180,6 +184,9 @@ BAD = {
     "no_pixels": "without pixels",
     "bomb": "more than 64 megapixels",
     "small_bomb": "more than 64 megapixels",
+    "flat_bomb": "7000 x 6000 pixels in",
+    "tall_bomb": "2 x 4000000 pixels in",
+    "too_few": "900 x 700 pixels are not in",
     "bmp": "is not a readable PNG, JPEG or WebP",
     "transparent": "fully transparent",
 }
@@ -210,6 +217,16 @@ def test_no_prefix_of_a_file_loads_with_other_pixels(tmp_path, options):
         except InputError:
             refused += 1
     assert refused > 0.9 * len(content)  # All but a trailer after the pixels.
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="memory by Linux's counters")
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_a_large_picture_of_one_color_loads_in_little_memory(tmp_path, mode):
+    """As textures and drawings may be: 4096 x 4096 in some kilobytes."""
+    Image.new(mode, (4096, 4096), 99 if mode == "I;16" else "red").save(tmp_path / "a.png")
+    shape, megabytes = megabytes_more(lambda: load_image(tmp_path / "a.png").shape)
+    assert shape == (2048, 2048, 4)
+    assert megabytes < 200  # 64 decoded, as much as RGBA; or 80 of the result and its bytes.
 
 
 def test_a_folder_stands_for_its_images_by_name_and_none_is_taken_twice(tmp_path, monkeypatch):

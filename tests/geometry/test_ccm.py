@@ -12,7 +12,7 @@ def test_ccm_of_one_point_agrees_between_views():
     cameras = orbit(17.0, np.array([0.0, 100.0, 250.0]), 1.5, 49.1)
     poses = np.asarray(cameras.camera_to_world, np.float64)
     local = np.einsum("vji,vj->vi", poses[:, :3, :3], point[None, :] - poses[:, :3, 3])
-    # A principal point that puts the point at the centre of the only pixel.
+    # A principal point that puts the point at the center of the only pixel.
     k = np.asarray(cameras.intrinsics, np.float64).copy()
     k[:, :2, 2] = 0.5 - k[:, [0, 1], [0, 1]] * local[:, :2] / local[:, 2:]
     cameras = Cameras(

@@ -33,10 +33,10 @@ def test_camera_at_azimuth_0_is_on_z_and_looks_back_with_y_up():
     np.testing.assert_allclose(cameras.camera_to_world[0], expected, atol=1e-7)
 
 
-def test_azimuth_grows_towards_x_and_elevation_towards_y():
+def test_azimuth_grows_toward_x_and_elevation_toward_y():
     cameras = orbit(30.0, np.array([90.0, 0.0]), 2.0, 49.1)
     poses = np.asarray(cameras.camera_to_world)
-    # sin 30 = 1/2, cos 30 = sqrt(3)/2; the columns are right, down, forward, centre.
+    # sin 30 = 1/2, cos 30 = sqrt(3)/2; the columns are right, down, forward, center.
     c = np.sqrt(3) / 2
     expected = np.array([[0, 0.5, -c, 2 * c], [0, -c, -0.5, 1], [-1, 0, 0, 0]])
     np.testing.assert_allclose(poses[0, :3], expected, atol=1e-6)  # float32 rounding.

@@ -15,7 +15,7 @@ SIZE = (3, 5)
 
 
 def skewed_cameras(batch: tuple[int, ...]) -> Cameras:
-    """Random rigid cameras with off-centre, anisotropic, skewed intrinsics."""
+    """Random rigid cameras with off-center, anisotropic, skewed intrinsics."""
     rng = np.random.default_rng(0)
     poses = np.zeros((*batch, 4, 4))
     poses[..., :3, :3] = np.linalg.qr(rng.normal(size=(*batch, 3, 3)))[0]
@@ -30,7 +30,7 @@ def skewed_cameras(batch: tuple[int, ...]) -> Cameras:
 
 
 @pytest.mark.parametrize("batch", [(4,), (2, 3), (1, 2, 3)])
-def test_points_on_a_ray_project_to_its_pixel_centre(batch):
+def test_points_on_a_ray_project_to_its_pixel_center(batch):
     cameras = skewed_cameras(batch)
     d = np.asarray(ray_directions(cameras, SIZE), np.float64)
     poses = np.asarray(cameras.camera_to_world, np.float64)

@@ -49,7 +49,7 @@ def test_released_rays_are_the_true_ones_only_where_both_must_be():
     assert np.abs(true - released).max() > 0.5
 
 
-def test_released_map_has_pixel_indices_over_normalised_intrinsics():
+def test_released_map_has_pixel_indices_over_normalized_intrinsics():
     depth = jnp.array([[0.0, 40.0], [1.5, 900.0]]).reshape(1, 2, 2, 1)
     found = released_coordinate_map(depth, camera(POSE, K))[0]
     # Row 0, column 1, depth 40: ((1 - 0.5) / 2, (0 - 0.25) / 4, 1) * 40 = (10, -2.5, 40), turned

@@ -132,7 +132,7 @@ def _original_lgm_rays(golden: Golden) -> dict[str, Any]:
 
 
 def check_ccm(golden: Golden) -> dict[str, Any]:
-    """Coordinate maps: released, and the paper's at pixel centres and at integer pixels."""
+    """Coordinate maps: released, and the paper's at pixel centers and at integer pixels."""
     found: dict[str, Any] = {}
     cases = {"": ("depth", ""), "large_": ("depth_large", ""), "hyper_": ("hyper_depth", "hyper_")}
     for prefix, (name, cameras_prefix) in cases.items():

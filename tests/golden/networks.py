@@ -11,7 +11,7 @@ import numpy as np
 from rows import Golden, Limit, UnknownFileError, channels_first, channels_last, merged, quick
 
 from o3d_jax.config import ClipConfig, LgmConfig, UnetConfig, VaeConfig
-from o3d_jax.nn.clip import ClipVision, normalise, resize_matrix
+from o3d_jax.nn.clip import ClipVision, normalize, resize_matrix
 from o3d_jax.nn.feedback import FeedbackEncoder
 from o3d_jax.nn.lgm import Lgm, LgmUnet, over_gaussians, per_gaussian, view_features
 from o3d_jax.nn.unet import MultiViewUnet, SpatioTemporalUnet
@@ -208,7 +208,7 @@ def check_vae(golden: Golden) -> dict[str, Any]:
 
 
 def check_clip(golden: Golden) -> dict[str, Any]:
-    """CLIP's image tower, or the resizing and normalising in front of it."""
+    """CLIP's image tower, or the resizing and normalizing in front of it."""
     parts = {"model": _clip_model, "pre": _clip_preprocessing}
     return parts[golden.config["part"]](golden)
 
@@ -216,8 +216,8 @@ def check_clip(golden: Golden) -> dict[str, Any]:
 def _clip_model(golden: Golden) -> dict[str, Any]:
     module = ClipVision(clip_config(golden.config["clip"]))
     pixels = channels_last(golden.given("pixel_values"))
-    zero, one = (normalise(jnp.full((1, 1, 3), float(value))) for value in (0, 1))
-    images = (jnp.asarray(pixels) - zero[None]) / (one - zero)[None]  # Undoes `normalise`.
+    zero, one = (normalize(jnp.full((1, 1, 3), float(value))) for value in (0, 1))
+    images = (jnp.asarray(pixels) - zero[None]) / (one - zero)[None]  # Undoes `normalize`.
     variables = filled(golden, "image_encoder", module, images)
 
     def kept(module: nn.Module, method: str) -> bool:
@@ -241,7 +241,7 @@ def _clip_preprocessing(golden: Golden) -> dict[str, Any]:
         resized = np.einsum("ih,nhwc,jw->nijc", rows, image, columns).astype(np.float32)
         found[f"out.resized{name}"] = channels_first(resized)
         if image.shape[-1] == 3:
-            values = normalise(jnp.asarray((resized + 1) / 2))
+            values = normalize(jnp.asarray((resized + 1) / 2))
             found[f"out.pixel_values{name}"] = channels_first(values)
     return found
 

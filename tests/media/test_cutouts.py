@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from o3d_jax.errors import InputError
-from o3d_jax.media.foreground import extract_foreground, read_foreground, recentre_on_white
+from o3d_jax.media.foreground import extract_foreground, read_foreground, recenter_on_white
 from support.pictures import GREEN, ORANGE, WHITE, disc, over
 
 BEIGE = (0.9, 0.84, 0.75)
@@ -25,7 +25,7 @@ def cut(alpha):
 
 
 NOTHING = np.zeros((120, 150), np.float32)
-REFERENCE = recentre_on_white(cut(NOTHING), 64)
+REFERENCE = recenter_on_white(cut(NOTHING), 64)
 HALOS = {
     "1 / r": 0.45 * RADIUS / distance().clip(RADIUS),
     "steep": (0.49 * (1 - (distance() - RADIUS) / 12)).clip(0, 0.49),
@@ -42,7 +42,7 @@ def test_what_is_soft_around_an_object_neither_shrinks_it_nor_shows(kind):
     found = extract_foreground(cut(halo))
     # Where the disc's edge blends, the halo may shine through: some tenths, in a ring of a pixel.
     # A haze does so in two pixels beside it, by its 12 / 255 of a contrast of 0.8.
-    difference = np.abs(recentre_on_white(found.rgba, 64) - REFERENCE).max(axis=-1)
+    difference = np.abs(recenter_on_white(found.rgba, 64) - REFERENCE).max(axis=-1)
     assert np.quantile(difference, 0.9) < 0.04 and difference.max() < 0.5
     faint = kind == "haze of 12"  # As good as nothing.
     assert (found.note is None) == faint and (faint or "was left out" in found.note)
@@ -50,7 +50,7 @@ def test_what_is_soft_around_an_object_neither_shrinks_it_nor_shows(kind):
 
 def test_a_halo_that_is_hardly_soft_shows_but_does_not_shrink_the_object():
     halo = (0.75 * (1 - (distance() - RADIUS) / 25)).clip(0, 0.75).astype(np.float32)
-    square = recentre_on_white(extract_foreground(cut(halo)).rgba, 64)
+    square = recenter_on_white(extract_foreground(cut(halo)).rgba, 64)
     inside = (np.hypot(*(np.mgrid[:64, :64] + 0.5 - 32)) < 0.8 * 32 - 2)[..., None]
     np.testing.assert_allclose(square * inside, REFERENCE * inside, atol=0.01)
     assert (square[20, 2] < 0.9).all()
@@ -79,7 +79,7 @@ def test_dust_neither_shows_nor_moves_the_object():
     dusty = rgba.copy()
     dusty[[3, 110], [140, 4]] = (0, 0, 0, 1)
     np.testing.assert_array_equal(extract_foreground(dusty).rgba[..., 3], rgba[..., 3])
-    np.testing.assert_array_equal(recentre_on_white(dusty, 64), REFERENCE)
+    np.testing.assert_array_equal(recenter_on_white(dusty, 64), REFERENCE)
 
 
 def card(height=120, width=150):
@@ -124,9 +124,9 @@ def window(rgba):
     ids=["round corners", "one hole", "254 everywhere", "a window and its shadow"],
 )
 def test_of_an_opaque_rectangle_with_a_plain_border_the_object_remains(made):
-    expected = recentre_on_white(extract_foreground(card()).rgba, 64)
+    expected = recenter_on_white(extract_foreground(card()).rgba, 64)
     found = extract_foreground(made(card()))
-    np.testing.assert_allclose(recentre_on_white(found.rgba, 64), expected, atol=0.01)
+    np.testing.assert_allclose(recenter_on_white(found.rgba, 64), expected, atol=0.01)
     assert "plain border was taken for background" in found.note
 
 
@@ -147,6 +147,13 @@ def test_a_brick_cut_out_is_no_card_and_a_painted_one_is_kept_with_a_word():
     found = extract_foreground(brick)
     np.testing.assert_array_equal(found.rgba, brick)
     assert "rectangle with a busy border, and was kept" in found.note
+
+
+def test_a_card_thinner_than_its_outline_may_be_is_a_plain_one():
+    """As of a damaged file: a line of 3 x 400 pixels, some of which are clear."""
+    line = np.ones((3, 400, 4), np.float32)
+    line[1, 50:90, :3], line[0, 4::8, 3] = 0, 0
+    np.testing.assert_array_equal(extract_foreground(line).rgba[1, 60:80, 3], 1)
 
 
 def test_a_photograph_with_round_corners_is_as_busy_as_without():

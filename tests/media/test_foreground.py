@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 from o3d_jax.errors import InputError
-from o3d_jax.media.foreground import extract_foreground, read_foreground, recentre_on_white
+from o3d_jax.media.foreground import extract_foreground, read_foreground, recenter_on_white
 from support.pictures import GREEN, ORANGE, WHITE, disc, over
 
 
 @pytest.mark.parametrize("background", [WHITE, GREEN, (0.0, 0.0, 0.0)])
 @pytest.mark.parametrize("noise", [0.0, 0.01])
-def test_a_disc_on_a_plain_background_comes_out_with_its_coverage_and_colour(background, noise):
+def test_a_disc_on_a_plain_background_comes_out_with_its_coverage_and_color(background, noise):
     coverage = disc(50, 61, (24.3, 30.8), 17.6)
     rgba = over(coverage, ORANGE, background)
     rng = np.random.default_rng(1)
@@ -28,7 +28,7 @@ def test_a_disc_on_a_plain_background_comes_out_with_its_coverage_and_colour(bac
     )
 
 
-def test_a_whitish_object_on_white_stays_whole_and_so_does_its_white_centre():
+def test_a_whitish_object_on_white_stays_whole_and_so_does_its_white_center():
     coverage, eye = disc(40, 60, (20, 30), 15), disc(40, 60, (20, 30), 5)
     rgba = over(coverage, (0.95, 0.95, 0.93), WHITE)
     rgba[..., :3] += eye[..., None] * (1 - rgba[..., :3])
@@ -58,7 +58,7 @@ def test_an_object_that_touches_the_border_does_not_make_it_busy():
     np.testing.assert_allclose(alpha, coverage, atol=0.02)
 
 
-def test_one_plain_colour_has_no_object():
+def test_one_plain_color_has_no_object():
     with pytest.raises(InputError, match="one plain color"):
         extract_foreground(over(np.zeros((6, 9), np.float32), ORANGE, GREEN))
 
@@ -116,11 +116,11 @@ def test_rembg_with_local_weights_gives_its_mask(fake_rembg, tmp_path, monkeypat
 
 @pytest.mark.parametrize(("height", "width"), [(10, 40), (37, 12), (1, 300), (200, 200)])
 @pytest.mark.parametrize("border", [0.0, 0.2, 0.35])
-def test_the_longest_side_fills_the_square_but_its_border_and_is_centred(height, width, border):
+def test_the_longest_side_fills_the_square_but_its_border_and_is_centered(height, width, border):
     rgba = np.zeros((height + 13, width + 29, 4), np.float32)
     rgba[4 : 4 + height, 22 : 22 + width] = (0, 0, 0, 1)
     size = 90
-    ink = 1 - recentre_on_white(rgba, size, border)[..., 0]
+    ink = 1 - recenter_on_white(rgba, size, border)[..., 0]
     longest = (1 - border) * size
     sides = np.array([height, width]) * longest / max(height, width)
     # Clipping the filter's overshoot adds up to 0.02 pixels along the outline, and the square's
@@ -135,20 +135,20 @@ def test_the_longest_side_fills_the_square_but_its_border_and_is_centred(height,
     assert abs(max(extent) - longest) <= blur
 
 
-def test_transparent_colours_never_show():
+def test_transparent_colors_never_show():
     """Premultiplied resizing: what lies under alpha 0 has no influence."""
     rng = np.random.default_rng(0)
     rgba = rng.uniform(size=(40, 30, 4)).astype(np.float32)
     rgba[..., 3] = disc(40, 30, (18, 14), 11)
     other = np.where(rgba[..., 3:] == 0, rng.uniform(size=rgba.shape), rgba).astype(np.float32)
     other[..., 3] = rgba[..., 3]
-    np.testing.assert_array_equal(recentre_on_white(rgba, 17), recentre_on_white(other, 17))
+    np.testing.assert_array_equal(recenter_on_white(rgba, 17), recenter_on_white(other, 17))
 
 
 def test_shrinking_averages_rather_than_picks():
     rgba = np.ones((256, 256, 4), np.float32)
-    rgba[::2, :, :3] = 0  # Stripes far above what 16 pixels can hold: grey.
-    square = recentre_on_white(rgba, 16, border=0.0)
+    rgba[::2, :, :3] = 0  # Stripes far above what 16 pixels can hold: gray.
+    square = recenter_on_white(rgba, 16, border=0.0)
     np.testing.assert_allclose(square[2:-2, 2:-2], 0.5, atol=0.01)
 
 
@@ -157,14 +157,14 @@ def test_traces_of_alpha_do_not_move_the_object():
     rgba[10:20, 10:20] = 1
     faint = rgba.copy()
     faint[45, 45] = (0, 0, 0, 2 / 255)
-    np.testing.assert_array_equal(recentre_on_white(rgba, 32), recentre_on_white(faint, 32))
+    np.testing.assert_array_equal(recenter_on_white(rgba, 32), recenter_on_white(faint, 32))
 
 
 def test_nothing_visible_and_senseless_borders_are_refused():
     with pytest.raises(InputError, match="transparent"):
-        recentre_on_white(np.zeros((4, 5, 4), np.float32), 8)
+        recenter_on_white(np.zeros((4, 5, 4), np.float32), 8)
     with pytest.raises(ValueError, match="border 1.0"):
-        recentre_on_white(np.ones((4, 5, 4), np.float32), 8, border=1.0)
+        recenter_on_white(np.ones((4, 5, 4), np.float32), 8, border=1.0)
 
 
 def test_a_foreground_is_read_from_a_file_and_a_refusal_names_the_file(tmp_path):

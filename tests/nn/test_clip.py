@@ -13,7 +13,7 @@ from o3d_jax.nn.clip import (
     ClipVision,
     bicubic_matrix,
     blur_matrix,
-    normalise,
+    normalize,
     resize_antialiased,
     resize_matrix,
 )
@@ -66,11 +66,11 @@ def test_resize_equals_that_of_svd():
 def test_blur_for_512_to_224_has_three_known_taps():
     sigma = (512 / 224 - 1) / 2
     side = math.exp(-0.5 / sigma**2)
-    side, centre = side / (1 + 2 * side), 1 / (1 + 2 * side)
+    side, center = side / (1 + 2 * side), 1 / (1 + 2 * side)
     matrix = blur_matrix(512, 512 / 224)
-    np.testing.assert_allclose(matrix[100, 98:103], [0, side, centre, side, 0], atol=1e-15)
-    np.testing.assert_allclose(matrix[0, :3], [centre, 2 * side, 0], atol=1e-15)  # Reflected.
-    np.testing.assert_allclose(matrix[511, 509:], [0, 2 * side, centre], atol=1e-15)
+    np.testing.assert_allclose(matrix[100, 98:103], [0, side, center, side, 0], atol=1e-15)
+    np.testing.assert_allclose(matrix[0, :3], [center, 2 * side, 0], atol=1e-15)  # Reflected.
+    np.testing.assert_allclose(matrix[511, 509:], [0, 2 * side, center], atol=1e-15)
 
 
 def test_bicubic_interpolates_between_aligned_corners():
@@ -95,10 +95,10 @@ def test_image_of_the_right_size_is_left_alone():
     np.testing.assert_allclose(resize_matrix(8, 8), np.eye(8), atol=1e-15)
 
 
-def test_normalised_image_has_clips_zero_and_unit():
+def test_normalized_image_has_clips_zero_and_unit():
     image = jnp.asarray([[MEAN, MEAN + STD]])
     # float32 rounding of a difference, divided by 0.26.
-    np.testing.assert_allclose(normalise(image)[0], [[0] * 3, [1] * 3], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(normalize(image)[0], [[0] * 3, [1] * 3], rtol=0, atol=1e-6)
 
 
 def test_non_square_image_is_squeezed_not_cropped():

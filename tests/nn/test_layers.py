@@ -110,7 +110,7 @@ def linen_conv(stride, dtype=jnp.float32):
 
 
 def data(shape):
-    """Not centred, so that means matter; and not so small that variances are all epsilon."""
+    """Not centered, so that means matter; and not so small that variances are all epsilon."""
     return 2 * normal(0, *shape) + 1.5
 
 

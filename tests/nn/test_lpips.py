@@ -40,7 +40,7 @@ def relay(shapes, network):
     params = jax.tree.map(np.zeros_like, shapes["params"])
     for i, stage in enumerate(TRUNKS[network]):
         for c in stage.convolutions:
-            params[c.name]["kernel"][c.size // 2, c.size // 2, 0, 0] = 1  # Centre tap.
+            params[c.name]["kernel"][c.size // 2, c.size // 2, 0, 0] = 1  # Center tap.
         params[stage.convolutions[-1].name]["bias"][1] = 1
         params[f"lin{i}"]["kernel"][0, 0, :2, 0] = (2 + i, 1 + i)
     first = TRUNKS[network][0].convolutions[0]
@@ -56,7 +56,7 @@ def vgg_features(x):
 
 
 def alex_features(x):
-    """The same; windows of 11 behind a border of 2 have their centres at 3, 7, 11 ..."""
+    """The same; windows of 11 behind a border of 2 have their centers at 3, 7, 11 ..."""
     h, w = x.shape
     x = x[3 : h - 3 : 4, 3 : w - 3 : 4]
     yield x
@@ -126,7 +126,7 @@ def test_each_pair_has_its_own_distance(apply, images, variables):
     a, b = images
     mixed = apply(variables, a, jnp.concatenate([a[:, :1], b[:, 1:]], axis=1))
     assert mixed[0, 0] < 1e-12  # As above.
-    # The other pair is as before; its batch neighbours may change the order of sums.
+    # The other pair is as before; its batch neighbors may change the order of sums.
     np.testing.assert_allclose(mixed[0, 1], apply(variables, a, b)[0, 1], rtol=1e-5)
 
 

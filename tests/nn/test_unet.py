@@ -279,7 +279,7 @@ def test_parameters_of_feedback_need_maps(inputs):
         jax.eval_shape(MODEL.init, jax.random.key(0), *(inputs | {"maps": None}).values())
 
 
-def test_normalisation_epsilons_are_those_of_the_release(inputs):
+def test_normalization_epsilons_are_those_of_the_release(inputs):
     found = {}
 
     def keep(call, args, kwargs, context):

@@ -40,7 +40,7 @@ def test_eq14_feedback_enters_a_down_block_after_the_skip_and_before_the_halving
 
 
 def halve(x, kernel):
-    """Slow twin: output pixel (i, j) is centred on input pixel (2i, 2j), zeros outside."""
+    """Slow twin: output pixel (i, j) is centered on input pixel (2i, 2j), zeros outside."""
     h, w = x.shape[-3:-1]
     padded = np.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
     return sum(
@@ -50,7 +50,7 @@ def halve(x, kernel):
     )
 
 
-def test_halving_is_centred_on_even_pixels_and_rounds_up():
+def test_halving_is_centered_on_even_pixels_and_rounds_up():
     x = normal(0, 2, 5, 8, 3)
     variables = synthetic_variables(Downsample(), x)
     conv = variables["params"]["conv"]
@@ -82,11 +82,11 @@ def test_large_mix_factor_leaves_the_spatial_side(mix, mixes):
     variables = synthetic_variables(block, x, emb)
     variables["params"]["time_mixer"]["mix_factor"] = jnp.array([mix])
     apply = jit(lambda x: block.apply(variables, x, emb))
-    # Two convolutions over frames reach two frames; normalisation over frames reaches all.
+    # Two convolutions over frames reach two frames; normalization over frames reaches all.
     assert depends(apply, x, 0) == [True] + 4 * [mixes]
 
 
-def test_embedding_enters_between_the_normalisations_of_both_sides():
+def test_embedding_enters_between_the_normalizations_of_both_sides():
     block = ResBlock(6, num_groups=2)
     x, emb = normal(0, 2, 3, 4, 6), normal(1, 2, 7)
     variables = synthetic_variables(block, x, emb)

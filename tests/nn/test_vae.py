@@ -146,7 +146,7 @@ def test_large_mix_factor_leaves_the_temporal_side(mix, mixes):
     assert moved.tolist() == [True] + 4 * [mixes]
 
 
-def test_normalisation_epsilons_are_those_of_the_release(images):
+def test_normalization_epsilons_are_those_of_the_release(images):
     found = {}
 
     def keep(call, args, kwargs, context):

@@ -66,7 +66,7 @@ def test_where_nothing_is_to_be_saved_the_process_just_ends(tmp_path):
     assert code == 0 and "nothing to save" in out and written(tmp_path) == {}
 
 
-def test_a_signal_that_came_before_is_honoured_on_entering(tmp_path):
+def test_a_signal_that_came_before_is_honored_on_entering(tmp_path):
     assert run("came before", tmp_path)[0] == 0
     assert written(tmp_path) == ONCE
 

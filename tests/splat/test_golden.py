@@ -18,7 +18,7 @@ import splatting  # noqa: E402
     ("name", "culling", "dtype"),
     [
         ("rawquat_big_48", "exact", np.float32),
-        ("offcentre_50x37", "inria", np.float64),  # Two views; unequal focal lengths.
+        ("offcenter_50x37", "inria", np.float64),  # Two views; unequal focal lengths.
     ],
 )
 def test_render_and_its_gradients_match_golden(name, culling, dtype):

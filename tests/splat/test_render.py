@@ -193,17 +193,17 @@ def test_camera_gradients_match_finite_differences(float64):
     _, (_, gradient, _) = draw(cameras, background, weights)
     rng = np.random.default_rng(7)
     step = 1e-6  # So small that no pixel crosses 1/255, where the image jumps.
-    towards = jax.tree.map(lambda x: step * jnp.asarray(rng.normal(size=x.shape)), cameras)
+    toward = jax.tree.map(lambda x: step * jnp.asarray(rng.normal(size=x.shape)), cameras)
     # The last rows of both matrices are constants of the camera model.
-    towards = Cameras(
-        camera_to_world=towards.camera_to_world.at[..., 3, :].set(0),
-        intrinsics=towards.intrinsics.at[..., 2, :].set(0).at[..., 1, 0].set(0),
+    toward = Cameras(
+        camera_to_world=toward.camera_to_world.at[..., 3, :].set(0),
+        intrinsics=toward.intrinsics.at[..., 2, :].set(0).at[..., 1, 0].set(0),
     )
     ends = []
     for sign in (1, -1):
-        moved = jax.tree.map(lambda x, d, sign=sign: x + sign * d, cameras, towards)
+        moved = jax.tree.map(lambda x, d, sign=sign: x + sign * d, cameras, toward)
         rendering, _ = draw(moved, background, weights)
         ends.append(sum(jax.tree.leaves(jax.tree.map(jnp.vdot, rendering, weights))))
-    slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, towards)))
+    slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, toward)))
     # 1e-6: rounding 1e-15 * 100 over a step of 1e-6 * gradient 100, and step^2.
     np.testing.assert_allclose((ends[0] - ends[1]) / 2, slope, rtol=1e-6)

@@ -1,6 +1,7 @@
 """The readers of files that users give, each with small valid files to be damaged."""
 
 import base64
+import hashlib
 import io
 import itertools
 import json
@@ -28,8 +29,10 @@ class FuzzedReader(NamedTuple):
 
 def readers() -> list[FuzzedReader]:
     """All of them."""
+    from o3d_jax.cli import config_in
     from o3d_jax.data.orbits.folder import read_orbit
     from o3d_jax.data.orbits.names import select
+    from o3d_jax.evaluation.protocol import read_protocol
     from o3d_jax.media.ply import read_ply
     from o3d_jax.media.splat import read_splat
     from o3d_jax.weights.pytorch.rules import read_file
@@ -44,6 +47,10 @@ def readers() -> list[FuzzedReader]:
         FuzzedReader("safetensors", safetensors_files(), lambda path: all_of(read_file(path))),
         FuzzedReader("orbit", orbits(), lambda path: read_orbit(path.parent)),
         FuzzedReader("ids", ids_files(), lambda path: select(names, path)),
+        FuzzedReader("image", pictures(), read_picture),
+        FuzzedReader("protocol", protocols(), lambda path: read_protocol(str(path))),
+        FuzzedReader("config.json", model_configs(), read_model_config),
+        FuzzedReader("config.py", configs(), config_in),
     ]
 
 
@@ -86,6 +93,25 @@ def all_of(source) -> None:
     for tensor in source.tensors:
         if tensor.spec.dtype in FLOATS:
             tensor.read()
+
+
+def read_picture(path: Path) -> None:
+    """As sample.py does, with a mask if there is one."""
+    from o3d_jax.media.foreground import read_foreground, recentre_on_white
+
+    mask = path.with_name("mask.png")
+    found = read_foreground(path, mask if mask.exists() else None)
+    recentre_on_white(found.rgba, 48)
+
+
+def read_model_config(path: Path) -> None:
+    """As part of a model without weights."""
+    from o3d_jax.weights.checkpoint import whole_config
+
+    weights = path.with_name("weights")
+    weights.mkdir(exist_ok=True)
+    path.with_name("checksum").write_text(hashlib.blake2b(digest_size=16).hexdigest())
+    whole_config(path.parent)
 
 
 def gltf_files() -> list[dict[str, bytes]]:
@@ -280,3 +306,57 @@ def orbits() -> list[dict[str, bytes]]:
 
 def ids_files() -> list[dict[str, bytes]]:
     return [{"ids.txt": b"abc1\n# those of last time\n000-002__abc2\n\n000-003__abc3/1\nabc7 \n"}]
+
+
+def pictures() -> list[dict[str, bytes]]:
+    pixels = np.full((13, 17, 4), 255, np.uint8)
+    pixels[3:9, 4:12, :3] = np.random.default_rng(0).integers(0, 200, (6, 8, 3))
+    opaque = Image.fromarray(pixels[..., :3])
+    pixels[..., 3] = np.where(pixels[..., 0] < 200, 255, 20)
+    deep = np.asarray(opaque.convert("L")).astype(np.uint16) * 257
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turned by a quarter.
+    rgba = Image.fromarray(pixels)
+    made = [
+        ("m.png", rgba, {"dpi": (72, 72)}),
+        ("m.png", opaque.convert("P"), {"transparency": 3}),
+        ("m.png", Image.fromarray(deep), {}),
+        ("m.jpg", opaque, {"exif": exif, "quality": 90}),
+        ("m.jpg", opaque.convert("CMYK"), {"progressive": True}),
+        ("m.webp", rgba, {"lossless": True}),
+        ("m.webp", opaque, {"save_all": True, "append_images": [opaque.rotate(90)]}),
+    ]
+    found = []
+    for name, image, options in made:
+        file = io.BytesIO()
+        image.save(file, {"png": "PNG", "jpg": "JPEG", "webp": "WebP"}[name[2:]], **options)
+        found.append({name: file.getvalue()})
+    mask = png(np.kron(pixels[..., 3:] > 99, np.ones((2, 2, 3), np.uint8)) * 255)
+    return [*found, {"m.png": found[0]["m.png"], "mask.png": mask}]
+
+
+def protocols() -> list[dict[str, bytes]]:
+    from o3d_jax.evaluation.protocol import BUNDLED_PROTOCOLS
+
+    contents = [path.read_bytes() for path in sorted(BUNDLED_PROTOCOLS.glob("*.toml"))]
+    named = contents[0].replace(b'names = "all"', b'names = "names.txt"')
+    lists = contents[0].replace(b'frames = "model"', b"frames = [0, 2, 5]")
+    lists = lists.replace(b'orbits = "all"', b"orbits = [0, 1]").replace(
+        b'names = "all"', b'names = ["a", "b"]'
+    )
+    names = b"abc1\n000-002__abc2\n"
+    return [{"m.toml": each} for each in (*contents, lists)] + [
+        {"m.toml": named, "names.txt": names}
+    ]
+
+
+def model_configs() -> list[dict[str, bytes]]:
+    from o3d_jax.weights.checkpoint import BUNDLED
+
+    return [{"config.json": (BUNDLED / "nano" / "config.json").read_bytes()}]
+
+
+def configs() -> list[dict[str, bytes]]:
+    from o3d_jax.places import CONFIGS
+
+    return [{"m.py": path.read_bytes()} for path in sorted(CONFIGS.glob("*.py"))]

@@ -84,7 +84,7 @@ class Gltf:
 
 
 def cube(half=0.5, color=(0.8, 0.2, 0.1, 1.0)):
-    """A closed cube of one colour."""
+    """A closed cube of one color."""
     made = Gltf()
     corners = np.array(np.meshgrid([-half, half], [-half, half], [-half, half])).reshape(3, -1).T
     # Columns: x slowest but one; sides listed counter-clockwise seen from outside.

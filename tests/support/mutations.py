@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import struct
+import zlib
 
 import numpy as np
 
@@ -21,12 +22,16 @@ def mutant(rng: np.random.Generator, name: str, valid: bytes, others: list[bytes
         kinds = [_cut, _flip, _overwrite, _extreme, _swap, _drop, _repeat]
         if others:
             kinds.append(functools.partial(_splice, others=others))
-        if name.endswith((".obj", ".mtl", ".txt", ".ply")):
+        if name.endswith((".obj", ".mtl", ".txt", ".ply", ".toml", ".py")):
             kinds += 2 * [_number, _lines]
+        if name.endswith((".toml", ".py")):
+            kinds.append(_nest)
         if name.endswith((".json", ".gltf")):
             kinds += [_number, _nest, *8 * [_in_tree]]
         if name.endswith((".glb", ".safetensors")):
             kinds += 8 * [functools.partial(_in_header, name=name)]
+        if name.endswith(".png"):
+            kinds += 6 * [_in_chunk]
         valid = kinds[rng.integers(len(kinds))](rng, valid)[:MOST_BYTES]
     return valid
 
@@ -136,6 +141,33 @@ def _in_header(rng, data, name):
         return len(text).to_bytes(8, "little") + text + rest
     total = start + len(text) + len(rest)
     return b"glTF" + struct.pack("<IIII", 2, total, len(text), 0x4E4F534A) + text + rest
+
+
+def _in_chunk(rng, data):
+    """Mutates a chunk of a PNG, and sums it up anew; else no decoder looks at it."""
+    chunks, start = [], 8
+    while start + 12 <= len(data):
+        size = int.from_bytes(data[start : start + 4], "big")
+        chunks.append((data[start + 4 : start + 8], data[start + 8 : start + 8 + size]))
+        start += size + 12
+    if not chunks:
+        return data
+    number = rng.integers(len(chunks))
+    kind, content = chunks[number]
+    mutations = [_flip, _overwrite, _extreme, _extreme, _cut, _repeat, _deflated]
+    chunks[number] = kind, mutations[rng.integers(len(mutations))](rng, content)
+    if rng.random() < 0.2:  # In another order, or twice.
+        chunks.insert(rng.integers(len(chunks) + 1), chunks[rng.integers(len(chunks))])
+    out = data[:8]
+    for kind, content in chunks:
+        out += struct.pack(">I", len(content)) + kind + content
+        out += struct.pack(">I", zlib.crc32(kind + content))
+    return out
+
+
+def _deflated(rng, data):
+    """Other pixels, which unpack."""
+    return zlib.compress(rng.bytes(int(rng.integers(0, 400))))
 
 
 def _in_tree(rng, data):

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from o3d_jax.config import UnetConfig, VaeConfig
 from o3d_jax.weights.pytorch.names import flax_path, from_torch, to_torch, torch_name
 
-GROUPS = 32  # Of all normalisations: fixed in diffusers.
+GROUPS = 32  # Of all normalizations: fixed in diffusers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Limit:
 
 
 OUTPUT = Limit(5, 1e-6)  # Seen: 2.4 times, and 1e-6 as sinusoids are float32 in float64 too.
-# Seen: 5 times, and 3e-5 for single numbers (mix_factor). Normalisations over few values and sums
+# Seen: 5 times, and 3e-5 for single numbers (mix_factor). Normalizations over few values and sums
 # that nearly cancel, as of a bias in front of them, make rounding larger on the way back.
 GRADIENT = Limit(10, 5e-5)
 

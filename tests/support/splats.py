@@ -35,7 +35,7 @@ def scene(seed: int, batch: tuple[int, ...] = (), n: int = N, dtype=np.float32) 
 
 
 def orbit(batch: tuple[int, ...], views: int, dtype=np.float32) -> Cameras:
-    """Cameras at different places, looking near the origin; axes unequal, off centre."""
+    """Cameras at different places, looking near the origin; axes unequal, off center."""
     rng = np.random.default_rng(views)
     poses = np.zeros((*batch, views, 4, 4))
     for index in np.ndindex(*batch, views):

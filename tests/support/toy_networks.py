@@ -185,7 +185,7 @@ def filled_system(config: Config, networks: Networks) -> Ouroboros:
 
 
 def filled(shapes):
-    """Random arrays of these shapes: zero-initialised layers hide leaks."""
+    """Random arrays of these shapes: zero-initialized layers hide leaks."""
     rng = np.random.default_rng(0)
 
     def fill(leaf):

@@ -99,6 +99,8 @@ def largest(folder):
         (lambda folder: (folder / "config.json").write_text('{"name"'), "is damaged"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "is damaged"),
         (lambda folder: (folder / "config.json").write_text("[1]"), "must be a group of fields"),
+        (lambda folder: (folder / "config.json").write_text('{"a":' * 3000), "is damaged"),
+        (lambda folder: (folder / "config.json").write_text("9" * 5000), "is damaged"),
         (shutil.rmtree, "no checkpoint at"),
     ],
 )
@@ -118,6 +120,16 @@ def test_a_config_survives_json_and_its_mistakes_are_named(tiny):
         ({"sample": {"solver": "rk4"}}, "config.sample.solver 'rk4' is none of euler, heun"),
         ({"sample": {"levels": 1}}, "sample.levels 1 must be at least 2"),
         ({"model": 3}, "config.model 3 must be a group of fields"),
+        ({"run_dir": 3}, "config.run_dir 3 is no Path"),
+        ({"weights": 3}, r"config.weights 3 is no pathlib.* \| None"),
+        ({"weights": ["a"]}, r"config.weights \['a'\] is no"),
+        ({"seed": True}, "config.seed True is no int"),
+        ({"seed": 1.5}, "config.seed 1.5 is no int"),
+        ({"model": {"remat": 1}}, "config.model.remat 1 is no bool"),
+        ({"optim": {"learning_rate": "1e-4"}}, "config.optim.learning_rate '1e-4' is no float"),
+        ({"train": {"trackers": ["wandb", "mlflow"]}}, "config.train.trackers .* is no tuple"),
+        ({"data": {"elevation": [1]}}, r"config.data.elevation \[1\] is no tuple"),
+        ({"data": {"elevation": [1, "2"]}}, "config.data.elevation .* is no tuple"),
     ]:
         with pytest.raises(InputError, match=said):
             config_from_dict(values | change)

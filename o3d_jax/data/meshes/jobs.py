@@ -87,6 +87,8 @@ def find_models(root: Path) -> Models:
     """
     if not root.is_dir():
         raise InputError(f"no folder {root}; give one with {', '.join(READERS)} files below it")
+    # Names become folders of OUT, so two models must not have the same, and links must not lead
+    # outside.
     found = Models({}, [])
     home = root.resolve()
     for path in sorted(root.rglob("*")):

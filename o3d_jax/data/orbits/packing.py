@@ -118,6 +118,7 @@ def pack_orbit(root: Path, shape: Sequence[int], item: Item) -> Iterator[Example
         logging.getLogger(__name__).warning("left out: %s", error)
         return
 
+    # A PNG file goes in as it is; TFDS encodes what is given as an array.
     images = [
         path.read_bytes() if path.suffix == ".png" else Image.fromarray(frame)
         for path, frame in zip(index.files, rgba, strict=True)

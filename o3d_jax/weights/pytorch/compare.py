@@ -57,6 +57,7 @@ def compare(run: Replay, dump: Dump, tolerance: float = TOLERANCE) -> Comparison
     Raises:
         InputError: no module is in both, or the dump is damaged.
     """
+    # A module may be called several times; its nth call here is compared with its nth there.
     waiting: dict[str, deque[int]] = defaultdict(deque)
     for i, record in enumerate(dump.records):
         waiting[record.name].append(i)

@@ -315,6 +315,7 @@ def planned_weights(conversion: Conversion, progress: Progress) -> tuple[list[Ta
         for network, named in leaves.items()
     }
 
+    # The image tower lies where a training of this config looks for it.
     trains = config.train.train_image_encoder
     clip = parts.get("clip")
     weights = Weights(

@@ -111,6 +111,8 @@ def _svd_unet(networks: Networks, config: ModelConfig, variables: Any, dump: Dum
 def _unet(networks: Networks, config: ModelConfig, variables: Any, dump: Dump) -> Replay:
     sample = _sample(config, dump)
     noisy, given = np.split(sample, 2, axis=2)
+
+    # Torch repeats the condition for every frame, here there is one for all.
     if np.ptp(given, axis=1).any():
         raise InputError("input 'sample' has other condition latents in one frame than in another")
 

@@ -39,7 +39,7 @@ def square(half, z=0.0, **options):
 
 
 def plain(base=(1.0, 1.0, 1.0), **options):
-    """Not lit, so that the image has the very colour."""
+    """Not lit, so that the image has the very color."""
     from o3d_jax.data.meshes.mesh import Material
 
     options = {"lit": False, "two_sided": True, **options}
@@ -84,7 +84,7 @@ def test_triangles_that_share_edges_share_no_sample_and_leave_none_out(points):
     from o3d_jax.data.meshes.drawing import prepare_scene
     from o3d_jax.data.meshes.mesh import MeshPart, ModelContent, to_mesh
     from o3d_jax.data.meshes.rasterize import scatter
-    from o3d_jax.data.meshes.scene import MeshView, new_canvas, new_fragments
+    from o3d_jax.data.meshes.scene import DISPLAY, MeshView, new_canvas, new_fragments
 
     flat = points()
     faces = Delaunay(flat).simplices
@@ -93,7 +93,7 @@ def test_triangles_that_share_edges_share_no_sample_and_leave_none_out(points):
         to_mesh(ModelContent([MeshPart(corners, faces, 0)], [plain()], []), smooth=False)
     )
     turned = np.diag([1.0, -1.0, -1.0])
-    view = MeshView(turned, np.array([0, 0, RADIUS]), float(FOCAL), SIZE / 2)
+    view = MeshView(turned, np.array([0, 0, RADIUS]), float(FOCAL), SIZE / 2, DISPLAY)
     canvas = new_canvas(SIZE, len(faces))
     scatter(scene.surface, view, canvas, new_fragments(0))
     low, high = np.sort(project(corners[[flat.sum(-1).argmin(), flat.sum(-1).argmax()]]), axis=0)

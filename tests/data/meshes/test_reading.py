@@ -72,7 +72,7 @@ def test_a_mirroring_node_keeps_fronts_in_front_and_normals_outward(read):
     np.testing.assert_allclose(mesh.normals[0], [outward] * 3, atol=1e-6)
 
 
-def test_accessors_may_be_normalised_sparse_strided_or_short_of_data(read):
+def test_accessors_may_be_normalized_sparse_strided_or_short_of_data(read):
     made = Gltf()
     interleaved = np.zeros(3, [("p", "<f4", 3), ("c", "u1", 4)])
     interleaved["p"] = TRIANGLE
@@ -106,7 +106,7 @@ def test_accessors_may_be_normalised_sparse_strided_or_short_of_data(read):
     np.testing.assert_allclose(mesh.uvs[0], [[0, 0], [0, 0], [0.25, 0.75]])
 
 
-def test_quantised_integers_are_what_the_file_says(read):
+def test_quantized_integers_are_what_the_file_says(read):
     made = Gltf()
     made.tree["extensionsRequired"] = ["KHR_mesh_quantization"]
     uvs = made.accessor([[0, 65535], [65535, 0], [13107, 0]], "uint16", normalized=True)
@@ -147,7 +147,7 @@ def test_skins_and_morphs_are_read_in_their_rest_pose(read):
     np.testing.assert_allclose(read(made).corners[0], expected, atol=1e-6)
 
 
-def test_materials_say_colour_alpha_sides_and_light(read):
+def test_materials_say_color_alpha_sides_and_light(read):
     made = Gltf()
     texture = made.texture(np.full((2, 2, 4), 128))
     made.tree["samplers"] = [{"wrapS": 33071, "wrapT": 33648}]
@@ -287,7 +287,7 @@ def test_draco_gives_back_what_was_compressed(read, refusal):
     mesh = read(model(packed))
     order = [np.abs(points - corner).sum(-1).argmin() for corner in mesh.corners.reshape(-1, 3)]
     assert sorted(order) == [0, 1, 1, 2, 2, 3]
-    # Quantised to 16 bits of an extent of 1.
+    # Quantized to 16 bits of an extent of 1.
     np.testing.assert_allclose(mesh.corners.reshape(-1, 3), points[order], atol=2**-16)
     np.testing.assert_allclose(mesh.uvs.reshape(-1, 2), uvs[order], atol=2**-16)
     assert (mesh.normals[..., 2] > 0).all()
@@ -308,7 +308,7 @@ f 1/1 2/2 3/3 4/4
 """
 
 
-def test_obj_has_colours_textures_and_holes(read, tmp_path):
+def test_obj_has_colors_textures_and_holes(read, tmp_path):
     from o3d_jax.data.meshes.scene import LINEAR
 
     (tmp_path / "scene.mtl").write_text("newmtl paper\nKd 0.5 0.25 1\n")
@@ -358,7 +358,7 @@ end_header
 """
 
 
-def test_ply_has_vertex_colours_in_srgb_and_may_be_z_up(read):
+def test_ply_has_vertex_colors_in_srgb_and_may_be_z_up(read):
     mesh = read(PLY, "model.ply", up="z")
     blue = mesh.colors[..., 2].max()
     assert blue == pytest.approx(0.5, abs=0.01)  # Byte 188 is half the light.
@@ -368,7 +368,7 @@ def test_ply_has_vertex_colours_in_srgb_and_may_be_z_up(read):
     np.testing.assert_allclose(np.abs(mesh.normals.reshape(-1, 3)), [[0, 1, 0]] * 6, atol=1e-6)
 
 
-def test_ply_may_have_colours_by_face(read):
+def test_ply_may_have_colors_by_face(read):
     heads = "property list uchar int vertex_indices\nproperty uchar red\nproperty uchar green\n"
     heads += "property uchar blue\n"
     text = PLY.replace("property list uchar int vertex_indices\n", heads)
@@ -403,7 +403,7 @@ def test_missing_normals_are_smooth_on_round_and_flat_on_edgy_things():
     assert np.abs(mesh.normals).max(axis=-1).min() > 0.999  # Along an axis, each of them.
 
 
-def test_models_are_centred_and_as_large_as_both_limits_allow(read):
+def test_models_are_centered_and_as_large_as_both_limits_allow(read):
     from o3d_jax.data.meshes.reading import fit, visible_radius
 
     mesh = read(cube())
@@ -415,7 +415,7 @@ def test_models_are_centred_and_as_large_as_both_limits_allow(read):
     made = Gltf()
     made.node(made.triangle())
     lone = fit(read(made, "lone.glb"), side=1.0, ball=9.0).corners[0]
-    np.testing.assert_allclose(lone, TRIANGLE - [0.5, 0.5, 0], atol=1e-6)  # The box's centre.
+    np.testing.assert_allclose(lone, TRIANGLE - [0.5, 0.5, 0], atol=1e-6)  # The box's center.
     compact = fit(mesh, side=1.0, ball=0.6).corners
     assert np.linalg.norm(compact, axis=-1).max() == pytest.approx(0.6)
     assert visible_radius(1.5, 49.1) == pytest.approx(0.623, abs=5e-4)  # As known of LGM's cameras.

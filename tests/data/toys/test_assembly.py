@@ -9,7 +9,7 @@ from o3d_jax.data.toys.seeded import TEMPLATES
 from o3d_jax.data.toys.shapes import Solid, Vec
 from o3d_jax.data.toys.tracing import distance
 
-GREY = Coat(first=(0.5, 0.5, 0.5))
+GRAY = Coat(first=(0.5, 0.5, 0.5))
 TRIANGLE = ((-0.5, -0.4), (0.6, -0.4), (0.1, 0.7))
 
 
@@ -50,21 +50,21 @@ def in_limb(p: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("part", "inside"),
     [
-        (box(GREY, (1.0, 0.6, 1.6), 0.0), lambda p: np.all(np.abs(p) < [0.5, 0.3, 0.8], axis=1)),
-        (ellipsoid(GREY, (0.4, 0.9, 0.6)), lambda p: np.sum((p / [0.4, 0.9, 0.6]) ** 2, 1) < 1),
-        (pillow(GREY, (0.4, 0.9, 0.6)), lambda p: np.sum((p / [0.4, 0.9, 0.6]) ** 4, 1) < 1),
-        (limb(GREY, 0.4, 0.15, 0.9), in_limb),
-        (ring(GREY, 0.7, 0.3), lambda p: (radial(p) - 0.7) ** 2 + p[:, 1] ** 2 < 0.09),
+        (box(GRAY, (1.0, 0.6, 1.6), 0.0), lambda p: np.all(np.abs(p) < [0.5, 0.3, 0.8], axis=1)),
+        (ellipsoid(GRAY, (0.4, 0.9, 0.6)), lambda p: np.sum((p / [0.4, 0.9, 0.6]) ** 2, 1) < 1),
+        (pillow(GRAY, (0.4, 0.9, 0.6)), lambda p: np.sum((p / [0.4, 0.9, 0.6]) ** 4, 1) < 1),
+        (limb(GRAY, 0.4, 0.15, 0.9), in_limb),
+        (ring(GRAY, 0.7, 0.3), lambda p: (radial(p) - 0.7) ** 2 + p[:, 1] ** 2 < 0.09),
         (
-            cone(GREY, 0.8, 0.2, 1.2, 0.0),
+            cone(GRAY, 0.8, 0.2, 1.2, 0.0),
             lambda p: (np.abs(p[:, 1]) < 0.6) & (radial(p) < 0.5 - 0.5 * p[:, 1]),
         ),
         (
-            slab(GREY, TRIANGLE, 0.8, 0.0),
+            slab(GRAY, TRIANGLE, 0.8, 0.0),
             lambda p: in_triangle(p) & (np.abs(p[:, 2]) < 0.4),
         ),
         (
-            ball(GREY, 0.2, at=(0.8 * np.sin(0.5), 0.3, 0.8 * np.cos(0.5)), copies=5),
+            ball(GRAY, 0.2, at=(0.8 * np.sin(0.5), 0.3, 0.8 * np.cos(0.5)), copies=5),
             lambda p: np.any(
                 [
                     np.linalg.norm(p - [0.8 * np.sin(a), 0.3, 0.8 * np.cos(a)], axis=1) < 0.2
@@ -74,7 +74,7 @@ def in_limb(p: np.ndarray) -> np.ndarray:
             ),
         ),
         (
-            ball(GREY, 0.25, at=(0.6, -0.2, 0.7), mirror="xz"),
+            ball(GRAY, 0.25, at=(0.6, -0.2, 0.7), mirror="xz"),
             lambda p: (
                 np.linalg.norm(np.abs(p) * [1, 0, 1] - [0.6, 0, 0.7], axis=1) ** 2
                 + (p[:, 1] + 0.2) ** 2
@@ -83,12 +83,12 @@ def in_limb(p: np.ndarray) -> np.ndarray:
         ),
         (
             # By 90 degrees about z, the part's y becomes the object's -x.
-            box(GREY, (0.4, 1.6, 0.6), 0.0, turn=(0, 0, 90), at=(0.1, 0.0, 0.0)),
+            box(GRAY, (0.4, 1.6, 0.6), 0.0, turn=(0, 0, 90), at=(0.1, 0.0, 0.0)),
             lambda p: np.all(np.abs(p - [0.1, 0, 0]) < [0.8, 0.2, 0.3], axis=1),
         ),
         (
-            # By 40 degrees about x, y leans towards z.
-            cone(GREY, 0.2, 0.2, 1.6, 0.0, turn=(40, 0, 0)),
+            # By 40 degrees about x, y leans toward z.
+            cone(GRAY, 0.2, 0.2, 1.6, 0.0, turn=(40, 0, 0)),
             lambda p: (
                 (np.abs(p @ np.array([0, 0.76604444, 0.64278761])) < 0.8)
                 & (np.hypot(p[:, 0], p @ np.array([0, -0.64278761, 0.76604444])) < 0.2)
@@ -120,7 +120,7 @@ def test_objects_stay_in_their_ball_and_touch_it(template):
 def test_smooth_joints_fill_the_gap_by_the_quadratic_blend():
     # Two balls of radius 0.3 whose gap at the origin is 0.1 on both sides; width 0.4 fills
     # (0.4 - 0)^2 / (4 * 0.4) = 0.1 there: the surface passes through the origin.
-    one, other = ball(GREY, 0.3, at=(0.4, 0, 0)), ball(GREY, 0.3, at=(-0.4, 0, 0), blend=0.4)
+    one, other = ball(GRAY, 0.3, at=(0.4, 0, 0)), ball(GRAY, 0.3, at=(-0.4, 0, 0), blend=0.4)
     toy = assemble([one, other], 0.5)
     scale = toy.solid.parts["size"][0, 0] / 0.3
     at_origin = distances(Solid(np.zeros(3), toy.solid.parts), np.zeros((1, 3)))[0] / scale

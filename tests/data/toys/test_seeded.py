@@ -32,7 +32,7 @@ def view(toy: Toy, pose: np.ndarray, height: int, width: int) -> Image:
 
 
 def world_directions(pose: np.ndarray, size: int) -> np.ndarray:
-    """World directions through pixel centres, 1 along camera z; by matrix inversion."""
+    """World directions through pixel centers, 1 along camera z; by matrix inversion."""
     u, v = np.meshgrid((np.arange(size) + 0.5) / size, (np.arange(size) + 0.5) / size)
     pixels = np.stack([u, v, np.ones_like(u)], axis=-1)
     return pixels @ np.linalg.inv(pinhole(CAMERA.fov)).T @ pose[:3, :3].T
@@ -105,8 +105,8 @@ def test_position_is_the_unprojected_depth_and_in_the_ball():
     assert np.linalg.norm(found.position[solid], axis=-1).max() < 0.6
 
 
-def test_colours_agree_between_views_of_the_same_point():
-    # Views a degree apart: the same points, lit the same. Where a neighbour pixel differs by an
+def test_colors_agree_between_views_of_the_same_point():
+    # Views a degree apart: the same points, lit the same. Where a neighbor pixel differs by an
     # edge or a pattern, it may not match; hence the median.
     toy, size = make_toy(4), 64
     one, other = (
@@ -116,7 +116,7 @@ def test_colours_agree_between_views_of_the_same_point():
     nearest = np.argmin(((a[:, None, :] - b[None, :, :]) ** 2).sum(-1), axis=1)
     first = one.rgba[one.depth[..., 0] > 0].astype(float)
     second = other.rgba[other.depth[..., 0] > 0].astype(float)[nearest]
-    # 4 of 255: shading changes this much over the half pixel between nearest neighbours.
+    # 4 of 255: shading changes this much over the half pixel between nearest neighbors.
     assert np.median(np.abs(first - second)) <= 4
 
 

@@ -92,6 +92,7 @@ def read_gltf(source: ModelFiles) -> ModelContent:
         }
         looks = read_materials(document.tree, lambda index: _view(document, index), source, wanted)
 
+        # Counted as they come: meshes that nodes share are written out, and fill the memory.
         parts, triangles = [], 0
         for part in _parts(document, looks):
             triangles += len(part.faces)
@@ -328,6 +329,8 @@ def _unpacked(
     except DracoPy.FileTypeException as error:
         raise InputError(f"its Draco data is damaged: {error}") from error
 
+    # Draco numbers attributes; the primitive says which number is which, and whether it is
+    # normalized.
     places = {number: name for name, number in packed["attributes"].items()}
     arrays = {}
     for attribute in decoded.attributes:

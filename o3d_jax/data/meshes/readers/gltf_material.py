@@ -1,7 +1,8 @@
 """Reads the materials and textures of glTF models: base color, alpha, emission, sidedness.
 
-Metals are taken for matt surfaces of their base color. Normal, roughness and occlusion maps, and
-the extensions of materials but for unlit and specular-glossiness, are left out.
+Metals are taken for matt surfaces of their base color. Normal, roughness and occlusion maps,
+filters of samplers, and the extensions of materials but for unlit and specular-glossiness, are left
+out. `shading.py` samples the textures.
 """
 
 from collections.abc import Callable, Collection

@@ -44,6 +44,7 @@ def read_ply_mesh(files: ModelFiles) -> ModelContent:
     if positions is None:
         raise InputError(f"{name} has no vertices with x, y and z; export it as a mesh")
 
+    # Faces may have any number of corners; colors and textures may be theirs or the vertices'.
     corners = _corners(tables.get("face"), len(positions))
     cut = cut_polygons(positions, corners.values, corners.sizes)
     faces = corners.values[cut.corners]

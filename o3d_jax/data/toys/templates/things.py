@@ -204,6 +204,8 @@ def gift(kit: Kit) -> list[Part]:
 def trophy(kit: Kit) -> list[Part]:
     """A star, heart, gear or arrow standing on a base."""
     angles, sort = np.linspace(0, 2 * np.pi, 32, endpoint=False), kit.whole(0, 3)
+
+    # The outline of each in turn; the heart is the classic curve of sines and cosines.
     if sort == 0:
         points = kit.whole(5, 7)
         turns = np.pi * np.arange(2 * points) / points

@@ -22,7 +22,7 @@ config = dataclasses.replace(tiny, name="small", model=model)
 def small(tmp_path_factory):
     """A config file: two scales, so half of the tiny one's tensors."""
     path = tmp_path_factory.mktemp("configs") / "small.py"
-    path.write_text(SMALL.format(tiny=str(Path(__file__).parents[3] / "configs" / "tiny.py")))
+    path.write_text(SMALL.format(tiny=str(Path(__file__).parents[2] / "configs" / "tiny.py")))
     return path
 
 

@@ -1,0 +1,51 @@
+"""Fetches published weights and makes a checkpoint: `o3d weights fetch released|svd-lgm`.
+
+    released    the PyTorch release, to sample with: then `o3d sample IMAGE --checkpoint released`
+    svd-lgm     SVD and LGM, to train from: then `o3d train ouroboros3d --weights svd-lgm`
+
+They come from the Hugging Face hub, at the address in HF_ENDPOINT if that is set:
+
+    huanngzh/Ouroboros3D-SVD-LGM                 released
+    stabilityai/stable-video-diffusion-img2vid   both; gated
+    ashawkey/LGM                                 svd-lgm
+
+A gated repository wants its license accepted, on its page and with your account, and a token of
+that account: `hf auth login`, or HF_TOKEN. What each license is, is said before anything comes.
+
+The checkpoint goes to o3d_jax/weights in the folder XDG_CACHE_HOME, or ~/.cache, with the licenses
+and the commits that it was made of. What stops on the way, goes on when the command is run again.
+Needs huggingface_hub, pip install 'o3d-jax[hub]', and for .pth files torch, 'o3d-jax[convert]'.
+"""
+
+import difflib
+import sys
+
+from o3d_jax.cli import parse
+from o3d_jax.errors import InputError
+from o3d_jax.weights.hub.fetch import carry_out, description, from_disk, survey, there_already
+from o3d_jax.weights.hub.orders import FETCHES
+
+
+def main(arguments: list[str], program: str) -> None:
+    """Reads the command line; says what comes before it comes."""
+    if not arguments:
+        raise InputError(f"nothing to fetch; give one of these first: {', '.join(FETCHES)}")
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        sys.stdout.write(str(__doc__))
+        return
+    if name not in FETCHES:
+        near = difflib.get_close_matches(name, FETCHES, 1, 0.0)[0]
+        raise InputError(
+            f"cannot fetch {name!r}; give {' or '.join(FETCHES)}; the nearest is {near!r}"
+        )
+    order = parse(FETCHES[name], rest, prog=f"{program} {name}")
+    if (said := there_already(order)) is not None:
+        sys.stdout.write(said)
+    elif order.source is not None:
+        sys.stdout.write(from_disk(order, order.source))
+    else:
+        fetch = survey(order)
+        sys.stdout.write(description(fetch))
+        sys.stdout.flush()  # Before the bars of what comes, which go to the other output.
+        sys.stdout.write(carry_out(fetch))
