@@ -55,7 +55,7 @@ UNSEEN = 10
 """Objects of the set that has many."""
 TRUNCATION = 4.0
 """Steps of the grid, of the signed distance."""
-FUSED_VIEWS, FUSED_SIZE = 16, 128
+FUSED_VIEWS, FUSED_SIZE = 11, 128
 """Depth maps that are fused, and their pixels along a side."""
 SHOWN = 3
 """Views of an object on the sheet."""

@@ -243,6 +243,23 @@ def test_a_mesh_is_made_with_the_rest_or_later_and_is_the_same_one(script, pictu
     assert "mesh.glb" in manifest["files"] and "mesh" in manifest["seconds"]
 
 
+def test_a_result_of_which_no_mesh_can_be_made_stays(
+    script, monkeypatch, picture, tmp_path, capsys
+):
+    real_step = script.sample_step
+
+    def fade(*given):
+        state, estimate = real_step(*given)
+        faint = dataclasses.replace(gaussians(), opacities=jnp.full((1, 2), 0.01))
+        made = dataclasses.replace(estimate.reconstruction, gaussians=faint)
+        return state, dataclasses.replace(estimate, reconstruction=made)
+
+    monkeypatch.setattr(script, "sample_step", fade)
+    run(script, picture, "--out", tmp_path, "--orbit-size", 48, "--mesh")
+    assert "no mesh.glb: the object has no Gaussian of opacity 0.05" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "brick").iterdir()} == FILES
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(script, picture, tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         out = tmp_path / name

@@ -57,36 +57,32 @@ def density_field(gaussians: Gaussians, resolution: int) -> DensityField:
     Raises:
         InputError: there are no Gaussians that one could see.
     """
-    seen = np.asarray(gaussians.opacities) >= SEEN_OPACITY
-    if not seen.any():
-        raise InputError(
-            f"the object has no Gaussian of opacity {SEEN_OPACITY} or more; sample it once more, "
-            "with another seed or model"
-        )
-    means, deviations, turns = _shapes(gaussians)
-    half = REACH * np.sqrt((turns**2 * deviations[:, None] ** 2).sum(axis=-1))
-    low, high = (means - half)[seen].min(axis=0), (means + half)[seen].max(axis=0)
-    spacing = float((high - low).max()) / (resolution - 2 * MARGIN)
-    if not spacing > 0:
-        raise InputError("all Gaussians are one point; sample the object once more")
-    origin = low - MARGIN * spacing
-    shape = np.ceil((high - low) / spacing).astype(int) + 2 * MARGIN + 1
+    means, deviations, turns = shapes = _shapes(gaussians)
+    origin, spacing, size = _grid(shapes, np.asarray(gaussians.opacities), resolution)
 
+    # A thin one is widened, so that it does not fall between the points.
     wide = np.maximum(deviations, LEAST_DEVIATION * spacing)
-    precision = np.einsum("nij,nj,nkj->nik", turns, wide**-2, turns)
-    half = REACH * np.sqrt((turns**2 * wide[:, None] ** 2).sum(axis=-1))
-    density = np.zeros((*shape, 4), np.float32)
+    sums = np.zeros((*size, 4), np.float32)
     scatter_density(
         (means - origin) / spacing,
-        half / spacing,
-        precision * spacing**2,
+        _half_boxes(turns, wide) / spacing,
+        np.einsum("nij,nj,nkj->nik", turns, (wide / spacing) ** -2, turns),
         np.asarray(gaussians.opacities, np.float64),
         np.asarray(gaussians.colors, np.float64),
-        density,
+        sums,
     )
-    for axis in range(3):  # Faint ones may reach the border.
-        np.moveaxis(density, axis, 0)[[0, -1]] = 0
-    return DensityField(density[..., 0].copy(), density[..., 1:], origin, spacing)
+
+    # Faint ones may reach the border, where a surface would have a hole.
+    for axis in range(3):
+        np.moveaxis(sums, axis, 0)[[0, -1]] = 0
+    return DensityField(sums[..., 0].copy(), sums[..., 1:], origin, spacing)
+
+
+class _Grid(NamedTuple):
+    origin: Float[np.ndarray, "3"]
+    spacing: float
+    size: tuple[int, int, int]
+    """Points along each axis."""
 
 
 class _Shapes(NamedTuple):
@@ -104,3 +100,31 @@ def _shapes(gaussians: Gaussians) -> _Shapes:
         np.asarray(gaussians.scales, np.float64),
         Rotation.from_quat(quats[:, [1, 2, 3, 0]]).as_matrix(),
     )
+
+
+def _grid(shapes: _Shapes, opacities: Float[np.ndarray, " n"], resolution: int) -> _Grid:
+    """Returns points around all Gaussians that one sees."""
+    seen = opacities >= SEEN_OPACITY
+    if not seen.any():
+        raise InputError(
+            f"the object has no Gaussian of opacity {SEEN_OPACITY} or more; sample it once more, "
+            "with another seed or model"
+        )
+    half = _half_boxes(shapes.turns, shapes.deviations)
+    low, high = (shapes.means - half)[seen].min(axis=0), (shapes.means + half)[seen].max(axis=0)
+    spacing = float((high - low).max()) / (resolution - 2 * MARGIN)
+    if not spacing > 0:
+        raise InputError("all Gaussians are one point; sample the object once more")
+    x, y, z = np.ceil((high - low) / spacing).astype(int) + 2 * MARGIN + 1
+    return _Grid(low - MARGIN * spacing, spacing, (int(x), int(y), int(z)))
+
+
+def _half_boxes(
+    turns: Float[np.ndarray, "n 3 3"], deviations: Float[np.ndarray, "n 3"]
+) -> Float[np.ndarray, "n 3"]:
+    """Returns half the sides of the boxes that hold Gaussians up to REACH deviations.
+
+    The variance along an axis of the world is the sum of those along the own axes, each times the
+    square of its share in that axis.
+    """
+    return REACH * np.sqrt((turns**2 * deviations[:, None] ** 2).sum(axis=-1))

@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8, UInt16
 from PIL import Image
 
 from o3d_jax.files.atomic import written_whole
@@ -41,12 +41,11 @@ def glb_bytes(mesh: ColoredMesh) -> bytes:
         "POSITION": buffer.add(positions, "VEC3", ARRAY_BUFFER, box),
         "NORMAL": buffer.add(np.asarray(mesh.normals, "<f4"), "VEC3", ARRAY_BUFFER),
     }
+    # glTF's default is a metal, which is dark.
     material: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     document: dict[str, Any] = {}
     if mesh.texture is None:
-        light = to_light(np.asarray(mesh.colors, np.float64).clip(0, 1))
-        rgba = np.pad(light, [(0, 0), (0, 1)], constant_values=1)  # Rows of 4 bytes' multiples.
-        shorts = np.rint(rgba * 65535).astype("<u2")
+        shorts = _linear_shorts(mesh.colors)
         attributes["COLOR_0"] = buffer.add(shorts, "VEC4", ARRAY_BUFFER, {"normalized": True})
     else:
         uvs = np.asarray(mesh.texture.uvs, "<f4")
@@ -55,15 +54,23 @@ def glb_bytes(mesh: ColoredMesh) -> bytes:
         document["images"] = [{"bufferView": view, "mimeType": "image/png"}]
         document["textures"] = [{"source": 0}]
         material["baseColorTexture"] = {"index": 0}
+
     faces = np.asarray(mesh.faces, "<u4").reshape(-1)
     indices = buffer.add(faces, "SCALAR", ELEMENT_ARRAY_BUFFER)
+    primitive = {"attributes": attributes, "indices": indices, "material": 0}
     document |= {
         "asset": {"version": "2.0", "generator": "o3d_jax"},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "object"}],
-        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
+        "meshes": [{"primitives": [primitive]}],
         "materials": [{"pbrMetallicRoughness": material}],
+    }
+    return _file(document, buffer)
+
+
+def _file(document: dict[str, Any], buffer: "_Buffer") -> bytes:
+    document |= {
         "accessors": buffer.accessors,
         "bufferViews": buffer.views,
         "buffers": [{"byteLength": len(buffer.content)}],
@@ -71,6 +78,13 @@ def glb_bytes(mesh: ColoredMesh) -> bytes:
     text = json.dumps(document, separators=(",", ":")).encode()
     chunks = _chunk(b"JSON", text, b" ") + _chunk(b"BIN\0", bytes(buffer.content), b"\0")
     return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+def _linear_shorts(colors: Float[np.ndarray, "k 3"]) -> UInt16[np.ndarray, "k 4"]:
+    """Returns light, and an alpha of 1, for rows of glTF are multiples of four bytes."""
+    light = to_light(np.asarray(colors, np.float64).clip(0, 1))
+    rgba = np.pad(light, [(0, 0), (0, 1)], constant_values=1)
+    return np.rint(rgba * 65535).astype("<u2")
 
 
 class _Buffer:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
+from o3d_jax.errors import InputError
 from o3d_jax.geometry.orbits import orbit_poses, pinhole
 from o3d_jax.meshing.compiled import cast_rays
 from o3d_jax.meshing.field import DensityField
@@ -118,9 +119,17 @@ def best_threshold(gaussians: Gaussians, field: DensityField) -> float:
     threshold, and in that of the Gaussians where they hide more than half of what is behind. So one
     look through the grid serves all thresholds. Silhouettes hardly tell how dense a thin hard shell
     is; then it is the middle of what they allow.
+
+    Raises:
+        InputError: the Gaussians hide nothing, so that they have no silhouette.
     """
     around = surround(field)
     opaque = draw_gaussians(gaussians, around, SILHOUETTE_SIZE).alpha > 0.5
+    if not opaque.any():
+        raise InputError(
+            "the object is nowhere more than half opaque, so it has no silhouette; give a "
+            "--threshold of density, as --threshold 0.1"
+        )
     peak = cast_field(field, around, SILHOUETTE_SIZE, np.inf).peak
     scores = np.array([agreement(peak > threshold, opaque) for threshold in THRESHOLDS])
     good = THRESHOLDS[scores >= scores.max() - AS_GOOD]

@@ -61,6 +61,7 @@ def bake_texture(look: Look, surface: TriangleSurface, size: int) -> Baked:
     Raises:
         InputError: xatlas is not installed.
     """
+    # Where each triangle lies in the image. Vertices on seams lie there twice.
     xatlas = needed("xatlas")
     atlas, options = xatlas.Atlas(), xatlas.PackOptions()
     atlas.add_mesh(surface.vertices.astype(np.float32), surface.faces.astype(np.uint32))
@@ -69,6 +70,7 @@ def bake_texture(look: Look, surface: TriangleSurface, size: int) -> Baked:
     origin, triangles, uvs = atlas.get_mesh(0)
     faces, uvs = triangles.astype(np.int64), uvs.astype(np.float64)
 
+    # Which point of the surface each texel shows, with its normal, and from that its color.
     texels = np.zeros((size, size, 7), np.float32)
     values = np.concatenate([surface.vertices, vertex_normals(surface)], axis=-1)[origin]
     fill_texels(uvs * size, faces, values, texels)
@@ -76,6 +78,7 @@ def bake_texture(look: Look, surface: TriangleSurface, size: int) -> Baked:
     points, normals = np.split(texels[there][:, :6].astype(np.float64), 2, axis=-1)
     image = np.zeros((size, size, 3), np.float32)
     image[there] = _seen_colors(look, points, normals)
+
     # Beyond its parts it has their nearest colors, for engines blur it for the distance.
     nearest = distance_transform_edt(~there, return_distances=False, return_indices=True)
     image = image[tuple(nearest)]  # pyright: ignore[reportArgumentType]
@@ -88,6 +91,7 @@ def _seen_colors(
     around = surround(look.field, BAKED_VIEWS)
     seen = draw_gaussians(look.gaussians, around, BAKED_SIZE)
     depths = cast_field(look.field, around, BAKED_DEPTH_SIZE, look.threshold).depth
+
     sums, total = np.zeros((len(points), 3)), np.zeros((len(points), 1))
     for pose, rgb, alpha, depth in zip(around.poses, *seen, depths, strict=True):
         at, nearness, z = _projected(points, pose)

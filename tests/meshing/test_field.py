@@ -136,6 +136,12 @@ def test_where_silhouettes_allow_many_thresholds_the_middle_one_is_taken(monkeyp
     assert found == pytest.approx((0.1 * 1.2) ** 0.5, rel=0.05)
 
 
+def test_an_object_that_hides_nothing_has_no_silhouette():
+    faint = dataclasses.replace(ball(), opacities=jnp.array([0.3]))
+    with pytest.raises(InputError, match="nowhere more than half opaque.*--threshold 0.1"):
+        best_threshold(faint, density_field(faint, 16))
+
+
 def test_what_is_drawn_does_not_depend_on_the_scale_of_the_scene():
     """`render` draws nothing nearer than 0.2, which would be all of a small scene."""
     scene = several()
