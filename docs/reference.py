@@ -27,6 +27,7 @@ ROOMS = {
     "data": "Objects to train on",
     "files media meshing": "Files, pictures and meshes",
     "weights": "Checkpoints and torch weights",
+    "sampling viewing": "One object, level by level, and how it is shown",
     "run": "What a training run keeps",
     "evaluation planning": "Measuring and planning",
 }

@@ -18,6 +18,8 @@ from o3d_jax.places import SCRIPTS
 COMMANDS = {
     "sample": "Images to 3D objects of Gaussians (Algorithm 2).",
     "train": "A config to a model (Algorithm 1), or to one of its networks.",
+    "view": "A result in the browser, or in a page to share.",
+    "demo": "Images to 3D objects in the browser.",
     "mesh": "What was sampled to a closed triangle mesh, mesh.glb.",
     "evaluate": "Models on rendered objects: PSNR, SSIM and LPIPS.",
     "plan": "Whether a config fits a machine that you don't have.",

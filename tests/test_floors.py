@@ -14,8 +14,8 @@ FLOORS = [
     {"steps"},
     {"data", "weights", "metrics"},
     {"meshing"},
-    {"run", "evaluation"},
-    {"planning"},
+    {"run", "evaluation", "sampling"},
+    {"planning", "viewing"},
     {"commands"},
     {"__main__"},
 ]

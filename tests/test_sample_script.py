@@ -24,6 +24,7 @@ from o3d_jax.media.ply import read_ply
 from o3d_jax.media.splat import read_splat
 from o3d_jax.nn.networks import build_networks, init_networks
 from o3d_jax.run.compilations import COMPILED
+from o3d_jax.sampling import loop, result
 from o3d_jax.splat import render
 from o3d_jax.steps.reconstruct import Reconstruction
 from o3d_jax.steps.sample import Estimate, LoopState
@@ -54,9 +55,9 @@ def script(monkeypatch, tmp_path):
     something = {"params": {}}
     params = Params(unet=something, lgm=something, clip=something)
     nothing = Weights(params=params, frozen=Frozen(vae=something))
-    monkeypatch.setattr(module, "load_model", lambda path: Model(config=config, weights=nothing))
-    monkeypatch.setattr(module, "sample_prepare", prepare)
-    monkeypatch.setattr(module, "sample_step", step)
+    monkeypatch.setattr(loop, "load_model", lambda path: Model(config=config, weights=nothing))
+    monkeypatch.setattr(loop, "sample_prepare", prepare)
+    monkeypatch.setattr(loop, "sample_step", step)
     monkeypatch.setattr(module, "use_compilation_cache", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path / "no-ffmpeg"))
     return module
@@ -78,7 +79,8 @@ def gaussians():
 def prepare(model, image, key):
     assert image.shape == (1, SIZE, SIZE, 3)
     x = jax.random.normal(key, (1, VIEWS, 8, 8, 4))
-    return None, LoopState(x=x, maps=Maps.nothing(1, VIEWS, SIZE, SIZE))
+    maps = Maps.nothing(1, VIEWS, SIZE, SIZE)
+    return None, LoopState(x=x, maps=maps, guidance=jnp.ones(VIEWS))
 
 
 def step(model, condition, cameras, state, sigma, sigma_next):
@@ -86,7 +88,8 @@ def step(model, condition, cameras, state, sigma, sigma_next):
     made = Reconstruction(gaussians=gaussians(), rendering=rendering)
     maps = Maps(rgb=rendering.rgb, ccm=rendering.rgb)
     views = rendering.rgb.at[:, :, 0, 0, 0].set(jax.nn.sigmoid(state.x.mean(axis=(2, 3, 4))))
-    return LoopState(x=state.x, maps=maps), Estimate(views=views, reconstruction=made)
+    estimate = Estimate(latents=state.x, views=views, reconstruction=made)
+    return dataclasses.replace(state, maps=maps), estimate
 
 
 @pytest.fixture
@@ -135,9 +138,9 @@ def test_the_pictures_show_the_object_from_the_input_s_side_first(script, pictur
     folder = tmp_path / "brick"
     # +x is right of the camera on +z, and left of one that looks from behind.
     assert colors_at(folder / "orbit.gif") == ("blue", "red")
-    assert colors_at(folder / "orbit.gif", script.ORBIT_FRAMES // 2) == ("red", "blue")
+    assert colors_at(folder / "orbit.gif", result.ORBIT_FRAMES // 2) == ("red", "blue")
     # A quarter on it is on +x itself, where red hides blue.
-    assert colors_at(folder / "orbit.gif", script.ORBIT_FRAMES // 4) == ("red", "red")
+    assert colors_at(folder / "orbit.gif", result.ORBIT_FRAMES // 4) == ("red", "red")
     for stored in (read_ply(folder / "gaussians.ply"), read_splat(folder / "gaussians.splat")):
         np.testing.assert_allclose(stored.means, gaussians().means[0])  # They lie on the axis.
     square = np.asarray(Image.open(folder / "input.png"), np.float32)
@@ -192,7 +195,7 @@ def test_an_object_of_nothing_is_refused_at_its_level_and_leaves_no_folder(
         reconstruction = dataclasses.replace(estimate.reconstruction, gaussians=there)
         return state, dataclasses.replace(estimate, reconstruction=reconstruction)
 
-    monkeypatch.setattr(script, "sample_step", broken)
+    monkeypatch.setattr(loop, "sample_step", broken)
     assert status_of(script, picture, "--out", tmp_path / "out", "--orbit-size", 48) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"at noise level 2 of {LEVELS} (sigma " in error and len(taken) == 2
@@ -207,14 +210,14 @@ def test_files_of_gaussians_stand_upright_in_the_axes_asked_for(
     """In the method's world the vertical of an input from 30 degrees above is 30 degrees off y."""
     vertical = jnp.array([0.0, math.cos(math.radians(30)), math.sin(math.radians(30))])
     leaning = dataclasses.replace(gaussians(), means=jnp.stack([vertical, -vertical])[None] * 0.4)
-    real_step = script.sample_step
+    real_step = loop.sample_step
 
     def lean(*given):
         state, estimate = real_step(*given)
         made = dataclasses.replace(estimate.reconstruction, gaussians=leaning)
         return state, dataclasses.replace(estimate, reconstruction=made)
 
-    monkeypatch.setattr(script, "sample_step", lean)
+    monkeypatch.setattr(loop, "sample_step", lean)
     for up, expected in (("y-down", [0, -0.4, 0]), ("z-up", [0, 0, 0.4])):
         chosen = () if up == "y-down" else ("--up", up)
         order = (picture, "--out", tmp_path / up, "--orbit-size", 48, "--elevation", 30)
@@ -288,7 +291,7 @@ def test_a_failure_keeps_the_earlier_result_and_leaves_no_part(
     def disk_full(path, frames):
         raise OSError("disk full")
 
-    monkeypatch.setattr(script, "write_gif", disk_full)
+    monkeypatch.setattr(result, "write_gif", disk_full)
     with pytest.raises(OSError, match="disk full"):
         run(script, picture, "--out", out, "--overwrite", "--seed", 9, "--orbit-size", 48)
     assert {path.name: path.read_bytes() for path in (out / "brick").iterdir()} == before
@@ -382,7 +385,7 @@ def test_several_images_share_one_model_and_its_compiled_programs(
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if event == COMPILED else None
     )
-    real_read, real_write = script.load_model, script.write_gif
+    real_read, real_write = loop.load_model, result.write_gif
 
     def read(path):
         reads.append(path)
@@ -392,8 +395,8 @@ def test_several_images_share_one_model_and_its_compiled_programs(
         ends.append(len(compiled))
         real_write(path, frames)
 
-    monkeypatch.setattr(script, "load_model", read)
-    monkeypatch.setattr(script, "write_gif", write)
+    monkeypatch.setattr(loop, "load_model", read)
+    monkeypatch.setattr(result, "write_gif", write)
     shutil.copy(folder / "b.webp", folder / "c.webp")
     # No other test draws turntables of this size, so that something is compiled.
     status_of(script, folder, "--out", tmp_path / "out", "--orbit-size", 41)
@@ -477,10 +480,10 @@ def test_two_images_of_one_name_are_refused_and_one_given_twice_is_one(
 def test_a_network_trained_alone_is_no_model_to_sample(
     script, monkeypatch, picture, tmp_path, capsys
 ):
-    model = script.load_model(None)
+    model = loop.load_model(None)
     lgm = dataclasses.replace(model.weights.params, unet=None, clip=None)
     alone = dataclasses.replace(model, weights=Weights(params=lgm, frozen=Frozen(vae=None)))
-    monkeypatch.setattr(script, "load_model", lambda path: alone)
+    monkeypatch.setattr(loop, "load_model", lambda path: alone)
     with pytest.raises(SystemExit) as stop:
         run(script, picture, "--out", tmp_path / "new")
     assert stop.value.code == 2 and not (tmp_path / "new").exists()

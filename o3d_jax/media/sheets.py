@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image, ImageDraw, ImageFont
 
+from o3d_jax.errors import InputError
 from o3d_jax.files.images import to_bytes
 
 Tile = Float[Array | np.ndarray, "_ _ 3"]  # Each its own size.
@@ -64,6 +65,21 @@ def grid(
     for j, label in enumerate(column_labels):
         draw.text((left + j * pitch + tile // 2, GAP), label, "black", font, anchor="mt")
     return np.asarray(sheet, np.float32) / 255
+
+
+def row_of(sheet: Float[np.ndarray, "H W 3"], columns: int) -> list[Float[np.ndarray, "t t 3"]]:
+    """Returns the tiles of a sheet of one row that has labels above its columns, and no others.
+
+    Raises:
+        InputError: it is no such sheet.
+    """
+    height, width = sheet.shape[:2]
+    pitch = (width - GAP) // columns
+    tile, top = pitch - GAP, GAP + FONT_SIZE + 2 * GAP
+    if tile < 1 or (height, width) != (top + pitch, GAP + columns * pitch):
+        raise InputError(f"a sheet of {width} x {height} pixels is none of {columns} views")
+    lefts = [GAP + i * pitch for i in range(columns)]
+    return [sheet[top : top + tile, left : left + tile] for left in lefts]
 
 
 def _fit(image: Tile, tile: int) -> Image.Image:

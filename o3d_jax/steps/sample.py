@@ -34,8 +34,11 @@ SOLVERS = {"euler": diffrax.Euler(), "heun": diffrax.Heun()}
 class Estimate:
     """What one noise level found."""
 
+    latents: Float[Array, "b v h w c"]
+    """The clean estimate, scaled."""
+
     views: Float[Array, "b v H W 3"]
-    """The clean estimate, decoded; about [0, 1]."""
+    """The same, decoded; about [0, 1]."""
 
     reconstruction: Reconstruction
     """The object made from `views`; its rendering guides the next level."""
@@ -50,6 +53,9 @@ class LoopState:
 
     maps: Maps
     """Feedback for the next estimate."""
+
+    guidance: Float[Array, " v"]
+    """Guidance of each view, the same at all levels; as a value, it needs no compiling anew."""
 
 
 def ode_step(
@@ -102,7 +108,9 @@ def prepare(
     shape = (b, sizes.num_views, sizes.latent_size, sizes.latent_size, sizes.vae.channels)
     deviation = edm.initial_deviation(sample.sigma_max)
     x = deviation * jax.random.normal(noise_key, shape, jnp.float32)
-    return condition, LoopState(x=x, maps=Maps.nothing(b, sizes.num_views, *image.shape[1:3]))
+    maps = Maps.nothing(b, sizes.num_views, *image.shape[1:3])
+    guidance = guidance_scale(sizes.num_views, sample.min_guidance, sample.max_guidance)
+    return condition, LoopState(x=x, maps=maps, guidance=guidance)
 
 
 def level(
@@ -125,11 +133,8 @@ def level(
         return apply(model.networks.unet, model.params.unet, x, c_noise, given, twice, maps)
 
     # The feedback holds for a level: a solver of several stages sees the same object in all.
-    views_count = model.config.model.num_views
-    guidance = guidance_scale(views_count, sample.min_guidance, sample.max_guidance)
-
     def denoiser(x, sigmas):
-        return denoise_guided(network, x, sigmas, condition, state.maps, guidance)
+        return denoise_guided(network, x, sigmas, condition, state.maps, state.guidance)
 
     # x0 becomes images, and these an object, which is told how noisy they may still be.
     sigmas = jnp.full(state.x.shape[0], sigma)
@@ -143,7 +148,8 @@ def level(
     maps = state.maps
     if sample.feedback:
         maps = feedback_maps(model, reconstruction.rendering, cameras)
-    return LoopState(x=x, maps=maps), Estimate(views=views, reconstruction=reconstruction)
+    found = Estimate(latents=x0, views=views, reconstruction=reconstruction)
+    return LoopState(x=x, maps=maps, guidance=state.guidance), found
 
 
 def noise_levels(sample: SampleConfig) -> Float[Array, " {sample.levels}+1"]:

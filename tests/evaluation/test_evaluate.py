@@ -110,7 +110,9 @@ def oracle(model, image, cameras, key):
     )
     rendering = Rendering(rgb=renders, alpha=zeros, depth=zeros)
     return Estimate(
-        views=views, reconstruction=Reconstruction(gaussians=gaussians, rendering=rendering)
+        latents=jnp.zeros((1, 1, 1, 1, 1)),
+        views=views,
+        reconstruction=Reconstruction(gaussians=gaussians, rendering=rendering),
     )
 
 

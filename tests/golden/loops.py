@@ -300,6 +300,7 @@ def _run_loop(golden: Golden, temporal: str) -> dict[str, Any]:
     start = sample.LoopState(
         x=edm.initial_deviation(sample_config.sigma_max) * noise,
         maps=Maps.nothing(len(image), views, *image.shape[1:3]),
+        guidance=guidance_scale(views, sample_config.min_guidance, sample_config.max_guidance),
     )
 
     @quick

@@ -195,11 +195,18 @@ def test_feedback_matters_and_can_be_switched_off(setting, start, loop):
     assert np.abs(np.asarray(found[-1].views - loop[1][-1].views)).max() > 0.01
 
 
-def test_all_levels_share_one_compiled_program(setting, start, loop):
+def test_all_levels_share_one_compiled_program_whatever_their_guidance(setting, start, loop):
     before = sample.sample_step._cache_size()
-    run_loop(setting, start, sample.noise_levels(setting["model"].config.sample))
+    sigmas = sample.noise_levels(setting["model"].config.sample)
+    run_loop(setting, start, sigmas)
+    condition, state = start
+    assert np.ptp(state.guidance) == 2  # It rises from 1 to 3, as the config has it.
+    stronger = replace(state, guidance=2 * state.guidance)
+    _, found = run_loop(setting, (condition, stronger), sigmas)
     assert before >= 1
     assert sample.sample_step._cache_size() == before
+    # 2e-3: where the guidance has no effect, they are the same bit for bit.
+    assert np.abs(found[0].views - loop[1][0].views).max() > 2e-3
 
 
 def gaussian_denoiser(x, sigma):
