@@ -13,16 +13,16 @@ from o3d_jax.evaluation.protocol import Protocol
 from o3d_jax.evaluation.scores import METRICS, Interval, OrbitScore, PerMetric, Summary
 
 NOT_MEASURED = "not measured: no weights given"
-"""What stands in the place of LPIPS then."""
+"""What stands in the place of a metric that was not measured."""
 
 DIGITS = PerMetric(psnr=2, ssim=4, lpips=4)
-"""Digits behind the point."""
+"""Digits behind the point, by metric."""
 
 SHAPE_NAMES = ("mesh IoU", "mesh Chamfer, %", "mesh F-score")
 """The columns of a `ShapeScore`, in its order."""
 
 SHAPE_DIGITS = (3, 2, 3)
-"""Behind the point."""
+"""Digits behind the point, in the same order."""
 
 METRIC_NAMES = PerMetric(psnr="PSNR", ssim="SSIM", lpips="LPIPS")
 
@@ -188,6 +188,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _caption(results: Results) -> str:
+    """Returns what one has to know to read the table of models."""
     protocol = results.protocol
     which = "the novel views" if protocol.views.input_view == "apart" else "all views"
     inputs = "; ".join(
@@ -196,12 +197,15 @@ def _caption(results: Results) -> str:
         for model in results.models
     )
     percent = 100 * protocol.intervals.coverage
+
+    # Without true meshes there are no such columns, and nothing to explain.
     mesh = ""
     if results.models[0].summary.shape:
         mesh = (
             " Meshes are of the Gaussians, beside the true ones: intersection over union of their "
             "silhouettes, Chamfer distance in percent of the diagonal, F-score at 1 % of it."
         )
+
     return (
         f"Means over objects, of {which}; in brackets {percent:g} % intervals by bootstrap over "
         "objects. Renders are of the Gaussians. Delta is the absolute difference between the means "

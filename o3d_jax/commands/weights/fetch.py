@@ -30,6 +30,8 @@ def main(arguments: list[str], program: str) -> None:
     """Reads the command line; says what comes before it comes."""
     if not arguments:
         raise InputError(f"nothing to fetch; give one of these first: {', '.join(FETCHES)}")
+
+    # Each fetch has options of its own, so its name comes first and is not one of them.
     name, *rest = arguments
     if name in ("-h", "--help"):
         sys.stdout.write(str(__doc__))
@@ -39,6 +41,8 @@ def main(arguments: list[str], program: str) -> None:
         raise InputError(
             f"cannot fetch {name!r}; give {' or '.join(FETCHES)}; the nearest is {near!r}"
         )
+
+    # The cheapest way that leads there: what is there already, what is on disk, the hub.
     order = parse(FETCHES[name], rest, prog=f"{program} {name}")
     if (said := there_already(order)) is not None:
         sys.stdout.write(said)
