@@ -3,8 +3,8 @@
 Hardware: 8 A100 or more, batch 32, 30,000 steps; 1.3 TB of disk for the 80,000 rendered orbits.
 Starts from converted SVD, LGM and LPIPS weights:
 
-    o3d weights convert svd SVD_DIR CHECKPOINT --lgm FILE --lpips TRUNK LIN
-    python train.py configs/ouroboros3d.py --weights CHECKPOINT --data.cache FOLDER
+    o3d weights fetch svd-lgm --lpips TRUNK LIN
+    python train.py configs/ouroboros3d.py --weights svd-lgm --data.cache FOLDER
 """
 
 from pathlib import Path
