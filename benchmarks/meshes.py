@@ -8,11 +8,10 @@ RENDERED is what `o3d data render MODELS RENDERED` wrote. Of each object's first
 makes Gaussians twice: from its first frame, as sample.py does, and by LGM alone from true views.
 Both become meshes in two ways: by their density, as `o3d mesh` does, and by fusing the mean depth
 of renders into a truncated signed distance (Curless and Levoy 1996). Writes results/meshes.md, and
-a contact sheet of each set. About 40 processor seconds an object.
+a contact sheet of each set. About 20 processor seconds an object.
 """
 
 import dataclasses
-import time
 import zlib
 from collections import defaultdict
 from pathlib import Path
@@ -83,8 +82,6 @@ class Row(NamedTuple):
     watertight: bool
     bodies: int
     faces: int
-    seconds: float
-    """Of the processor, without compilation only after the first object."""
 
 
 def load(folder: Path) -> Ouroboros:
@@ -191,19 +188,17 @@ def run_set(
         shown = first_views(root, orbit, protocol, model.config)
         for source, gaussians in both_sources(model, root, orbit).items():
             for method in METHODS:
-                start = time.process_time()
                 try:
                     mesh = mesh_by(method, gaussians)
                 except InputError:
                     mesh = None
-                seconds = time.process_time() - start
                 score, body = measure(mesh, truth, seen)
                 rows.append(
                     Row(
                         *(name, orbit.object_name, source, method, score),
                         bool(mesh and body.is_watertight),
                         int(body.body_count) if mesh else 0,
-                        *(len(body.faces), seconds),
+                        len(body.faces),
                     )
                 )
                 if mesh is not None:
@@ -240,9 +235,9 @@ def report(rows: list[Row], model: Ouroboros, weights: Path) -> str:
         f"(`{(weights / 'checksum').read_text().strip()[:12]}`): see its first lines for the two "
         "sources and the two methods. IoU is of silhouettes in the orbit's eight frames; Chamfer "
         "distance in percent of the true mesh's diagonal; F-score at 1 % of it. Watertight and in "
-        "one body: as trimesh says, of how many. Seconds are of the processor.\n",
-        "| set | Gaussians | method | IoU | Chamfer, % | F-score | watertight | one body | s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "one body: as trimesh says, of how many.\n",
+        "| set | Gaussians | method | IoU | Chamfer, % | F-score | watertight | one body |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     groups = defaultdict(list)
     for row in rows:
@@ -252,8 +247,7 @@ def report(rows: list[Row], model: Ouroboros, weights: Path) -> str:
         single = sum(row.bodies == 1 for row in own)
         lines.append(
             f"| {' | '.join(key)} | {means[0]:.3f} | {means[1]:.2f} | {means[2]:.3f} | "
-            f"{sum(row.watertight for row in own)} of {len(own)} | {single} of {len(own)} | "
-            f"{np.median([row.seconds for row in own]):.1f} |"
+            f"{sum(row.watertight for row in own)} of {len(own)} | {single} of {len(own)} |"
         )
     lines += ["", "## Each object, by density", ""]
     lines += ["| object | Gaussians | IoU | Chamfer, % | F-score | watertight | bodies | faces |"]
