@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +180,14 @@ class Piece:
         self.log.append(f"{self.name}: {error}")
 
 
+def wait_for(entry, log):
+    for _ in range(2000):
+        if entry in log:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"{entry} is not in {log}")
+
+
 def test_work_is_done_one_at_a_time_in_order_and_a_fault_stops_nobody_else():
     waiting, log, go_on = line.WaitingLine(), [], threading.Event()
     pieces = [
@@ -187,15 +196,13 @@ def test_work_is_done_one_at_a_time_in_order_and_a_fault_stops_nobody_else():
     ]
     last = Piece("e", log, block=(end := threading.Event()))
     waiting.join(pieces[0])
-    while "a runs" not in log:
-        pass
+    wait_for("a runs", log)
     for piece in (*pieces[1:], last):
         waiting.join(piece)
     waiting.leave(pieces[2])
     assert log[-2:] == [("d", 2), ("e", 3)]  # c has left; a, at work, is before them all.
     go_on.set()
-    while "e runs" not in log:
-        pass
+    wait_for("e runs", log)
     end.set()
     assert [entry for entry in log if isinstance(entry, str)] == [
         *("a runs", "a: broken", "b done", "d done", "e runs")
@@ -206,8 +213,7 @@ def test_a_full_line_sends_people_away(monkeypatch):
     monkeypatch.setattr(line, "MOST_WAITING", 1)
     waiting, log, go_on = line.WaitingLine(), [], threading.Event()
     waiting.join(Piece("a", log, block=go_on))
-    while "a runs" not in log:
-        pass
+    wait_for("a runs", log)
     waiting.join(Piece("b", log))
     with pytest.raises(InputError, match="1 others wait already; try again later"):
         waiting.join(Piece("c", log))
