@@ -201,10 +201,14 @@ def _names(folder: Path, listed: str) -> Literal["all"] | list[str]:
     if listed == "all":
         return "all"
     path = folder / listed
-    if not path.is_file():
-        raise InputError(f'no file {path} with names of objects; objects.names may also be "all"')
     try:
+        if not path.is_file():
+            raise InputError(
+                f'no file {path} with names of objects; objects.names may also be "all"'
+            )
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text in UTF-8: {error}; save it anew") from error
+    except OSError as error:  # Also of a name that is too long.
+        raise InputError(f"objects.names cannot be read: {error}") from error
     return [line.strip() for line in lines if line.strip()]

@@ -64,6 +64,7 @@ def test_a_file_of_names_is_read_into_the_protocol_and_its_hash(write, tmp_path)
         (f"{SHORT}[objects]\norbits = [1, 1]", "without repetitions"),
         (f"{SHORT}[objects]\norbits = [-1]", "count from 0"),
         (f'{SHORT}[objects]\nnames = "none.txt"', "none.txt with names of objects"),
+        (f'{SHORT}[objects]\nnames = "none.txt{"x" * 999}"', "File name too long"),
         (f"{SHORT}[intervals]\ncoverage = 1.0", "coverage 1.0"),
         (f'{SHORT}[metrics]\nssim_sigma = "1.5"', "ssim_sigma '1.5' is no float"),
         (f"{SHORT}seed = {'[' * 3000}", "is no TOML file"),
@@ -73,7 +74,7 @@ def test_a_file_of_names_is_read_into_the_protocol_and_its_hash(write, tmp_path)
 def test_a_mistake_is_one_message_that_names_it(write, text, said):
     with pytest.raises(InputError) as error:
         read_protocol(write(text))
-    assert said in str(error.value) and "mine.toml" in str(error.value) or "none.txt" in said
+    assert said in str(error.value) and "mine.toml" in str(error.value) or "none.txt" in text
 
 
 def test_a_file_of_names_that_is_no_text_is_refused(write, tmp_path):

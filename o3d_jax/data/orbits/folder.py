@@ -285,6 +285,8 @@ def read_maps(path: Path, shape: tuple[int, ...]) -> SurfaceMaps:
     try:
         with np.load(path, allow_pickle=False) as maps:
             depth, position = (maps.get(name) for name in ("depth", "position"))
+        if isinstance(depth, bytes) or isinstance(position, bytes):  # Numpy's, of other files.
+            raise ValueError("a map in it is no array")
     except _MAPS_FAULTS as error:
         raise InputError(f"{path} is damaged: {error}; render the orbit anew") from error
     for name, found, expected in (("depth", depth, shape), ("position", position, (*shape, 3))):
