@@ -249,7 +249,7 @@ def test_a_mesh_is_made_with_the_rest_or_later_and_is_the_same_one(script, pictu
 def test_a_result_of_which_no_mesh_can_be_made_stays(
     script, monkeypatch, picture, tmp_path, capsys
 ):
-    real_step = script.sample_step
+    real_step = loop.sample_step
 
     def fade(*given):
         state, estimate = real_step(*given)
@@ -257,7 +257,7 @@ def test_a_result_of_which_no_mesh_can_be_made_stays(
         made = dataclasses.replace(estimate.reconstruction, gaussians=faint)
         return state, dataclasses.replace(estimate, reconstruction=made)
 
-    monkeypatch.setattr(script, "sample_step", fade)
+    monkeypatch.setattr(loop, "sample_step", fade)
     run(script, picture, "--out", tmp_path, "--orbit-size", 48, "--mesh")
     assert "no mesh.glb: the object has no Gaussian of opacity 0.05" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "brick").iterdir()} == FILES

@@ -110,7 +110,7 @@ def oracle(model, image, cameras, key):
     )
     rendering = Rendering(rgb=renders, alpha=zeros, depth=zeros)
     return Estimate(
-        latents=jnp.zeros((1, 1, 1, 1, 1)),
+        latents=jnp.zeros((1, len(poses), 1, 1, 1)),
         views=views,
         reconstruction=Reconstruction(gaussians=gaussians, rendering=rendering),
     )
