@@ -63,7 +63,8 @@ def planned(toy, tmp_path, monkeypatch, quick_compilation):
         train = dataclasses.replace(
             toy.config.train, batch_size=16, smallest_shared=90, zero=zero, fsdp=4, accumulate=2
         )
-        config = dataclasses.replace(toy.config, train=train)
+        optim = dataclasses.replace(toy.config.optim, alpha_weight=0.4)  # So that a step reads all.
+        config = dataclasses.replace(toy.config, train=train, optim=optim)
         monkeypatch.setattr(plan, "build_networks", lambda *_, **__: toy.networks)
         monkeypatch.setattr(plan, "_splat_backend", lambda _: "xla")
         here = Topology("cpu:8", Chip("CPU", 400_000, 1e9, 1e8, 1e7), tuple(jax.devices()), "XLA")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from o3d_jax.splat import check_finite, render
+from o3d_jax.splat import RenderOptions, check_finite, render
 from o3d_jax.splat.project import project_gaussians, view_of
 from o3d_jax.types import Gaussians
 from support.splats import (
@@ -163,7 +163,10 @@ def test_new_values_do_not_compile_again():
     ("changes", "message"),
     [
         ({"size": (0, 5)}, "an image of 0 x 5 px"),
-        ({"size": (22, 34), "tiling": TEN_ROUNDS}, "a tiling for 21 x 34 px cannot draw"),
+        (
+            {"size": (22, 34), "options": RenderOptions(tiling=TEN_ROUNDS)},
+            "a tiling for 21 x 34 px cannot draw",
+        ),
         ({"cameras": orbit((2,), 1)}, r"batch axes \(\) cannot be seen by cameras with \(2,\)"),
     ],
 )
