@@ -60,7 +60,7 @@ def test_the_input_view_counts_where_the_protocol_says_so():
 def test_lpips_is_summarized_where_it_was_measured_and_absent_elsewhere():
     assert summarize(PROTOCOL, SCORES).views.lpips is None
     with_lpips = [
-        s._replace(**{f: per_view(1, 2, 3, lpips=(9, x, x + 1)) for f in s._fields[2:]})
+        s._replace(**{f: per_view(1, 2, 3, lpips=(9, x, x + 1)) for f in ("views", "renders")})
         for s, x in zip(SCORES, (0.0, 0.0, 4.0), strict=True)
     ]
     assert summarize(PROTOCOL, with_lpips).views.lpips.value == pytest.approx((0.5 + 4.5) / 2)

@@ -17,7 +17,8 @@ def draw(seed: int, scales: int, layers: int):
     """Both networks with the same weights."""
     rng = np.random.default_rng(seed)
     widths = tuple(GROUPS * int(n) for n in rng.choice([1, 2, 3], scales))
-    config = VaeConfig(widths, layers, int(rng.integers(2, 6)), GROUPS)
+    latents = int(rng.integers(2, 6))
+    config = VaeConfig(widths, layers, latents, norm_num_groups=GROUPS)
     ours = Vae(config)
     size = 2**scales
     variables = synthetic_variables(ours, jnp.zeros((1, 2, size, size, 3)), seed=seed)
