@@ -20,5 +20,5 @@ def estimate(views, renders):
     )
     drawn = Rendering(rgb=jnp.asarray(renders), alpha=one, depth=one)
     made = Reconstruction(gaussians=gaussians, rendering=drawn)
-    latents = jnp.zeros((b, 1, 1, 1, 1))
+    latents = jnp.zeros((*views.shape[:2], 1, 1, 1))
     return Estimate(latents=latents, views=jnp.asarray(views), reconstruction=made)
