@@ -13,7 +13,7 @@ import pytest
 from o3d_jax.__main__ import main as o3d
 from o3d_jax.errors import InputError
 from o3d_jax.media.ply import read_ply
-from o3d_jax.steps import sample as steps
+from o3d_jax.sampling import loop
 from o3d_jax.weights import start
 from o3d_jax.weights.checkpoint import load_model
 from o3d_jax.weights.hub.repositories import LGM_REPO
@@ -50,7 +50,7 @@ def test_what_is_sampled_by_name_are_the_weights_that_were_fetched(
         given.update(config=model.config, params=model.params, frozen=model.frozen)
         raise InputError("seen")  # tests/steps covers the rest, and the test below all of it.
 
-    monkeypatch.setattr(steps, "sample_prepare", prepare)
+    monkeypatch.setattr(loop, "sample_prepare", prepare)
     with pytest.raises(SystemExit):
         o3d(["sample", "--checkpoint", "released", "--out", str(tmp_path / "out")])
     convert(FromRelease(files / "released", tmp_path / "same", svd=files / "svd", config=small))
