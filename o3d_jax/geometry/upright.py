@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import cosdg, sindg
 
+from o3d_jax.geometry.quaternions import or_identity
 from o3d_jax.types import Gaussians
 
 Up = Literal["y-down", "y-up", "z-up"]
@@ -66,11 +67,9 @@ def turned_about_x(gaussians: Gaussians, degrees: float) -> Gaussians:
 
     # In float64: rounded once, when the object goes back to float32.
     means = np.asarray(gaussians.means, np.float64) @ turn_about_x(degrees).T
-    quats = np.asarray(gaussians.quats, np.float64)
-    quats = np.where(quats.any(axis=-1, keepdims=True), quats, [1.0, 0, 0, 0])
 
     # The product (cos a/2, sin a/2, 0, 0) (w, x, y, z) of quaternions, written out.
-    w, x, y, z = np.moveaxis(quats, -1, 0)
+    w, x, y, z = np.moveaxis(or_identity(gaussians.quats), -1, 0)
     cosine, sine = cosdg(degrees / 2), sindg(degrees / 2)
     turned = [
         *(cosine * w - sine * x, cosine * x + sine * w),

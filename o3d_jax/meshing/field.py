@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 from scipy.ndimage import map_coordinates
-from scipy.spatial.transform import Rotation
 
 from o3d_jax.errors import InputError
+from o3d_jax.geometry.quaternions import rotation_matrices
 from o3d_jax.meshing.compiled import scatter_density
 from o3d_jax.types import Gaussians
 
@@ -93,12 +93,10 @@ class _Shapes(NamedTuple):
 
 
 def _shapes(gaussians: Gaussians) -> _Shapes:
-    quats = np.asarray(gaussians.quats, np.float64)
-    quats = np.where(quats.any(axis=-1, keepdims=True), quats, [1.0, 0, 0, 0])
     return _Shapes(
         np.asarray(gaussians.means, np.float64),
         np.asarray(gaussians.scales, np.float64),
-        Rotation.from_quat(quats[:, [1, 2, 3, 0]]).as_matrix(),
+        rotation_matrices(gaussians.quats),
     )
 
 

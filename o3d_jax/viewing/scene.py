@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from numpy.linalg import norm
 from scipy.spatial.transform import Rotation
 
+from o3d_jax.geometry.quaternions import rotation_matrices
 from o3d_jax.types import Cameras, Gaussians
 
 FRUSTUM_SIZE = 0.12
@@ -58,22 +59,22 @@ def put_cameras(scene: Any, cameras: Cameras, views: UInt8[np.ndarray, "v h w 3"
     for i, view in enumerate(views):
         pose = _pose(cameras, i)
         x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat()
-        handles.append(
-            scene.add_camera_frustum(
-                f"/cameras/{i}",
-                fov=_field_of_view(cameras),
-                aspect=1.0,
-                scale=FRUSTUM_SIZE,
-                thickness=0.004,
-                color=GRAY if i else BLUE,
-                image=view,
-                format="png",
-                wxyz=(w, x, y, z),
-                position=tuple(pose[:3, 3]),
-                cast_shadow=False,
-                receive_shadow=False,
-            )
+        handle = scene.add_camera_frustum(
+            f"/cameras/{i}",
+            fov=_field_of_view(cameras),
+            aspect=1.0,
+            scale=FRUSTUM_SIZE,
+            thickness=0.004,
+            color=GRAY if i else BLUE,
+            image=view,
+            format="png",
+            wxyz=(w, x, y, z),
+            position=tuple(pose[:3, 3]),
+            cast_shadow=False,
+            receive_shadow=False,
         )
+        handles.append(handle)
+
     return handles
 
 
@@ -83,12 +84,8 @@ def put_mesh(scene: Any, glb: bytes) -> Any:
 
 
 def covariances(gaussians: Gaussians) -> Float[np.ndarray, "n 3 3"]:
-    """Returns the covariance matrix of each Gaussian, R diag(scales^2) R^T; zero quaternions are
-    the identity, as for `render`."""
-    quats = np.asarray(gaussians.quats, np.float64)
-    quats = np.where(quats.any(axis=-1, keepdims=True), quats, [1.0, 0, 0, 0])
-    turns = Rotation.from_quat(np.roll(quats, -1, axis=-1)).as_matrix()
-    own = turns * np.asarray(gaussians.scales, np.float64)[:, None]
+    """Returns the covariance matrix of each Gaussian, R diag(scales^2) R^T."""
+    own = rotation_matrices(gaussians.quats) * np.asarray(gaussians.scales, np.float64)[:, None]
     return own @ np.swapaxes(own, -1, -2)
 
 
