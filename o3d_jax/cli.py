@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import runpy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -165,6 +165,23 @@ def parse(kind: type[Parsed], arguments: list[str], **options: Any) -> Parsed:
         if not exit.code:  # --help
             raise
         raise InputError(_one_line(complaint.getvalue())) from exit
+
+
+def choice(choices: Collection[str], arguments: list[str], verb: str) -> str:
+    """Returns the first argument, which says what a command is about: one of the choices.
+
+    Raises:
+        InputError: there is none, or it is none of the choices.
+    """
+    known = ", ".join(choices)
+    if not arguments:
+        raise InputError(f"nothing to {verb}; give one of these first: {known}")
+    if arguments[0] not in choices:
+        near = difflib.get_close_matches(arguments[0], choices, 1, 0.0)[0]
+        raise InputError(
+            f"cannot {verb} {arguments[0]!r}; give one of {known}; the nearest is {near!r}"
+        )
+    return arguments[0]
 
 
 def _one_line(box: str) -> str:

@@ -10,13 +10,12 @@ sampling runs at a time; others wait in line. Nothing is kept on disk. Needs vis
 
 import dataclasses
 import sys
-import threading
 from pathlib import Path
 
 from o3d_jax.cli import parse, use_compilation_cache
 from o3d_jax.sampling.loop import read_sampler
 from o3d_jax.viewing.demo import start_demo
-from o3d_jax.viewing.library import check_viewer_packages, stop_server
+from o3d_jax.viewing.library import check_viewer_packages, serve
 from o3d_jax.weights.checkpoint import BUNDLED
 from o3d_jax.weights.fetched import find_checkpoint
 
@@ -41,8 +40,4 @@ def main(arguments: list[str], program: str) -> None:
     model = read_sampler(find_checkpoint(order.checkpoint))
     server = start_demo(model, order.host, order.port).server
     sys.stdout.write(f"open http://{order.host}:{server.get_port()}; Ctrl-C ends it\n")
-    sys.stdout.flush()
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        stop_server(server)
+    serve(server)

@@ -9,14 +9,13 @@ that is shown on request. Needs viser, `pip install 'o3d_jax[view]'`.
 
 import dataclasses
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from o3d_jax.cli import parse
-from o3d_jax.viewing.library import check_viewer_packages, stop_server
+from o3d_jax.viewing.library import check_viewer_packages, serve
 from o3d_jax.viewing.page import write_page
 from o3d_jax.viewing.shown import read_shown
 from o3d_jax.viewing.viewer import start_viewer
@@ -53,8 +52,4 @@ def main(arguments: list[str], program: str) -> None:
 
     server = start_viewer(shown, order.host, order.port)
     sys.stdout.write(f"{shown.name}: http://{order.host}:{server.get_port()}; Ctrl-C ends it\n")
-    sys.stdout.flush()
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        stop_server(server)
+    serve(server)

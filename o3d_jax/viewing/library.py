@@ -3,6 +3,8 @@
 import contextlib
 import importlib.util
 import io
+import sys
+import threading
 from typing import Any
 
 from o3d_jax.errors import InputError
@@ -27,6 +29,15 @@ def start_server(host: str, port: int, label: str) -> Any:
 
     with contextlib.redirect_stdout(io.StringIO()):  # It would announce itself in a box.
         return viser.ViserServer(host=host, port=port, label=label, verbose=False)
+
+
+def serve(server: Any) -> None:
+    """Waits until Ctrl-C, and ends a viser server then."""
+    sys.stdout.flush()  # The address, which a script may read through a pipe.
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        stop_server(server)
 
 
 def stop_server(server: Any) -> None:

@@ -13,23 +13,16 @@ Values keep their type, so that `o3d weights export` gives the same bits.
 `.pth` files need torch: pip install 'o3d-jax[convert]'.
 """
 
-import difflib
 import sys
 
-from o3d_jax.cli import parse
-from o3d_jax.errors import InputError
+from o3d_jax.cli import choice, parse
 from o3d_jax.weights.pytorch.convert import ORDERS, convert
 
 
 def main(arguments: list[str], program: str) -> None:
     """Reads the command line."""
-    if not arguments:
-        raise InputError(f"nothing to convert; give one of these first: {', '.join(ORDERS)}")
-    name, *rest = arguments
-    if name in ("-h", "--help"):
+    if arguments[:1] in (["-h"], ["--help"]):
         sys.stdout.write(str(__doc__))
         return
-    if name not in ORDERS:
-        near = difflib.get_close_matches(name, ORDERS, 1, 0.0)[0]
-        raise InputError(f"cannot convert {name!r}; give svd, lgm or released; nearest is {near!r}")
-    sys.stdout.write(convert(parse(ORDERS[name], rest, prog=f"{program} {name}")))
+    name = choice(ORDERS, arguments, "convert")
+    sys.stdout.write(convert(parse(ORDERS[name], arguments[1:], prog=f"{program} {name}")))

@@ -17,33 +17,22 @@ and the commits that it was made of. What stops on the way, goes on when the com
 Needs huggingface_hub, pip install 'o3d-jax[hub]', and for .pth files torch, 'o3d-jax[convert]'.
 """
 
-import difflib
 import sys
 
-from o3d_jax.cli import parse
-from o3d_jax.errors import InputError
+from o3d_jax.cli import choice, parse
 from o3d_jax.weights.hub.fetch import carry_out, description, from_disk, survey, there_already
 from o3d_jax.weights.hub.orders import FETCHES
 
 
 def main(arguments: list[str], program: str) -> None:
     """Reads the command line; says what comes before it comes."""
-    if not arguments:
-        raise InputError(f"nothing to fetch; give one of these first: {', '.join(FETCHES)}")
-
-    # Each fetch has options of its own, so its name comes first and is not one of them.
-    name, *rest = arguments
-    if name in ("-h", "--help"):
+    if arguments[:1] in (["-h"], ["--help"]):
         sys.stdout.write(str(__doc__))
         return
-    if name not in FETCHES:
-        near = difflib.get_close_matches(name, FETCHES, 1, 0.0)[0]
-        raise InputError(
-            f"cannot fetch {name!r}; give {' or '.join(FETCHES)}; the nearest is {near!r}"
-        )
+    name = choice(FETCHES, arguments, "fetch")
 
     # The cheapest way that leads there: what is there already, what is on disk, the hub.
-    order = parse(FETCHES[name], rest, prog=f"{program} {name}")
+    order = parse(FETCHES[name], arguments[1:], prog=f"{program} {name}")
     if (said := there_already(order)) is not None:
         sys.stdout.write(said)
     elif order.source is not None:

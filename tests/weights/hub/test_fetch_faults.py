@@ -303,7 +303,10 @@ def test_torch_is_asked_for_before_files_come_that_need_it(
     ("arguments", "said"),
     [
         ([], "nothing to fetch; give one of these first: released, svd-lgm"),
-        (["relased"], "cannot fetch 'relased'; give released or svd-lgm; the nearest is 'rele"),
+        (
+            ["relased"],
+            "cannot fetch 'relased'; give one of released, svd-lgm; the nearest is 'rele",
+        ),
         (["released", "--variant", "fp8"], "fp8"),
         (["released", "--config", "relased"], "no config file relased; .* did you mean released?"),
         (["svd-lgm", "--lpips", "trunk", "lin"], "no file trunk; give LPIPS's two files, or leave"),

@@ -241,7 +241,10 @@ def test_a_place_without_room_is_refused_before_anything_is_written(
         ),
         (["svd"], "Missing from o3d weights convert svd: PATH SVD as diffusers lays it out"),
         (["svd", "a", "b", "--variant", "fp8"], "fp8"),
-        (["sdv", "a", "b"], "cannot convert 'sdv'; give svd, lgm or released; nearest is 'svd'"),
+        (
+            ["sdv", "a", "b"],
+            "cannot convert 'sdv'; give one of svd, lgm, released; the nearest is 'svd'",
+        ),
         ([], "nothing to convert; give one of these first: svd, lgm, released"),
     ],
 )
