@@ -78,7 +78,7 @@ class Arguments:
     out: Path = Path("out")
     """Results go to OUT/NAME, NAME being the image's."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Make what is there already once more."""
+    """Replace results that are there already."""
     checkpoint: Path = BUNDLED / "nano"
     """Folder with a model: RUN/model of a training run, or "released" after `o3d weights fetch`."""
     seed: int = 0
@@ -135,8 +135,8 @@ def sample(arguments: Arguments) -> list[Outcome]:
     """Makes an object of each image, and says what became of it.
 
     Raises:
-        InputError: arguments or a model that no image can be sampled with; of an image by itself,
-            what is wrong with it. Of several, the others are made.
+        InputError: an argument or the model is unusable, or the only image is. With several images
+            a bad one is reported, and the others are still made.
     """
     images = find_images(arguments.images)
     arguments = dataclasses.replace(arguments, checkpoint=find_checkpoint(arguments.checkpoint))
@@ -266,12 +266,16 @@ def _sample(
     folder: Path,
     settings: dict[str, Any],
 ) -> list[Level]:
-    """Algorithm 2; with --keep-levels on disk, too, where it goes on after a break."""
+    """Runs Algorithm 2 with a compiled call for each noise level, so that a bar can move.
+
+    With --keep-levels each level goes to disk as well, and what is there already is not done again.
+    """
     arguments, recipe = order.arguments, order.recipe
     if arguments.keep_levels:
         alone = dataclasses.replace(arguments, images=(path,))
         kept = begin_keeping(folder, settings, command_words(alone), arguments.overwrite)
         return sample_kept(order.model, recipe, image, kept)
+
     found = run_levels(order.model, recipe, image)
     bar = tqdm(found, "noise levels", recipe.sample.levels, unit="level")
     return [each.level for each in bar]

@@ -146,6 +146,7 @@ def _range(values: tuple[float, float]) -> str:
 
 def _model_table(results: Results) -> str:
     """Returns a row for each model, renders first, as in Table 2."""
+    # Columns are those metrics that were measured, the same for all models.
     measured = results.models[0].summary.views.measured()
     heads = [
         *(f"renders {getattr(METRIC_NAMES, name)}" for name in measured),
@@ -154,6 +155,7 @@ def _model_table(results: Results) -> str:
         *(SHAPE_NAMES if results.models[0].summary.shape else ()),
     ]
     lines = [_row(["", "feedback", *heads]), _row(["---"] * (2 + len(heads)))]
+
     for model in results.models:
         groups = (model.summary.renders, model.summary.views, model.summary.delta)
         cells = [_interval(group, name) for group in groups for name in measured]
@@ -161,6 +163,8 @@ def _model_table(results: Results) -> str:
             shape = zip(model.summary.shape.values(), SHAPE_DIGITS, strict=True)
             cells += [_with_bounds(value, digits) for value, digits in shape]
         lines.append(_row([model.label, _feedback(model.config), *cells]))
+
+    # The input has no object to render: it is compared as views, and has nothing else.
     first = results.models[0].summary.copied
     cells = ["" for _ in measured] + [_interval(first, name) for name in measured]
     cells += ["" for _ in heads[len(cells) :]]

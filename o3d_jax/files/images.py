@@ -73,6 +73,8 @@ def decode(
                 f"{name} is not a readable {known} image (another format, damaged or without "
                 "pixels); convert it"
             ) from error
+
+    # Only the header has been read so far, so that a bomb is refused before it takes memory.
     _check_size(name, image, size)
     try:
         image.load()

@@ -30,6 +30,8 @@ def scatter_density(
         for a in range(3):
             low[a] = max(0, int(np.ceil(means[n, a] - reach[n, a])))
             high[a] = min(sums.shape[a] - 1, int(np.floor(means[n, a] + reach[n, a])))
+
+        # d = (x, y, z) P (x, y, z)^T, its terms moved out of the loops in which they are constant.
         p, o = precision[n], opacities[n]
         for i in range(low[0], high[0] + 1):
             x = i - means[n, 0]
@@ -40,7 +42,7 @@ def scatter_density(
                 for k in range(low[2], high[2] + 1):
                     z = k - means[n, 2]
                     d = plane + z * (slope + p[2, 2] * z)
-                    if d < 9.0:
+                    if d < 9.0:  # Within three standard deviations, as `reach` is.
                         weight = o * np.exp(-0.5 * d)
                         sums[i, j, k, 0] += weight
                         for c in range(3):
@@ -91,6 +93,8 @@ def cast_rays(
     middle = np.array([(density.shape[a] - 1) / 2 for a in range(3)])
     ball = np.sqrt((middle**2).sum())
     ahead = ((middle - origin) * rotation[:, 2]).sum()
+
+    # Nothing is outside of the ball around the grid: rays begin and end with it.
     for row in range(height):
         for column in range(width):
             x, y = (column + 0.5 - width / 2) / focal, (row + 0.5 - height / 2) / focal
@@ -125,6 +129,8 @@ def fill_texels(
         uvs: of each vertex, in texels from the left and from the top.
     """
     size = len(texels)
+
+    # Barycentric coordinates are ratios of areas, each with the sign of its turn.
     for f in range(len(faces)):
         a, b, c = uvs[faces[f, 0]], uvs[faces[f, 1]], uvs[faces[f, 2]]
         area = (b[0] - a[0]) * (c[1] - a[1]) - (c[0] - a[0]) * (b[1] - a[1])

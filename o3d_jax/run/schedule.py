@@ -24,7 +24,7 @@ def must_evaluate(train: TrainConfig, taken: int, stops: bool) -> bool:
 def must_sample(train: TrainConfig, taken: int) -> bool:
     """Returns whether an evaluation samples, too, which takes long."""
     every = train.sample_every
-    return every == 0 or taken % every == 0 or taken == train.steps
+    return every == 0 or taken % every == 0 or is_last(train, taken)
 
 
 def must_save(train: TrainConfig, taken: int, stops: bool) -> bool:

@@ -57,19 +57,7 @@ def load_levels(folder: Path) -> list[Level]:
     while (path := _path(folder, len(levels))).is_file():
         arrays = _read(path)
         try:
-            fields = {
-                field.name: jnp.asarray(arrays[f"gaussians.{field.name}"])
-                for field in dataclasses.fields(Gaussians)
-            }
-            images = {name: arrays[name] for name in ("views", "guide", "renders", "alpha")}
-            levels.append(
-                Level(
-                    sigma=float(arrays["sigma"]),
-                    latents=arrays["latents"],
-                    gaussians=Gaussians(**fields),
-                    **images,
-                )
-            )
+            levels.append(_level_of(arrays))
         except (KeyError, TypeError) as error:
             raise _damaged(path) from error
     return levels
@@ -90,6 +78,15 @@ def load_state(folder: Path, number: int) -> LoopState:
     except KeyError as error:
         raise _damaged(path) from error
     return LoopState(x=x, maps=Maps(rgb=rgb, ccm=ccm), guidance=guidance)
+
+
+def _level_of(arrays: dict[str, np.ndarray]) -> Level:
+    """Returns the level that a file's arrays are, by the names that `save_level` gave them."""
+    names = [field.name for field in dataclasses.fields(Gaussians)]
+    fields = {name: jnp.asarray(arrays[f"gaussians.{name}"]) for name in names}
+    images = {name: arrays[name] for name in ("views", "guide", "renders", "alpha")}
+    sigma, latents = float(arrays["sigma"]), arrays["latents"]
+    return Level(sigma=sigma, latents=latents, gaussians=Gaussians(**fields), **images)
 
 
 def _path(folder: Path, number: int) -> Path:

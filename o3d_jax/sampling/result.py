@@ -74,10 +74,10 @@ def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def is_there(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether a result of these settings is there.
+    """Returns whether a folder holds a result of these settings.
 
     Raises:
-        InputError: one of other settings is.
+        InputError: it holds a result of other settings.
     """
     manifest = folder / "manifest.json"
     if not manifest.is_file():
@@ -121,6 +121,8 @@ def write_result(
     seconds: dict[str, float],
 ) -> None:
     """Writes all that levels become: pictures, Gaussians and the turntable."""
+    # The files show the object upright. The turntable's cameras are still those of the method's
+    # world, so it draws the object as it is there.
     gaussians = levels[-1].gaussians
     with timed("pictures", seconds):
         write_pictures(folder, config, levels)

@@ -61,12 +61,15 @@ def read_shown(folder: Path) -> ShownResult:
         raise InputError(
             f"{folder} is of an older version, or damaged; make it once more with --overwrite"
         ) from error
+
+    # Without kept levels there is the last one alone, in the files for people.
     levels = load_levels(folder / "levels")
     looks = [look_at(config, level, elevation) for level in levels]
     if not looks:
         views, renders = (_sheet(folder / f"{n}.png", config) for n in ("views", "renders"))
         gaussians = read_ply(folder / "gaussians.ply", up=up)
         looks = [ShownLevel("result", gaussians, views, renders)]
+
     mesh = folder / "mesh.glb"
     return ShownResult(
         name=folder.absolute().name,

@@ -71,6 +71,7 @@ class _Data(NamedTuple):
     """The file's name, for messages."""
 
     def cut_short(self) -> InputError:
+        """Returns the error for a file that ends before its header says so."""
         return InputError(f"{self.name} is cut short: its header says more; copy it anew")
 
 
