@@ -36,14 +36,13 @@ config = Config(
         vae=VaeConfig(
             block_out_channels=(12, 24, 48),
             layers_per_block=1,
-            patch=2,
             norm_num_groups=4,
             mid_attention="always",
         ),
         unet=UnetConfig(
-            block_out_channels=(64, 96, 112),
+            block_out_channels=(32, 64, 112, 112),
             layers_per_block=1,
-            num_attention_heads=(2, 3, 4),
+            num_attention_heads=(2, 4, 4, 4),
             addition_time_embed_dim=32,
             norm_num_groups=8,
             feedback_blocks=1,
