@@ -18,11 +18,14 @@ from o3d_jax.errors import InputError
 from o3d_jax.files.images import load_image
 from o3d_jax.media.cutouts import (
     EDGE,
+    HALF,
     VISIBLE,
+    Alpha,
     Extent,
     Mask,
     bounding_box,
     connected_regions,
+    fills_picture,
     find_card,
     inside_card,
     without_haze,
@@ -50,6 +53,9 @@ FOR_WHITE = 0.35
 NOTED = 0.02
 """Share of the visible pixels above which leaving them out is told to the user."""
 
+MOST_BORDER = 0.9
+"""Share of the picture's border above which a mask that keeps it is told to the user."""
+
 
 class Foreground(NamedTuple):
     """An object cut out of its picture."""
@@ -69,13 +75,13 @@ def read_foreground(path: str | os.PathLike[str], mask: Path | None = None) -> F
     rgba = load_image(path)
     try:
         if mask is not None:
-            return Foreground(_masked(rgba, mask), None)
+            return _masked(rgba, mask)
         return extract_foreground(rgba)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _masked(rgba: Rgba, path: Path) -> Rgba:
+def _masked(rgba: Rgba, path: Path) -> Foreground:
     """Returns the picture with its alpha multiplied by a mask, which may be of another size.
 
     Raises:
@@ -91,17 +97,36 @@ def _masked(rgba: Rgba, path: Path) -> Rgba:
             "of the image's shape"
         )
 
-    # A mask without transparency is a picture of white and black.
-    by_alpha = (mask[..., 3] < 1).any()
-    values = mask[..., 3] if by_alpha else mask[..., :3].mean(axis=-1)
-    whole = (0.0, 0.0, float(columns), float(rows))
-    resized = _resize(values[..., None], (height, width), whole)[..., 0]
-
     # Bicubic weights are partly negative and overshoot at edges.
+    whole = (0.0, 0.0, float(columns), float(rows))
+    resized = _resize(_coverage(mask)[..., None], (height, width), whole)[..., 0]
     alpha = rgba[..., 3] * resized.clip(0, 1)
     if not (alpha >= VISIBLE).any():
         raise InputError(f"the mask {path} leaves nothing of the image; paint the object white")
-    return _with_alpha(rgba, alpha)
+
+    # That is obeyed, for an object may be seen so; but mostly it is not what is meant.
+    note = None
+    if (alpha[_border_of(np.ones_like(alpha, bool))] >= HALF).mean() > MOST_BORDER:
+        note = (
+            "the mask keeps all along the picture's border, as one that is inverted does; paint "
+            "the object white and the rest black"
+        )
+    return Foreground(_with_alpha(rgba, alpha), note)
+
+
+def _coverage(mask: Rgba) -> Alpha:
+    """Returns what a mask keeps of each pixel: by its alpha if that cuts out a shape, or its light.
+
+    The most in the mask is all: people save 0 and 1 as bytes, or paint in red.
+    """
+    alpha, light = mask[..., 3], mask[..., :3].max(axis=-1) * mask[..., 3]
+    varies = np.ptp(alpha) > 0
+    card = find_card(alpha / alpha.max()) if varies else None
+
+    # A picture of white and black is opaque, as a card is, though some pixels may not be.
+    is_card = card is not None and fills_picture(card, alpha) and np.ptp(mask[..., :3]) > 0
+    values = light if is_card or not varies else alpha
+    return values / max(float(values.max()), 1e-9)
 
 
 def extract_foreground(rgba: Rgba, rembg_model: Path | None = None) -> Foreground:
@@ -137,12 +162,12 @@ def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None
     may be the object itself: a brick, a painted box.
     """
     rgb, alpha = rgba[..., :3], cut.rgba[..., 3]
-    fills_picture = card == Extent(*(slice(0, side) for side in alpha.shape))
+    is_picture = card == Extent(*(slice(0, side) for side in alpha.shape))
 
     # The card's own outline may be drawn, or a blend; the background begins behind it.
     inside = inside_card(alpha)
     background = _plain_background(rgb[_border_of(inside)])
-    if background is None and fills_picture:
+    if background is None and fills_picture(card, alpha):
         return _remove_by_network(rgba, rembg_model)
     if background is None:
         note = "the object is a rectangle with a busy border, and was kept as it is"
@@ -155,7 +180,7 @@ def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None
     try:
         cleaned = _remove_plain(on_plain[card].astype(np.float32), color, tolerance)
     except InputError:  # All of it is of one color.
-        if fills_picture:
+        if is_picture:
             raise
         return cut
 
@@ -163,10 +188,20 @@ def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None
     result = np.zeros_like(rgba)
     result[card] = cleaned
     result[..., 3] *= alpha
-    if (rgba[..., 3] == 1).all():
-        return Foreground(result, None)
-    note = "a rectangle with a plain border was taken for background; give --mask to keep it"
-    return Foreground(result, note)
+    return Foreground(result, _note_on_card(cleaned[..., 3], bool((rgba[..., 3] == 1).all())))
+
+
+def _note_on_card(left: Alpha, opaque: bool) -> str | None:
+    """Returns what the user should know of what is left on a card, whose sides are the array's."""
+    sides = (left[0], left[-1], left[:, 0], left[:, -1])
+    if all((side >= HALF).any() for side in sides):
+        return (
+            "what was cut out reaches all four sides, as what remains of a background does that is "
+            "not quite plain; give --mask to say what the object is"
+        )
+    if opaque:
+        return None
+    return "a rectangle with a plain border was taken for background; give --mask to keep it"
 
 
 def _with_alpha(rgba: Rgba, alpha: Float[np.ndarray, "h w"]) -> Rgba:
