@@ -159,9 +159,7 @@ def test_files_with_a_prefix_give_what_those_without_give(files, model, tmp_path
     wanted = r"give --strip-prefix _orig_mod\., and .*give --strip-prefix module\."
     with pytest.raises(InputError, match=wanted):
         convert(dataclasses.replace(order, strip_prefix=()))
-    tool.check(
-        tool.read_order(dataclasses.replace(order, strip_prefix=("module.", "_orig_mod.")))
-    )
+    tool.check(tool.read_order(dataclasses.replace(order, strip_prefix=("module.", "_orig_mod."))))
     # A file that has it before some of its names is of another kind.
     fake.change(folder, "recon_model", lambda t: t.update(extra=t["module.conv.bias"]))
     with pytest.raises(InputError, match="in none of the files"):
