@@ -175,6 +175,29 @@ def test_a_photograph_with_round_corners_or_a_clear_border_is_as_busy_as_without
         extract_foreground(made(photograph))
 
 
+GRADIENTS = {
+    "a lamp from above": lambda y, x: 1 - 0.22 * y,
+    "steep": lambda y, x: 1 - 0.7 * x,
+    "corners in the dark": lambda y, x: 1 - 0.5 * ((x - 0.4) ** 2 + (y - 0.5) ** 2),
+}
+
+
+@pytest.mark.parametrize("shade", GRADIENTS.values(), ids=GRADIENTS)
+@pytest.mark.parametrize("touching", [False, True])
+def test_a_background_may_change_its_color_smoothly(shade, touching):
+    center = (112, 79.6) if touching else CENTER  # The lower edge, by a third.
+    coverage = disc(120, 150, center, RADIUS)
+    y, x = np.mgrid[:120, :150] / np.array([120, 150]).reshape(2, 1, 1)
+    picture = over(coverage, ORANGE, (0, 0, 0))
+    tint = np.array([0.95, 0.9, 1.0]) * shade(y, x)[..., None] * (1 - coverage)[..., None]
+    picture[..., :3] = np.round((picture[..., :3] + tint) * 255) / 255
+    alpha = extract_foreground(picture.astype(np.float32)).rgba[..., 3]
+    # Blends closer to the background than its tolerance of 0.03 count as background: of the
+    # least contrast in any channel, 0.5 here. So do those near the edge of the picture.
+    np.testing.assert_allclose(alpha, coverage, atol=0.15)
+    assert (alpha[coverage == 0] == 0).all() and (alpha[coverage == 1] == 1).mean() > 0.99
+
+
 def test_what_remains_of_a_background_that_is_not_plain_is_said():
     """As of the checkerboard that programs draw for transparency, saved with it."""
     coverage, (y, x) = disc(120, 150, CENTER, RADIUS), np.mgrid[:120, :150] // 10
