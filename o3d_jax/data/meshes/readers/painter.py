@@ -45,7 +45,8 @@ class Painter:
         self._paints: dict[str, Paint] = {}
         for path in dict.fromkeys(p for words in libraries for p in _library_paths(files, words)):
             # The first library that has a material counts, as the format says.
-            self._paints = read_mtl(files.read_at(path)) | self._paints
+            folder = os.path.relpath(path.parent, files.path.parent.resolve())
+            self._paints = read_mtl(files.read_at(path), folder) | self._paints
         self._places: dict[tuple[Path, str], int] = {}
         self._unknown: list[str] = []
         self._flat = False
@@ -104,14 +105,22 @@ class Painter:
             material = material._replace(base=base, color=use)
         if holes:
             if holes != color:
-                own = color is not None and self._path(holes.file) == self._path(color.file)
+                own = color is not None and self._path(holes) == self._path(color)
                 use = self._use(holes, "own alpha" if own else "gray as alpha")
                 material = material._replace(opacity=use)
             if material.mode == AlphaMode.OPAQUE:
                 material = material._replace(mode=AlphaMode.MASK)
         return material
 
-    def _path(self, name: str) -> Path:
+    def _path(self, texture: TextureMap) -> Path:
+        """Returns the file of a texture, which is beside its library, or else beside the model."""
+        if texture.folder != ".":
+            path = self._named(f"{texture.folder}/{texture.file}")
+            if os.path.isfile(path):
+                return path
+        return self._named(texture.file)
+
+    def _named(self, name: str) -> Path:
         for before in _before_comments(name):
             if os.path.isfile(path := self._files.beside(before)):
                 return path
@@ -122,7 +131,7 @@ class Painter:
 
     def _use(self, texture: TextureMap, kind: str) -> TextureUse:
         """Returns a texture, which is decoded once for each kind of use."""
-        key = (self._path(texture.file), kind)
+        key = (self._path(texture), kind)
         if key not in self._places:
             texels = decode_texture(self._files.read_at(key[0]), texture.file[:80])
             if kind == "gray as alpha":

@@ -186,6 +186,17 @@ def test_names_that_differ_in_case_alone_are_found(drawn, tmp_path):
     assert "outside its folder" in made.fault
 
 
+def test_textures_are_beside_their_library_or_else_beside_the_model(drawn):
+    model = {"m_obj": cube("r", head="mtllib mats/m.mtl\n"), "r_png": GREEN}
+    library = {"mats__m_mtl": "newmtl r\nmap_Kd r.png\n"}
+    assert_all(drawn(**model, **library), "green")
+    assert_all(drawn(**model, **library, mats__r_png=RED), "red")
+    library["mats__m_mtl"] = "newmtl r\nmap_Kd ../maps/r.png\n"
+    assert_all(drawn(**model, **library, maps__r_png=RED), "red")
+    library["mats__m_mtl"] = "newmtl r\nmap_Kd ../../r.png\n"
+    assert "outside its folder" in drawn(**model, **library).fault
+
+
 def test_corners_may_name_coordinates_that_are_nowhere(drawn):
     text = cube("r").replace("vt", "# vt").replace("/1 ", "/1/1 ")
     mtl = {"m_mtl": "newmtl r\nKd 1 0 0\n"}
