@@ -1,6 +1,7 @@
 """Makes the materials of OBJ models: finds their libraries and textures, says what is missing."""
 
 import os
+import re
 import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
@@ -58,9 +59,12 @@ class Painter:
         Raises:
             InputError: a texture is missing, damaged or outside the model's folder.
         """
-        paint = self._paints.get(name) if name is not None else None
-        if name is not None and paint is None:
-            self._unknown.append(name)
+        paint = None
+        if name is not None:
+            found = (self._paints.get(each) for each in (name, *_before_comments(name)))
+            paint = next(filter(None, found), None)
+            if paint is None:
+                self._unknown.append(name)
         paint = paint or Paint()
 
         if not has_uvs and (paint.color_map or paint.opacity_map):
@@ -108,6 +112,9 @@ class Painter:
         return material
 
     def _path(self, name: str) -> Path:
+        for before in _before_comments(name):
+            if os.path.isfile(path := self._files.beside(before)):
+                return path
         path = self._files.beside(name)
         if "%" in name and not os.path.isfile(path):  # As in a URI.
             path = self._files.beside(urllib.parse.unquote(name))
@@ -134,10 +141,19 @@ def _gray_as_alpha(texels: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w
 
 
 def _library_paths(files: ModelFiles, words: str) -> list[Path]:
-    """Returns the files that a line names: the longest names that are there, from the left on."""
-    parts, found = words.strip('"').split(), []
-    if len(parts) > MOST_WORDS:
+    """Returns the files that a line names; a comment may follow."""
+    if len(words.split()) > MOST_WORDS:
         raise InputError(f"it names more than {MOST_WORDS} libraries in a line; export it anew")
+    for before in _before_comments(words):
+        paths = _paths_of(files, before)
+        if all(map(os.path.isfile, paths)):
+            return paths
+    return _paths_of(files, words)
+
+
+def _paths_of(files: ModelFiles, words: str) -> list[Path]:
+    """Returns the files of these names: the longest names that are there, from the left on."""
+    parts, found = words.strip('"').split(), []
     while parts:
         paths = [files.beside(" ".join(parts[:count])) for count in range(len(parts), 0, -1)]
         skipped = next((i for i, path in enumerate(paths) if os.path.isfile(path)), None)
@@ -146,3 +162,11 @@ def _library_paths(files: ModelFiles, words: str) -> list[Path]:
         found.append(paths[skipped])
         parts = parts[len(parts) - skipped :]
     return found
+
+
+def _before_comments(words: str) -> list[str]:
+    """Returns what may be meant by words with a "#" in them: those before it, the longest first.
+
+    Names may have the sign, too, as those of 3ds Max.
+    """
+    return [words[: sign.start()] for sign in reversed([*re.finditer(r"\s+#", words)])]
