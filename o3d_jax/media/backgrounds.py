@@ -25,8 +25,9 @@ PLAIN_TOLERANCE = 0.1
 LEAST_TOLERANCE = 2 / 255
 """Smallest such tolerance. Clean backgrounds get it, so that whitish objects on white survive."""
 
-SMOOTH_TOLERANCE = 0.03
-"""Smallest tolerance where the color changes: it is known at the border, and a guess elsewhere."""
+SMOOTH_FIT, SMOOTH_TOLERANCE = 0.03, 0.06
+"""How well the border of one whose color changes must agree; and the smallest tolerance there, for
+the color is known at the border, and a guess elsewhere."""
 
 EVEN_BORDER, EVEN_TOLERANCE = 0.25, 4 / 255
 """Or: share of the border that must agree, and how closely. No photograph is as even as that."""
@@ -53,9 +54,9 @@ def find_background(rgb: Rgb, border: Mask) -> Background | None:
         one = _of_one_color(rgb, border, color, PLAIN_TOLERANCE)
 
     # A change of color that explains the border much better than one color is a change.
-    if one is None or one.tolerance > 2 * SMOOTH_TOLERANCE:
+    if one is None or one.tolerance > SMOOTH_TOLERANCE:
         smooth = _smooth_background(rgb, border)
-        if smooth is not None and (one is None or one.tolerance > 2 * smooth.tolerance):
+        if smooth is not None and (one is None or one.tolerance > smooth.tolerance):
             return smooth
     if one is not None:
         return one
@@ -92,7 +93,7 @@ def _smooth_background(rgb: Rgb, border: Mask) -> Background | None:
         fitting = difference <= np.quantile(difference, PLAIN_BORDER)
         factors = np.linalg.lstsq(known[fitting], shown[fitting], rcond=None)[0]
         difference = _difference(shown, known @ factors)
-    agree = difference <= SMOOTH_TOLERANCE
+    agree = difference <= SMOOTH_FIT
     if np.mean(agree) < PLAIN_BORDER:
         return None
 

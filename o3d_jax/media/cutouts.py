@@ -31,6 +31,9 @@ In parts that are thinner than two edges, HALF is enough. A card is clear: shado
 be darker than HALF.
 """
 
+STEP = 0.1
+"""What alpha falls by where a shadow begins behind a card, at least."""
+
 EDGE = 2
 """Pixels, from the background inward, that may be a blend of object and background."""
 
@@ -102,7 +105,7 @@ def bounding_box(alpha: Alpha) -> Extent:
 
 def find_card(alpha: Alpha) -> Extent | None:
     """Returns the rectangle that is all the picture shows, or None if it shows another shape."""
-    shown = np.asarray(ndimage.binary_fill_holes(alpha >= CLEAR), bool)
+    shown = _filled(alpha)
     box = _box(shown)
     return box if shown[box].mean() >= CARD else None
 
@@ -121,7 +124,7 @@ def inside_card(alpha: Alpha) -> Mask:
 
     A card that is cut off by the picture's edge has no outline there.
     """
-    card = np.asarray(ndimage.binary_fill_holes(alpha >= CLEAR), bool)
+    card = _filled(alpha)
     inside = ~_within(~card, _outline_width(alpha))
     return inside if inside.any() else card
 
@@ -156,6 +159,22 @@ def _highest(alpha: Alpha) -> float:
 def _edge_width(alpha: Alpha) -> int:
     """Returns over how many pixels object and background may blend in a picture of this size."""
     return max(EDGE, round(max(alpha.shape) / EDGES_ALONG))
+
+
+def _filled(alpha: Alpha) -> Mask:
+    """Returns the shape of what the picture shows, without a shadow."""
+    clear, shown = (
+        np.asarray(ndimage.binary_fill_holes(alpha >= least), bool) for least in (CLEAR, HALF)
+    )
+
+    # Where a shadow begins, alpha makes a step; what fades out without one is a part of the shape.
+    width = _edge_width(alpha)
+    inside = clear & _within(~clear, width)
+    outside = shown & _within(clear, width + 1) & ~_within(clear, width)
+    if not (inside.any() and outside.any()):
+        return shown
+    step = np.median(alpha[inside]) - np.median(alpha[outside])
+    return clear if step >= STEP else shown
 
 
 def _outline_width(alpha: Alpha) -> int:

@@ -168,16 +168,28 @@ def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None
     result = np.zeros_like(rgba)
     result[card] = cleaned
     result[..., 3] *= alpha
+    if is_picture and (inner := _picture_within(result[..., 3])) is not None:
+        return _on_card(result, Foreground(result, None), inner, rembg_model)
     return Foreground(result, _note_on_card(cleaned[..., 3], bool((rgba[..., 3] == 1).all())))
+
+
+def _picture_within(left: Alpha) -> Extent | None:
+    """Returns the rectangle in a frame, or between bars, if that is what is left of a picture."""
+    inner = find_card(left)
+    if inner is None or inner == Extent(*(slice(0, side) for side in left.shape)):
+        return None
+    spans = any(part == slice(0, side) for part, side in zip(inner, left.shape, strict=True))
+    return inner if spans or fills_picture(inner, left) else None
 
 
 def _note_on_card(left: Alpha, opaque: bool) -> str | None:
     """Returns what the user should know of what is left on a card, whose sides are the array's."""
     sides = (left[0], left[-1], left[:, 0], left[:, -1])
-    if all((side >= HALF).any() for side in sides):
+    reached = sum(bool((side >= HALF).any()) for side in sides)
+    if reached >= 3:
         return (
-            "what was cut out reaches all four sides, as what remains of a background does that is "
-            "not quite plain; give --mask to say what the object is"
+            f"what was cut out reaches {'all four' if reached == 4 else 'three'} sides, as what "
+            "remains of a background may; give --mask if not all of it is the object"
         )
     if opaque:
         return None
