@@ -1,5 +1,6 @@
 """Makes the materials of OBJ models: finds their libraries and textures, says what is missing."""
 
+import itertools
 import os
 import re
 import urllib.parse
@@ -18,6 +19,9 @@ from o3d_jax.errors import InputError
 
 MOST_WORDS = 32
 """The most words of a line that names libraries: names may have spaces, so all splits are tried."""
+
+MOST_SIGNS = 8
+"""The most signs of a comment that may be a part of a name."""
 
 
 class Painted(NamedTuple):
@@ -176,6 +180,7 @@ def _paths_of(files: ModelFiles, words: str) -> list[Path]:
 def _before_comments(words: str) -> list[str]:
     """Returns what may be meant by words with a "#" in them: those before it, the longest first.
 
-    Names may have the sign, too, as those of 3ds Max.
+    Names may have the sign, too, as those of 3ds Max; what is behind many of them is a comment.
     """
-    return [words[: sign.start()] for sign in reversed([*re.finditer(r"\s+#", words)])]
+    signs = itertools.islice(re.finditer(r"\s+#", words), MOST_SIGNS)
+    return [words[: sign.start()] for sign in reversed([*signs])]

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from o3d_jax.data.meshes.readers.painter import _before_comments
 from support.drawn_models import draw
 from support.gltf_files import png
 
@@ -125,6 +126,11 @@ def test_comments_may_follow_names_which_may_have_their_sign_too(drawn, tmp_path
     mtl = "newmtl a #1\nKd 1 0 0\nnewmtl a\nKd 0 1 0\n"
     assert_all(drawn(m_obj=cube("a #1", head="mtllib m.mtl # ../see: there\n"), m_mtl=mtl), "red")
     assert_all(drawn(m_obj=cube("a #2"), m_mtl=mtl), "green")
+
+
+def test_a_line_of_signs_is_not_taken_apart_at_each():
+    """Half a megabyte of them, cut at each, would take 30 GB."""
+    assert sum(map(len, _before_comments("a" + " #" * 1000))) < 100
 
 
 @pytest.mark.parametrize(
