@@ -182,5 +182,5 @@ def _before_comments(words: str) -> list[str]:
 
     Names may have the sign, too, as those of 3ds Max; what is behind many of them is a comment.
     """
-    signs = itertools.islice(re.finditer(r"\s+#", words), MOST_SIGNS)
-    return [words[: sign.start()] for sign in reversed([*signs])]
+    signs = itertools.islice(re.finditer(r"\s#", words), MOST_SIGNS)
+    return [words[: sign.start()].rstrip() for sign in reversed([*signs])]

@@ -1,6 +1,7 @@
 """OBJ and MTL as people's programs write them; what they look like is what is compared."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -128,9 +129,12 @@ def test_comments_may_follow_names_which_may_have_their_sign_too(drawn, tmp_path
     assert_all(drawn(m_obj=cube("a #2"), m_mtl=mtl), "green")
 
 
-def test_a_line_of_signs_is_not_taken_apart_at_each():
-    """Half a megabyte of them, cut at each, would take 30 GB."""
+def test_a_line_of_signs_or_of_blanks_takes_no_time():
+    """Half a megabyte of signs, cut at each, would take 30 GB; of blanks, seen from each, hours."""
     assert sum(map(len, _before_comments("a" + " #" * 1000))) < 100
+    start = time.process_time()
+    assert _before_comments("a" + " " * 100_000 + "b  # c") == ["a" + " " * 100_000 + "b"]
+    assert time.process_time() - start < 0.5
 
 
 @pytest.mark.parametrize(
