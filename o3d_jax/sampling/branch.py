@@ -214,7 +214,7 @@ def _second_ending(
         if recipe.seed != original.recipe.seed:
             sigma = original.levels[first].sigma
             state = noised_anew(levels[-1], state, sigma, recipe.seed)
-        start = Start(first, state)
+        start = Start(first, state, levels[-1])
     found = run_levels(model, recipe, image, start)
     bar = tqdm(found, "noise levels", recipe.sample.levels, unit="level", initial=first)
     for number, each in enumerate(bar, first):

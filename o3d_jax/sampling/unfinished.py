@@ -59,7 +59,9 @@ def sample_kept(
     """
     save_image(folder, image)
     levels = load_levels(folder)
-    start = Start(len(levels), load_state(folder, len(levels) - 1)) if levels else None
+    start = None
+    if levels:
+        start = Start(len(levels), load_state(folder, len(levels) - 1), levels[-1])
     found = run_levels(model, recipe, image, start)
     bar = tqdm(found, "noise levels", recipe.sample.levels, unit="level", initial=len(levels))
     for number, each in enumerate(bar, len(levels)):
