@@ -90,6 +90,12 @@ class Arguments:
     """Guidance of the last view; by default that of the model's config. The first view has 1."""
     feedback: Feedback | None = None
     """Maps of the object that the next estimate sees; by default those the model was built for."""
+    reconstruct_every: int | None = None
+    """Make an object of the views at every n-th level only, and at the last; by default as the
+    model's config says."""
+    offload: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Keep the networks in the host's memory, and bring each to the device for as long as it runs:
+    slower, for devices that cannot hold all of them."""
     border: float = 0.25
     """Share of the picture that stays white around the object (median of training: 0.25)."""
     elevation: float = 10.0
@@ -234,11 +240,13 @@ def _check(arguments: Arguments, images: list[Path]) -> None:
 def _read_model(arguments: Arguments) -> Order:
     stages = Stages({"start": seconds_since_start()})
     with stages.timed("model"):
-        model = read_sampler(arguments.checkpoint)
+        model = read_sampler(arguments.checkpoint, arguments.offload)
     config = model.config
     check_choices(config, arguments.guidance, arguments.feedback)
     recipe = Recipe(
-        sample=with_choices(config.sample, arguments.levels, arguments.guidance),
+        sample=with_choices(
+            config.sample, arguments.levels, arguments.guidance, arguments.reconstruct_every
+        ),
         seed=arguments.seed,
         elevation=arguments.elevation,
         feedback=arguments.feedback or default_feedback(config),

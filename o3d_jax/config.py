@@ -401,6 +401,10 @@ class SampleConfig:
     """Standard deviation of the noise on the condition image, and the id that says so (release)."""
     feedback: bool = True
     """False keeps G = 0 at all levels: the ablation of the benchmark table."""
+    reconstruct_every: int = 1
+    """Every how many levels, from the first on, an object is made of the views; always at the last.
+    At the others nothing is decoded, and the feedback stays as it was: that spares two thirds of a
+    level's work (release: recon_every_n_steps)."""
 
     def __post_init__(self) -> None:
         require(
@@ -409,6 +413,7 @@ class SampleConfig:
             f"{self.sigma_max}",
         )
         _at_least(2, "sample", self, "levels")
+        _at_least(1, "sample", self, "reconstruct_every")
         _at_least(0, "sample", self, "condition_noise")
 
 

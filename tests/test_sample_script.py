@@ -29,9 +29,11 @@ from o3d_jax.splat import render
 from o3d_jax.steps.reconstruct import Reconstruction
 from o3d_jax.steps.sample import Estimate, LoopState
 from o3d_jax.types import Frozen, Gaussians, Maps, Params
-from o3d_jax.weights.checkpoint import BUNDLED, Model, Weights, check_fits, load_model
+from o3d_jax.weights.checkpoint import BUNDLED, Weights, check_fits, load_model, named_parts
+from o3d_jax.weights.streaming import StoredModel
 
 VIEWS, SIZE, LEVELS = 4, 64, 3
+LEAF = jax.ShapeDtypeStruct((), jnp.float32)
 FILES = {
     *("input.png", "views.png", "renders.png", "loop.png"),
     *("gaussians.ply", "gaussians.splat", "orbit.gif", "manifest.json"),
@@ -55,7 +57,10 @@ def script(monkeypatch, tmp_path):
     something = {"params": {}}
     params = Params(unet=something, lgm=something, clip=something)
     nothing = Weights(params=params, frozen=Frozen(vae=something))
-    monkeypatch.setattr(loop, "load_model", lambda path: Model(config=config, weights=nothing))
+    leaves = {(name, "params"): LEAF for name in named_parts(nothing)}
+    oracle = StoredModel(folder=tmp_path, config=config, leaves=leaves)
+    monkeypatch.setattr(loop, "open_model", lambda path: oracle)
+    monkeypatch.setattr(loop, "weights_to_sample", lambda stored, on_host: nothing)
     monkeypatch.setattr(loop, "sample_prepare", prepare)
     monkeypatch.setattr(loop, "sample_step", step)
     monkeypatch.setattr(module, "use_compilation_cache", lambda: None)
@@ -408,7 +413,7 @@ def test_several_images_share_one_model_and_its_compiled_programs(
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if event == COMPILED else None
     )
-    real_read, real_write = loop.load_model, result.write_gif
+    real_read, real_write = loop.open_model, result.write_gif
 
     def read(path):
         reads.append(path)
@@ -418,7 +423,7 @@ def test_several_images_share_one_model_and_its_compiled_programs(
         ends.append(len(compiled))
         real_write(path, frames)
 
-    monkeypatch.setattr(loop, "load_model", read)
+    monkeypatch.setattr(loop, "open_model", read)
     monkeypatch.setattr(result, "write_gif", write)
     shutil.copy(folder / "b.webp", folder / "c.webp")
     # No other test draws turntables of this size, so that something is compiled.
@@ -503,10 +508,8 @@ def test_two_images_of_one_name_are_refused_and_one_given_twice_is_one(
 def test_a_network_trained_alone_is_no_model_to_sample(
     script, monkeypatch, picture, tmp_path, capsys
 ):
-    model = loop.load_model(None)
-    lgm = dataclasses.replace(model.weights.params, unet=None, clip=None)
-    alone = dataclasses.replace(model, weights=Weights(params=lgm, frozen=Frozen(vae=None)))
-    monkeypatch.setattr(loop, "load_model", lambda path: alone)
+    alone = dataclasses.replace(loop.open_model(None), leaves={("lgm", "params"): LEAF})
+    monkeypatch.setattr(loop, "open_model", lambda path: alone)
     with pytest.raises(SystemExit) as stop:
         run(script, picture, "--out", tmp_path / "new")
     assert stop.value.code == 2 and not (tmp_path / "new").exists()

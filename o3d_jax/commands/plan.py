@@ -2,6 +2,7 @@
 
     o3d plan ouroboros3d --topology v5p:2x2x2 --out plan.json
     o3d plan nano --topology gpu:8xA100-80G --train.batch-size 32
+    o3d plan released --topology gpu:1xRTX4090-24G --program sample --offload
 
 Compiles the real train step and the real sampler for it, here, and says what they need: memory
 against the chip's, floating-point operations, what devices say to each other, a time no step can be
@@ -33,8 +34,11 @@ class PlanArguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     topology: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A machine, as v5e:4x4 or gpu:8xH100; may be given several times."""
-    program: Literal["step", "sampler", "both"] = "both"
-    """What to compile."""
+    program: Literal["step", "sampler", "both", "sample"] = "both"
+    """What to compile: the training step, a sampling run beside a training state, both of these, or
+    what `o3d sample` runs on one device by itself."""
+    offload: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Plan `o3d sample --offload`, whose networks are on the device one at a time."""
     effort: Literal["O0", "O1", "O2", "O3"] = "O0"
     """How hard the compiler tries; above O0 full size takes hours."""
     out: Path | None = None
@@ -52,7 +56,7 @@ def main(arguments: list[str], program: str) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # What is in it shows no text.
     programs = PROGRAMS if order.program == "both" else (order.program,)
     topologies = [describe(name) for name in order.topology]
-    if not plan_all(order.config, topologies, programs, order.out):
+    if not plan_all(order.config, topologies, programs, order.out, order.offload):
         raise SystemExit(1)
 
 
@@ -69,6 +73,8 @@ def _read(arguments: list[str], program: str) -> PlanArguments:
     order = parse(PlanArguments, options, default=asked, prog=f"{program} {given}")
     if not order.topology:
         raise InputError("no machine to plan for; give --topology, as --topology v5e:4x4")
+    if order.offload and order.program != "sample":
+        raise InputError(f"--offload goes with --program sample, not with {order.program}")
     if order.out is not None and not order.out.absolute().parent.is_dir():
         raise InputError(f"no folder {order.out.absolute().parent} for --out; make it first")
     return order

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from o3d_jax.errors import InputError
@@ -41,7 +42,8 @@ def _why(parts: Mapping[str, Any]) -> str:
     damaged = []
     for name, tree in parts.items():
         arrays = [np.asarray(a) for a in jax.tree.leaves(tree)]
-        bad = sum(not np.isfinite(a).all() for a in arrays if a.dtype.kind == "f")
+        floats = [a for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]  # And bfloat16.
+        bad = sum(not np.isfinite(a).all() for a in floats)
         if bad:
             damaged.append(f"{name} ({bad} of {len(arrays)} arrays)")
     if damaged:

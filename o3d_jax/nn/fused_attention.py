@@ -53,9 +53,21 @@ def fused_kernels(q: _Heads, k: _Heads, v: _Heads) -> dict[str, _Kernel]:
     return kernels
 
 
+@functools.cache
 def _has_cudnn() -> bool:
-    """Returns whether JAX's CUDA plugin is there, without which cuDNN's attention isn't traced."""
-    return any(importlib.util.find_spec(f"jax_cuda{major}_plugin") for major in (12, 13))
+    """Returns whether JAX's CUDA plugin is there and finds cuDNN, or its attention isn't traced.
+
+    Where programs are compiled for machines elsewhere, the plugin may be alone.
+    """
+    if not any(importlib.util.find_spec(f"jax_cuda{major}_plugin") for major in (12, 13)):
+        return False
+    x = jax.ShapeDtypeStruct((1, FEWEST_KEYS, 1, WIDEST_ON_GPU), jnp.bfloat16)
+    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    try:
+        jax.eval_shape(attend, x, x, x)
+    except RuntimeError:  # "cuDNN not found."
+        return False
+    return True
 
 
 def _cudnn(q: _Heads, k: _Heads, v: _Heads) -> _Heads:

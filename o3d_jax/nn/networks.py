@@ -34,6 +34,9 @@ class Networks:
     """As `ModelConfig.vae_chunk`."""
     splat_backend: Backend | None = None
     """Which rasterizer draws; None takes the one for the default device."""
+    offload: bool = False
+    """Whether the model's parameters lie in the host's memory, from where those of a network come
+    to the device while it runs (`sampling/in_turn.py`)."""
 
 
 @pytree

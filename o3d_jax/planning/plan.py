@@ -8,57 +8,112 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
 from tqdm import tqdm
 
 from o3d_jax.config import Config
 from o3d_jax.files.atomic import written_whole
-from o3d_jax.nn.networks import build_networks
+from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.parallel.layout import make_layout
-from o3d_jax.planning.report import Plan, heading, knobs, plan_report, weigh
+from o3d_jax.planning.report import (
+    Held,
+    Plan,
+    Planned,
+    heading,
+    held,
+    knobs,
+    plan_report,
+    sampling_knobs,
+    weigh,
+)
+from o3d_jax.planning.sampling import sample_programs
 from o3d_jax.planning.topologies import Topology
-from o3d_jax.run.programs import step_shapes, trace_sampler
+from o3d_jax.run.programs import sampler_objects, step_shapes, trace_sampler
 from o3d_jax.steps.draws import coin_sides
 from o3d_jax.steps.train import Training, make_optimizer, train_step
 
 PROGRAMS = ("step", "sampler")
+"""What training runs: its step, and all of a sampling run beside its state, for evaluations."""
+
+SAMPLE = "sample"
+"""What `o3d sample` runs, with nothing beside it."""
 
 
-def plan(config: Config, topology: Topology, programs: tuple[str, ...]) -> Iterator[Plan]:
+def plan(
+    config: Config, topology: Topology, programs: tuple[str, ...], offload: bool = False
+) -> Iterator[Plan]:
     """Compiles the programs for a topology and weighs them, one after another.
+
+    `offload` is that of `o3d sample`, which is weighed on one device.
 
     Raises:
         InputError: the config does not split over so many devices.
     """
-    layout = make_layout(config.train, topology.devices)
     networks = build_networks(config.model, lpips=config.optim.lpips_loss)
     networks = dataclasses.replace(networks, splat_backend=_splat_backend(topology))
+    trained = [name for name in programs if name != SAMPLE]
+    if trained:
+        yield from _plan_training(config, networks, topology, trained)
+    if SAMPLE in programs:
+        networks = dataclasses.replace(networks, lpips=None, offload=offload)
+        yield from _plan_sample(config, networks, topology)
+
+
+def _plan_training(
+    config: Config, networks: Networks, topology: Topology, programs: list[str]
+) -> Iterator[Plan]:
+    layout = make_layout(config.train, topology.devices)
     optimizer = make_optimizer(config.optim, config.train.steps)
     training = Training(config, networks, optimizer, layout)
     inputs = step_shapes(training)
+    state, devices = inputs.state, layout.devices
 
-    def trace(name: str) -> jax.stages.Traced:
-        if name == "sampler":
-            return trace_sampler(training, inputs, layout.devices)
-        # With feedback, where that can come up: both passes, so the larger of the two steps.
-        given = (training, inputs.state, inputs.frozen, inputs.given)
-        return train_step.trace(*given, use_feedback=coin_sides(config)[-1])
+    def work(name: str) -> Planned:
+        is_step = name == "step"
+        objects = inputs.given.batch if is_step else sampler_objects(training, devices)
+        read = (state if is_step else state.ema, inputs.frozen, objects)
+        parts = (state.params, state.ema, state.opt_state, inputs.frozen, objects)
+        if is_step:
+            # With feedback, where that can come up: both passes, so the larger of the two steps.
+            given = (training, state, inputs.frozen, inputs.given)
+            traced = train_step.trace(*given, use_feedback=coin_sides(config)[-1])
+        else:
+            traced = trace_sampler(training, inputs, devices)
+        count = config.train.batch_size if is_step else devices
+        return Planned(name, count, traced, Held(*map(held, parts)), held(read))
 
     for name in programs:
         with ticking(f"{name} for {topology.name}"):
             start = time.perf_counter()
-            found = weigh(name, topology, training, inputs, trace(name), start)
+            found = weigh(work(name), topology, start)
+        yield found
+
+
+def _plan_sample(config: Config, networks: Networks, topology: Topology) -> Iterator[Plan]:
+    alone = topology._replace(devices=topology.devices[:1])
+    for program in sample_programs(config, networks, alone.devices[0]):
+        with ticking(f"{program.name} for {topology.name}"):
+            start = time.perf_counter()
+            params, frozen = held(program.model.params), held(program.model.frozen)
+            inputs = held(program.inputs)
+            beside = Held(params, 0, 0, frozen, inputs)
+            work = Planned(f"sample, {program.name}", 1, program.trace(), beside, sum(beside))
+            found = weigh(work, alone, start)
         yield found
 
 
 def plan_all(
-    config: Config, topologies: list[Topology], programs: tuple[str, ...], out: Path | None
+    config: Config,
+    topologies: list[Topology],
+    programs: tuple[str, ...],
+    out: Path | None,
+    offload: bool = False,
 ) -> bool:
     """Prints each plan as it is made, and writes them to `out`; returns whether all fit."""
     plans: list[Plan] = []
+    trains = programs != (SAMPLE,)
     for topology in topologies:
-        tqdm.write(heading(config, topology))
-        for found in plan(config, topology, programs):
+        tqdm.write(heading(config, topology, trains))
+        for found in plan(config, topology, programs, offload):
             plans.append(found)
             if out is not None:
                 with written_whole(out) as scratch:
@@ -66,7 +121,7 @@ def plan_all(
             tqdm.write("\n" + plan_report(found) + "\n")
     fits = all(p.fits for p in plans)
     if not fits:
-        tqdm.write(knobs(config))
+        tqdm.write(knobs(config) if trains else sampling_knobs(offload))
     return fits
 
 

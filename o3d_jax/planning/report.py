@@ -12,10 +12,32 @@ import jax
 
 from o3d_jax.config import Config
 from o3d_jax.planning.collectives import Collectives, collectives
+from o3d_jax.planning.operations import Operation, most, operations
 from o3d_jax.planning.topologies import FREE_SHARE, GIB, Topology
 from o3d_jax.run.flops import count_jaxpr
-from o3d_jax.run.programs import Inputs, sampler_objects
-from o3d_jax.steps.train import Training
+
+
+class Held(NamedTuple):
+    """What lies in the memory of one device while a program runs, whether it reads it or not."""
+
+    parameters: int
+    average: int
+    optimizer: int
+    frozen: int
+    objects: int
+    """The batch, or the images and cameras that the sampler reads, or what a level starts from."""
+
+
+class Planned(NamedTuple):
+    """A program to weigh."""
+
+    program: str
+    objects: int
+    """In a batch, over all devices."""
+    traced: jax.stages.Traced
+    held: Held
+    read: int
+    """Bytes of it that the program reads, on one device."""
 
 
 class Bytes(NamedTuple):
@@ -65,6 +87,10 @@ class Plan:
     collectives: tuple[Collectives, ...] | None
     """None where the compiler gave up."""
     seconds: "Seconds"
+    most_flops: tuple[Operation, ...]
+    """The operations with the most arithmetic, on one device."""
+    most_bytes: tuple[Operation, ...]
+    """Those that read and write the most."""
     compile_seconds: float
 
     @property
@@ -78,8 +104,9 @@ class Plan:
         for name in ("bytes", "seconds"):
             part = getattr(self, name)
             values[name] = None if part is None else part._asdict()
-        found = self.collectives
-        values["collectives"] = None if found is None else [c._asdict() for c in found]
+        for name in ("collectives", "most_flops", "most_bytes"):
+            found = getattr(self, name)
+            values[name] = None if found is None else [each._asdict() for each in found]
         return values | {"fits": self.fits}
 
 
@@ -90,66 +117,63 @@ class Seconds(NamedTuple):
     memory: float | None
     """None where the compiler does not say what is read and written."""
     links: float
+    products: float
+    """All products and kernels one after another, each as long as its arithmetic or its traffic
+    takes, whichever is more (`planning/operations.py`)."""
 
     @property
     def least(self) -> float:
-        """The time of the slowest of the three, if all went on at once and at their peaks."""
-        return max(self.compute, self.memory or 0, self.links)
+        """The longest of these, as if the others went on meanwhile, all at their peaks."""
+        return max(self.compute, self.memory or 0, self.links, self.products)
 
 
-def weigh(
-    program: str,
-    topology: Topology,
-    training: Training,
-    inputs: Inputs,
-    traced: jax.stages.Traced,
-    start: float,
-) -> Plan:
+def weigh(work: Planned, topology: Topology, start: float) -> Plan:
     """Compiles a traced program and returns what it needs; `start` is when work on it began."""
-    chip, devices = topology.chip, training.on_devices.devices
-    is_step = program == "step"
-    flops = count_jaxpr(traced.jaxpr).total / devices
+    chip, devices = topology.chip, len(topology.devices)
+    kind = topology.devices[0].platform
+    flops = count_jaxpr(work.traced.jaxpr).total / devices
+    found = operations(work.traced.jaxpr.jaxpr, "tpu" if kind == "tpu" else "cuda")
 
     # Not all memory is a program's: the runtime and fragmentation have their part.
-    kind = "tpu" if topology.devices[0].platform == "tpu" else "gpu"
-    available = int(FREE_SHARE[kind] * chip.memory)
+    available = int(FREE_SHARE["tpu" if kind == "tpu" else "gpu"] * chip.memory)
 
     # Where the compiler gives up, its complaint still says how much would be needed.
     known: dict[str, Any] = {"bytes": None, "collectives": None, "read_and_written": None}
     try:
-        compiled, text = compile_and_show(traced)
+        compiled, text = compile_and_show(work.traced)
     except jax.errors.JaxRuntimeError as error:
         complaint = str(error)
         needed, available = _exhausted(complaint)
         if "temporaries" in complaint:  # Otherwise all is in it.
-            needed += held(inputs)
+            needed += sum(work.held)
     else:
-        objects = inputs.given.batch if is_step else sampler_objects(training, devices)
-        read = (inputs.state if is_step else inputs.state.ema, inputs.frozen, objects)
-        sizes = _bytes(compiled, inputs, held(objects), held(read))
+        sizes = _bytes(compiled, work)
         needed = sizes.total
         known["bytes"] = sizes
         known["collectives"] = collectives(text)
         known["read_and_written"] = (compiled.cost_analysis() or {}).get("bytes accessed")
 
-    # The roofline: each of three resources at its peak, as if it alone were in the way.
+    # The roofline: each resource at its peak, as if it alone were in the way.
     read_and_written = known["read_and_written"]
     seconds = Seconds(
         compute=flops / chip.flops,
         memory=None if read_and_written is None else read_and_written / chip.memory_rate,
         links=sum(c.on_links(devices) for c in known["collectives"] or ()) / chip.link_rate,
+        products=sum(each.seconds(chip.flops, chip.memory_rate) for each in found),
     )
 
     return Plan(
-        program=program,
+        program=work.program,
         topology=topology.name,
         compiler=topology.compiler,
         devices=devices,
-        objects=training.config.train.batch_size if is_step else devices,
+        objects=work.objects,
         needed=needed,
         available=available,
         flops=flops,
         seconds=seconds,
+        most_flops=tuple(most(found, "flops")),
+        most_bytes=tuple(most(found, "bytes")),
         compile_seconds=time.perf_counter() - start,
         **known,
     )
@@ -195,17 +219,12 @@ def _scaled(amount: str, unit: str) -> int:
     return int(float(amount) * _UNITS[unit.upper()])
 
 
-def _bytes(compiled: jax.stages.Compiled, inputs: Inputs, objects: int, read: int) -> Bytes:
-    """Returns what a device holds, of whose `read` bytes of arguments `objects` are the batch's."""
+def _bytes(compiled: jax.stages.Compiled, work: Planned) -> Bytes:
+    """Returns what a device holds while a compiled program runs."""
     memory: Any = compiled.memory_analysis()
-    state = inputs.state
     return Bytes(
-        parameters=held(state.params),
-        average=held(state.ema),
-        optimizer=held(state.opt_state),
-        frozen=held(inputs.frozen),
-        objects=objects,
-        padding=max(memory.argument_size_in_bytes - read, 0),
+        **work.held._asdict(),
+        padding=max(memory.argument_size_in_bytes - work.read, 0),
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
@@ -219,17 +238,20 @@ def held(tree: Any) -> int:
     )
 
 
-def heading(config: Config, topology: Topology) -> str:
+def heading(config: Config, topology: Topology, trains: bool = True) -> str:
     """Returns what is planned, and for what machine, in two lines."""
     chip, train = topology.chip, config.train
+    remat = config.model.remat_keeps if config.model.remat else "off"
+    training = (
+        f"batch {train.batch_size} in {train.accumulate} parts, ZeRO stage {train.zero} over "
+        f"{train.fsdp or len(topology.devices)} devices, remat {remat}, "
+    )
     return "\n".join(
         [
             f"{config.name} on {topology.name}: {len(topology.devices)} x {chip.name}, "
             f"{chip.memory / GIB:.1f} GiB each; compiled by {topology.compiler}",
-            f"batch {train.batch_size} in {train.accumulate} parts, ZeRO stage {train.zero} over "
-            f"{train.fsdp or len(topology.devices)} devices, {config.model.dtype}, "
-            f"effort {jax.config.values['jax_optimization_level']}, "
-            f"remat {config.model.remat_keeps if config.model.remat else 'off'}",
+            f"{training if trains else 'one object on one device, '}{config.model.dtype}, "
+            f"effort {jax.config.values['jax_optimization_level']}",
         ]
     )
 
@@ -258,9 +280,26 @@ def plan_report(plan: Plan) -> str:
     memory = "not known" if s.memory is None else f"{s.memory:.3g} s (loops counted once)"
     lines.append(
         f"  at least {s.least:.3g} s: arithmetic {s.compute:.3g} s, memory {memory}, "
-        f"links {s.links:.3g} s, each at its peak"
+        f"links {s.links:.3g} s, each at its peak; products one by one {s.products:.3g} s"
     )
+    lines += [f"  most {by}: {_named(each)}" for by, each in _heaviest(plan)]
     return "\n".join(lines)
+
+
+def _heaviest(plan: Plan) -> list[tuple[str, Operation]]:
+    both = (("arithmetic", plan.most_flops), ("traffic", plan.most_bytes))
+    return [(by, each) for by, several in both for each in several]
+
+
+def _named(each: Operation) -> str:
+    amounts = f"{each.flops / 1e12:.3g} TFLOP, {each.bytes / GIB:.3g} GiB"
+    return f"{amounts} in {each.count} x {each.kind} {each.shapes}"
+
+
+def sampling_knobs(offload: bool) -> str:
+    """Returns what to change where sampling does not fit."""
+    first = "" if offload else "  --offload: one network at a time on the device\n"
+    return f"What would help:\n{first}  a device with more memory\n"
 
 
 def knobs(config: Config) -> str:

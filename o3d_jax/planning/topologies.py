@@ -55,22 +55,30 @@ GPUS = {
     "A100-80G": Chip("NVIDIA A100-SXM4-80GB", 80 * 10**9, 312e12, 2039e9, 300e9),
     "H100": Chip("NVIDIA H100 80GB HBM3", 80 * 10**9, 989e12, 3350e9, 450e9),
     "H200": Chip("NVIDIA H200", 141 * 10**9, 989e12, 4800e9, 450e9),
+    # Its Ada whitepaper: GDDR6X, sums in float32; PCIe 4.0 in place of NVLink.
+    "RTX4090-24G": Chip("NVIDIA GeForce RTX 4090", 24 * 10**9, 165.2e12, 1008e9, 32e9),
 }
 
 
 class Silicon(NamedTuple):
     """What XLA's compiler wants to know of a GPU beside its memory."""
 
+    capability: tuple[int, int]
     cores: int
+    threads_per_core: int
+    fpus_per_core: int
     shared_per_core: int
     shared_per_block: int
     l2: int
     clock_ghz: float
-    capability: int
 
 
-AMPERE = Silicon(108, 167936, 166912, 40 * 2**20, 1.41, 8)
-HOPPER = Silicon(132, 233472, 232448, 50 * 2**20, 1.98, 9)
+AMPERE = Silicon((8, 0), 108, 2048, 64, 167936, 166912, 40 * 2**20, 1.41)
+ADA = Silicon((8, 9), 128, 1536, 128, 102400, 101376, 72 * 2**20, 2.52)
+HOPPER = Silicon((9, 0), 132, 2048, 128, 233472, 232448, 50 * 2**20, 1.98)
+
+SILICON = {"A100": AMPERE, "RTX": ADA, "H100": HOPPER, "H200": HOPPER}
+"""By a word of the chip's name."""
 
 FREE_SHARE = {"tpu": 15.75 / 16, "gpu": 0.92}
 """The share of a device's memory that a program can have.
@@ -148,18 +156,19 @@ def _gpu(name: str, chip: Chip, count: int) -> Topology:
 
 def gpu_target(chip: Chip) -> str:
     """Returns XLA's GPU target configuration, as text."""
-    s = HOPPER if "H" in chip.name.split()[1] else AMPERE
-    capability = "major: 9 minor: 0" if s.capability == 9 else "major: 8 minor: 0"
+    s = next(silicon for word, silicon in SILICON.items() if word in chip.name)
+    major, minor = s.capability
     return (
         "gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 "
         f"shared_memory_per_block: 49152 shared_memory_per_core: {s.shared_per_core} "
-        f"threads_per_core_limit: 2048 core_count: {s.cores} "
-        f"fpus_per_core: {128 if s.capability == 9 else 64} "
+        f"threads_per_core_limit: {s.threads_per_core} core_count: {s.cores} "
+        f"fpus_per_core: {s.fpus_per_core} "
         "block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 "
         f"memory_bandwidth: {int(chip.memory_rate)} l2_cache_size: {s.l2} "
         f"clock_rate_ghz: {s.clock_ghz} device_memory_size: {chip.memory} "
         f"shared_memory_per_block_optin: {s.shared_per_block} "
-        f"cuda_compute_capability {{ {capability} }} registers_per_core_limit: 65536 "
+        f"cuda_compute_capability {{ major: {major} minor: {minor} }} "
+        "registers_per_core_limit: 65536 "
         'registers_per_block_limit: 65536 } platform_name: "CUDA" '
         "dnn_version_info { major: 9 minor: 8 } "
         f'device_description_str: "{chip.name}" runtime_version {{ major: 12 minor: 9 }}'

@@ -50,25 +50,24 @@ def count_jaxpr(program: ClosedJaxpr) -> Flops:
 
     That costs no time.
     """
-    return _of_jaxpr(program.jaxpr)
+    return count_program(program.jaxpr)
 
 
-def _of_jaxpr(jaxpr: Jaxpr) -> Flops:
+def count_program(jaxpr: Jaxpr) -> Flops:
+    """Returns the operations of a program within another, as `count_jaxpr` does."""
     each = [_of_equation(equation) for equation in jaxpr.eqns]
     return Flops(sum(f.total for f in each), sum(f.unbounded for f in each))
 
 
 def _of_equation(equation: JaxprEqn) -> Flops:
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        return Flops(_of_dot(equation), 0)
-    if name == "conv_general_dilated":
-        return Flops(_of_convolution(equation), 0)
+    if name in ("dot_general", "conv_general_dilated"):
+        return Flops(count_product(equation), 0)
     if name == "pallas_call":
         return Flops(0, 0)
 
     # All else costs what is inside of it: of branches the largest, of loops once for each turn.
-    inside = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(params)]
+    inside = [count_program(jaxpr) for jaxpr in programs_within(params)]
     if name == "cond":
         return max(inside)
     total, unbounded = sum(f.total for f in inside), sum(f.unbounded for f in inside)
@@ -81,7 +80,7 @@ def _of_equation(equation: JaxprEqn) -> Flops:
     return Flops(total, unbounded)
 
 
-def _jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+def programs_within(params: dict[str, Any]) -> Iterator[Jaxpr]:
     """Yields the programs within an equation: bodies, branches, what is called."""
     for value in params.values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
@@ -96,6 +95,12 @@ def _shards(params: dict[str, Any]) -> int:
     names = params.get("newly_manual_axes", params.get("manual_axes"))  # Before jax 0.10.
     mesh = params["mesh"]
     return math.prod(mesh.shape[name] for name in (mesh.axis_names if names is None else names))
+
+
+def count_product(equation: JaxprEqn) -> int:
+    """Returns the operations of a product of matrices or a convolution."""
+    is_dot = equation.primitive.name == "dot_general"
+    return _of_dot(equation) if is_dot else _of_convolution(equation)
 
 
 def _of_dot(equation: JaxprEqn) -> int:

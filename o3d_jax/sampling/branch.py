@@ -217,7 +217,7 @@ def _second_ending(
         if recipe.seed != original.recipe.seed:
             sigma = original.levels[first].sigma
             state = noised_anew(levels[-1], state, sigma, recipe.seed)
-        start = Start(first, state)
+        start = Start(first, state, levels[-1])
     found = run_levels(model, recipe, image, start)
     found = stages.watched(found, recipe.sample.levels, first)
     for number, each in enumerate(found, first):

@@ -61,7 +61,8 @@ def figures_of(levels: Sequence[Level]) -> list[Figures]:
 def draw_loop(folder: Path, runs: Mapping[str, Sequence[Level]]) -> None:
     """Plots the figures of named runs over their noise levels, as curves.svg and curves.png.
 
-    The last run is drawn over the others. The same levels give the same bytes.
+    Levels that made no object have none. The last run is drawn over the others. The same levels
+    give the same bytes.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,7 +71,8 @@ def draw_loop(folder: Path, runs: Mapping[str, Sequence[Level]]) -> None:
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, title, name in zip(figure.subplots(2, 2).flat, TITLES, Figures._fields, strict=True):
-        for run, levels in runs.items():
+        for run, all_levels in runs.items():
+            levels = [level for level in all_levels if level.reconstructed]
             values = [getattr(row, name) for row in figures_of(levels)]
             first = 1 if name == "movement" else 0
             sigmas = [level.sigma for level in levels]

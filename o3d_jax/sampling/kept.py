@@ -85,8 +85,13 @@ def _level_of(arrays: dict[str, np.ndarray]) -> Level:
     names = [field.name for field in dataclasses.fields(Gaussians)]
     fields = {name: jnp.asarray(arrays[f"gaussians.{name}"]) for name in names}
     images = {name: arrays[name] for name in ("views", "guide", "renders", "alpha")}
-    sigma, latents = float(arrays["sigma"]), arrays["latents"]
-    return Level(sigma=sigma, latents=latents, gaussians=Gaussians(**fields), **images)
+    return Level(
+        sigma=float(arrays["sigma"]),
+        latents=arrays["latents"],
+        gaussians=Gaussians(**fields),
+        reconstructed=bool(arrays.get("reconstructed", True)),  # Older files do not say.
+        **images,
+    )
 
 
 def _path(folder: Path, number: int) -> Path:

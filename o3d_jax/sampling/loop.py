@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,21 @@ from o3d_jax.geometry.orbits import orbit, relative_to_first
 from o3d_jax.geometry.released import FRAME_CHOICES
 from o3d_jax.media.nothing import check_object
 from o3d_jax.nn.networks import Ouroboros, build_networks
+from o3d_jax.sampling.in_turn import denoise_in_turn, level_in_turn, prepare_in_turn
 from o3d_jax.steps.denoise import guidance_scale
-from o3d_jax.steps.sample import Estimate, LoopState, noise_levels, sample_prepare, sample_step
+from o3d_jax.steps.sample import (
+    Denoised,
+    Estimate,
+    LoopState,
+    noise_levels,
+    reconstructing,
+    sample_prepare,
+    sample_step,
+)
 from o3d_jax.types import Cameras, Gaussians, Maps
-from o3d_jax.weights.checkpoint import Weights, load_model, named_parts
+from o3d_jax.weights.checkpoint import Weights, named_parts
 from o3d_jax.weights.completeness import check_complete
+from o3d_jax.weights.streaming import open_model, weights_to_sample
 
 MOST_LEVELS = 1000
 
@@ -58,6 +68,9 @@ class Level:
     """Its opacity there."""
     gaussians: Gaussians
     """The object."""
+    reconstructed: bool = True
+    """Whether this level made an object (`SampleConfig.reconstruct_every`). If it did not, the
+    views, the object and its renders are those of the last level that did."""
 
 
 class Found(NamedTuple):
@@ -73,20 +86,22 @@ class Start(NamedTuple):
     level: int
     """The number of its first level, from 0."""
     state: LoopState
+    last: Level | None
+    """The level before; None at the first."""
 
 
-def read_sampler(checkpoint: Path) -> Ouroboros:
-    """Returns the model of a checkpoint, on the default device.
+def read_sampler(checkpoint: Path, offload: bool = False) -> Ouroboros:
+    """Returns the model of a checkpoint, on the default device, or with `offload` on the host.
 
     Raises:
         InputError: there is none, or it lacks networks that sampling needs.
     """
-    model = load_model(checkpoint)
-    check_complete(checkpoint, named_parts(model.weights))
-    weights = jax.device_put(model.weights)
+    stored = open_model(checkpoint)
+    check_complete(checkpoint, {keys[0] for keys in stored.leaves})
+    weights = weights_to_sample(stored, offload)
     return Ouroboros(
-        networks=build_networks(model.config.model),
-        config=model.config,
+        networks=dataclasses.replace(build_networks(stored.config.model), offload=offload),
+        config=stored.config,
         params=weights.params,
         frozen=weights.frozen,
     )
@@ -114,14 +129,17 @@ def check_choices(config: Config, guidance: float | None, feedback: Feedback | N
 
 
 def with_choices(
-    sample: SampleConfig, levels: int | None = None, guidance: float | None = None
+    sample: SampleConfig,
+    levels: int | None = None,
+    guidance: float | None = None,
+    reconstruct_every: int | None = None,
 ) -> SampleConfig:
-    """Returns the model's way to sample with another number of levels or guidance.
+    """Returns the model's way to sample with another number of levels, guidance, or objects.
 
     Guidance is that of the last view; where that of the first is above, it is the same.
 
     Raises:
-        InputError: there are too few levels or too many.
+        InputError: too few levels or too many, or objects at every 0 levels.
     """
     if levels is not None and levels > MOST_LEVELS:
         raise InputError(f"--levels {levels} is above {MOST_LEVELS}; 16 to 50 are enough")
@@ -130,6 +148,10 @@ def with_choices(
             sample = dataclasses.replace(sample, levels=levels)
     except ValueError as error:
         raise InputError(f"--levels {levels}: {error}") from error
+    if reconstruct_every is not None:
+        if reconstruct_every < 1:
+            raise InputError(f"--reconstruct-every {reconstruct_every} is below 1, every level")
+        sample = dataclasses.replace(sample, reconstruct_every=reconstruct_every)
     if guidance is None:
         return sample
     low = min(sample.min_guidance, guidance)
@@ -171,19 +193,33 @@ def run_levels(
     cameras = orbit_cameras(model.config, recipe.elevation, azimuths)
     cameras = jax.tree.map(lambda a: a[None], cameras)
     key = jax.random.key(recipe.seed)
-    condition, state = sample_prepare(shared, jnp.asarray(image)[None], key)
-    first, state = start or Start(0, state)
+    # Whole levels are one program where all networks are on the device and run at each of them.
+    in_turn = model.networks.offload or sample.reconstruct_every > 1
+    prepare, level = (prepare_in_turn, level_in_turn) if in_turn else (sample_prepare, sample_step)
+    condition, state = prepare(shared, jnp.asarray(image)[None], key)
+    first, state, last = start or Start(0, state, None)
 
     guidance = guidance_scale(len(azimuths), sample.min_guidance, sample.max_guidance)
-    parts = named_parts(Weights(params=model.params, frozen=model.frozen))
-    sigmas = noise_levels(sample)
+    sigmas, rebuilds = noise_levels(sample), reconstructing(sample)
     for i in range(first, sample.levels):
         maps = _fed_back(state.maps, recipe.feedback)
         state = dataclasses.replace(state, maps=maps, guidance=guidance)
-        state, estimate = sample_step(shared, condition, cameras, state, sigmas[i], sigmas[i + 1])
-        when = f"at noise level {i + 1} of {sample.levels} (sigma {sigmas[i]:.3g})"
-        check_object(estimate.reconstruction.gaussians, when, parts)
-        yield Found(_on_host(float(sigmas[i]), maps, estimate), state)
+        given = (shared, condition, cameras, state, sigmas[i], sigmas[i + 1])
+        if last is None or rebuilds[i]:
+            state, estimate = level(*given)
+            when = f"at noise level {i + 1} of {sample.levels} (sigma {sigmas[i]:.3g})"
+            check_object(estimate.reconstruction.gaussians, when, _parts(model))
+            last = _on_host(float(sigmas[i]), maps, estimate)
+        else:
+            denoised = denoise_in_turn(*given)
+            state = dataclasses.replace(state, x=denoised.x)
+            last = _same_object(last, float(sigmas[i]), maps, denoised)
+        yield Found(last, state)
+
+
+def _parts(model: Ouroboros) -> dict[str, Any]:
+    """The model's parameters by the names of their networks."""
+    return named_parts(Weights(params=model.params, frozen=model.frozen))
 
 
 def noised_anew(level: Level, state: LoopState, sigma: float, seed: int) -> LoopState:
@@ -206,6 +242,7 @@ def _shared_config(config: Config, sample: SampleConfig) -> Config:
         min_guidance=like.min_guidance,
         max_guidance=like.max_guidance,
         feedback=True,
+        reconstruct_every=like.reconstruct_every,
     )
     return dataclasses.replace(config, sample=shared)
 
@@ -216,6 +253,17 @@ def _fed_back(maps: Maps, feedback: Feedback) -> Maps:
     return Maps(
         rgb=maps.rgb if rgb else jnp.zeros_like(maps.rgb),
         ccm=maps.ccm if ccm else jnp.zeros_like(maps.ccm),
+    )
+
+
+def _same_object(last: Level, sigma: float, maps: Maps, denoised: Denoised) -> Level:
+    """A level that made no object, after one that did or kept one."""
+    return dataclasses.replace(
+        last,
+        sigma=sigma,
+        latents=np.asarray(denoised.latents[0]),
+        guide=to_bytes(np.asarray(maps.rgb[0])),
+        reconstructed=False,
     )
 
 

@@ -124,15 +124,16 @@ def write_result(
 
 
 def write_pictures(folder: Path, config: Config, levels: Sequence[Level]) -> None:
-    """Writes views.png and renders.png of the last level, and loop.png of all."""
+    """Writes views.png and renders.png of the last level, and loop.png of all with an object."""
     last = levels[-1]
     azimuths = [f"{azimuth:g} deg" for azimuth in view_azimuths(config)]
     for name, images in (("views", last.views), ("renders", last.renders)):
         save_png(folder / f"{name}.png", grid([list(images / 255)], column_labels=azimuths))
 
     shown = range(0, len(last.views), max(1, len(last.views) // 4))
-    rows = [[*level.views[shown] / 255, *level.guide[shown] / 255] for level in levels]
-    names = [f"sigma {level.sigma:.3g}" for level in levels]
+    drawn = [level for level in levels if level.reconstructed]
+    rows = [[*level.views[shown] / 255, *level.guide[shown] / 255] for level in drawn]
+    names = [f"sigma {level.sigma:.3g}" for level in drawn]
     columns = [f"{what} {azimuths[i]}" for what in ("view", "guide") for i in shown]
     save_png(folder / "loop.png", grid(rows, names, columns, LOOP_TILE, LOOP_TILE))
 

@@ -63,7 +63,9 @@ def sample_kept(
     """
     save_image(folder, image)
     levels = load_levels(folder)
-    start = Start(len(levels), load_state(folder, len(levels) - 1)) if levels else None
+    start = None
+    if levels:
+        start = Start(len(levels), load_state(folder, len(levels) - 1), levels[-1])
     found = run_levels(model, recipe, image, start)
     found = stages.watched(found, recipe.sample.levels, len(levels))
     for number, each in enumerate(found, len(levels)):

@@ -34,9 +34,23 @@ def encode_condition(
 
     `noise` is of unit variance and added on the scale [-1, 1] of the VAE, as in SVD.
     """
+    return condition_of(model, embed_image(model, image), image, noise, noise_std)
+
+
+def condition_of(
+    model: Ouroboros,
+    embedding: Float[Array, "b 1 d"],
+    image: Float[Array, "b h w 3"],
+    noise: Float[Array, "b h w 3"],
+    noise_std: Float[Array, " b"],
+) -> Condition:
+    """Returns what `encode_condition` does, for an image that is embedded already.
+
+    Only the VAE is run.
+    """
     noisy = with_noise(image, noise, noise_std)
     return Condition(
-        clip=embed_image(model, image),
+        clip=embedding,
         latents=mode(apply(model.networks.vae, model.frozen.vae, noisy, method="encode")),
         added_ids=added_ids(model.config.diffusion, noise_std),
     )

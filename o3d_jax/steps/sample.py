@@ -1,18 +1,20 @@
 """Algorithm 2: sampling with 3D-aware feedback."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
 
 from o3d_jax import edm
 from o3d_jax.config import SampleConfig
 from o3d_jax.nn.networks import Ouroboros, apply
 from o3d_jax.parallel.layout import Layout
-from o3d_jax.steps.condition import encode_condition
+from o3d_jax.steps.condition import condition_of, embed_image
 from o3d_jax.steps.denoise import denoise_guided, guidance_scale
 from o3d_jax.steps.reconstruct import (
     Reconstruction,
@@ -100,12 +102,22 @@ def prepare(
 
     It starts from pure noise and without feedback.
     """
+    return begin_run(model, embed_image(model, image), image, key)
+
+
+def begin_run(
+    model: Ouroboros,
+    embedding: Float[Array, "b 1 d"],
+    image: Float[Array, "b h w 3"],
+    key: Key[Array, ""],
+) -> tuple[Condition, LoopState]:
+    """Returns what `prepare` does, for an image that is embedded already. Only the VAE is run."""
     noise_key, condition_key = jax.random.split(key)
     sizes, sample, b = model.config.model, model.config.sample, image.shape[0]
 
     noise = jax.random.normal(condition_key, image.shape, jnp.float32)
     noise_std = jnp.full((b,), sample.condition_noise, jnp.float32)
-    condition = encode_condition(model, image, noise, noise_std)
+    condition = condition_of(model, embedding, image, noise, noise_std)
 
     shape = (b, sizes.num_views, sizes.latent_size, sizes.latent_size, sizes.vae.channels)
     deviation = edm.initial_deviation(sample.sigma_max)
@@ -113,6 +125,95 @@ def prepare(
     maps = Maps.nothing(b, sizes.num_views, *image.shape[1:3])
     guidance = guidance_scale(sizes.num_views, sample.min_guidance, sample.max_guidance)
     return condition, LoopState(x=x, maps=maps, guidance=guidance)
+
+
+@pytree
+class Denoised:
+    """What the denoiser makes of one noise level."""
+
+    latents: Float[Array, "b v h w c"]
+    """The clean estimate, scaled."""
+
+    x: Float[Array, "b v h w c"]
+    """Noisy latents of the next level, scaled."""
+
+
+@pytree
+class Rebuilt:
+    """What LGM and the renderer make of the views of one noise level."""
+
+    reconstruction: Reconstruction
+    maps: Maps
+    """Feedback for the next estimate."""
+
+
+def denoise_level(
+    model: Ouroboros,
+    condition: Condition,
+    cameras: Cameras,
+    state: LoopState,
+    sigma: Float[Array, ""],
+    sigma_next: Float[Array, ""],
+) -> Denoised:
+    """Returns the clean estimate at one noise level, and the noisy latents of the next.
+
+    Only the U-Net is run. The next latents need no decoding, so this is a program by itself.
+    """
+
+    def network(x, c_noise, given, maps):
+        twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), cameras)
+        return apply(model.networks.unet, model.params.unet, x, c_noise, given, twice, maps)
+
+    # The feedback holds for a level: a solver of several stages sees the same object in all.
+    def denoiser(x, sigmas):
+        return denoise_guided(network, x, sigmas, condition, state.maps, state.guidance)
+
+    # The printed algorithm never moves x; the release does, by this step (PAPER.md, "Alg. 2").
+    x0 = denoiser(state.x, jnp.full(state.x.shape[0], sigma))
+    solver = model.config.sample.solver
+    return Denoised(latents=x0, x=ode_step(denoiser, state.x, x0, sigma, sigma_next, solver))
+
+
+def rebuild_object(
+    model: Ouroboros,
+    views: Float[Array, "b v H W 3"],
+    cameras: Cameras,
+    sigma: Float[Array, ""],
+) -> Rebuilt:
+    """Returns the object of a level's views, and what it feeds back. Only LGM is run.
+
+    It is told how noisy the views may still be.
+    """
+    c_noise = edm.scalings(jnp.full(views.shape[0], sigma)).c_noise
+    reconstruction = reconstruct(model, views, cameras, c_noise)
+    maps = feedback_maps(model, reconstruction.rendering, cameras)
+    return Rebuilt(reconstruction=reconstruction, maps=maps)
+
+
+def handed_on(
+    state: LoopState,
+    denoised: Denoised,
+    views: Float[Array, "b v H W 3"],
+    rebuilt: Rebuilt,
+    sample: SampleConfig,
+) -> tuple[LoopState, Estimate]:
+    """Returns what the parts of a level come to: what it hands on, and what it found."""
+    maps = rebuilt.maps if sample.feedback else state.maps
+    found = Estimate(latents=denoised.latents, views=views, reconstruction=rebuilt.reconstruction)
+    return LoopState(x=denoised.x, maps=maps, guidance=state.guidance), found
+
+
+def rebuild_level(
+    model: Ouroboros,
+    cameras: Cameras,
+    state: LoopState,
+    denoised: Denoised,
+    sigma: Float[Array, ""],
+) -> tuple[LoopState, Estimate]:
+    """Returns what a level hands on and found, once its views are denoised."""
+    views = decode_views(model, denoised.latents)
+    rebuilt = rebuild_object(model, views, cameras, sigma)
+    return handed_on(state, denoised, views, rebuilt, model.config.sample)
 
 
 def level(
@@ -125,38 +226,22 @@ def level(
 ) -> tuple[LoopState, Estimate]:
     """Returns what one noise level of Algorithm 2 hands on, and what it found.
 
-    It estimates the clean views, reconstructs the object, moves on to the next level, and replaces
+    It estimates the clean views, moves on to the next level, reconstructs the object, and replaces
     the feedback.
     """
-    sample = model.config.sample
-
-    def network(x, c_noise, given, maps):
-        twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), cameras)
-        return apply(model.networks.unet, model.params.unet, x, c_noise, given, twice, maps)
-
-    # The feedback holds for a level: a solver of several stages sees the same object in all.
-    def denoiser(x, sigmas):
-        return denoise_guided(network, x, sigmas, condition, state.maps, state.guidance)
-
-    # x0 becomes images, and these an object, which is told how noisy they may still be.
-    sigmas = jnp.full(state.x.shape[0], sigma)
-    x0 = denoiser(state.x, sigmas)
-    views = decode_views(model, x0)
-    c_noise = edm.scalings(sigmas).c_noise
-    reconstruction = reconstruct(model, views, cameras, c_noise)
-
-    # The printed algorithm never moves x; the release does, by this step (PAPER.md, "Alg. 2").
-    x = ode_step(denoiser, state.x, x0, sigma, sigma_next, sample.solver)
-    maps = state.maps
-    if sample.feedback:
-        maps = feedback_maps(model, reconstruction.rendering, cameras)
-    found = Estimate(latents=x0, views=views, reconstruction=reconstruction)
-    return LoopState(x=x, maps=maps, guidance=state.guidance), found
+    denoised = denoise_level(model, condition, cameras, state, sigma, sigma_next)
+    return rebuild_level(model, cameras, state, denoised, sigma)
 
 
 def noise_levels(sample: SampleConfig) -> Float[Array, " {sample.levels}+1"]:
     """Returns the noise levels of a sampling run, from high to low, and a closing 0."""
     return edm.sigma_schedule(sample.levels, sample.sigma_min, sample.sigma_max)
+
+
+def reconstructing(sample: SampleConfig) -> Bool[np.ndarray, " {sample.levels}"]:
+    """Returns which levels of a sampling run make an object; the last always does."""
+    number = np.arange(sample.levels)
+    return (number % sample.reconstruct_every == 0) | (number == sample.levels - 1)
 
 
 sample_step = jax.jit(level)
@@ -176,18 +261,31 @@ def generate(
     its view. Differs from the printed algorithm, which never moves x: see PAPER.md, row "Alg. 2".
     """
     condition, state = prepare(model, image, key)
-    sigmas = noise_levels(model.config.sample)
+    sample = model.config.sample
+    sigmas = noise_levels(sample)
 
-    def one_level(state: LoopState, sigma, sigma_next) -> tuple[LoopState, Estimate]:
-        return level(model, condition, cameras, state, sigma, sigma_next)
+    def step(carry: tuple[LoopState, Estimate], now):
+        state, estimate = carry
+        sigma, sigma_next, reconstructs = now
+        denoised = denoise_level(model, condition, cameras, state, sigma, sigma_next)
 
-    def step(carry: tuple[LoopState, Estimate], pair):
-        return one_level(carry[0], *pair), None
+        def rebuild(denoised: Denoised) -> tuple[LoopState, Estimate]:
+            return rebuild_level(model, cameras, state, denoised, sigma)
+
+        def keep(denoised: Denoised) -> tuple[LoopState, Estimate]:
+            return dataclasses.replace(state, x=denoised.x), estimate
+
+        # The denoiser runs at all levels, so it is outside of the choice, and compiled once.
+        if sample.reconstruct_every == 1:
+            return rebuild(denoised), None
+        return jax.lax.cond(reconstructs, rebuild, keep, denoised), None
 
     # A scan's carry must have its final shapes from the start, so it begins with a zero estimate.
-    _, like = jax.eval_shape(one_level, state, sigmas[0], sigmas[1])
+    given = (model, condition, cameras, state, sigmas[0], sigmas[1])
+    _, like = jax.eval_shape(level, *given)
     empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-    (_, estimate), _ = jax.lax.scan(step, (state, empty), (sigmas[:-1], sigmas[1:]))
+    levels = (sigmas[:-1], sigmas[1:], jnp.asarray(reconstructing(sample)))
+    (_, estimate), _ = jax.lax.scan(step, (state, empty), levels)
     return estimate
 
 

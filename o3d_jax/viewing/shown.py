@@ -63,7 +63,7 @@ def read_shown(folder: Path) -> ShownResult:
         ) from error
 
     # Without kept levels there is the last one alone, in the files for people.
-    levels = load_levels(folder / "levels")
+    levels = [level for level in load_levels(folder / "levels") if level.reconstructed]
     looks = [look_at(config, level, elevation) for level in levels]
     if not looks:
         views, renders = (_sheet(folder / f"{n}.png", config) for n in ("views", "renders"))

@@ -15,6 +15,8 @@ from jaxtyping import Shaped
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
+from o3d_jax.nn.storage import kept_dtype
+from o3d_jax.types import Frozen, Params
 from o3d_jax.weights.checkpoint import Weights, model_folder, named_parts, whole_config
 
 Value = TypeVar("Value")
@@ -129,3 +131,24 @@ def open_model(folder: Path) -> StoredModel:
     stored: dict[Keys, Any] = flatten_dict(dict(metadata.tree))
     leaves = {keys: jax.ShapeDtypeStruct(m.shape, m.dtype) for keys, m in stored.items()}
     return StoredModel(folder=folder, config=config, leaves=leaves)
+
+
+def weights_to_sample(stored: StoredModel, on_host: bool) -> Weights:
+    """Returns the parameters that sampling reads, each in the type that it is used in.
+
+    They come to the default device one by one, so that the host holds few of them at a time; or
+    all stay on the host. LPIPS, which only training reads, stays on disk.
+    """
+    wanted = [keys for keys in stored.leaves if keys[0] != "frozen_lpips"]
+    stay = on_host and jax.default_backend() != "cpu"  # A CPU computes in the host's memory.
+    flat: dict[Keys, Any] = {}
+    for keys, array in zip(wanted, stored.arrays(wanted), strict=True):
+        dtype = kept_dtype(keys, array.shape, array.dtype, stored.config.model.dtype)
+        kept = array.astype(dtype, copy=False)
+        flat[keys] = kept if stay else jax.device_put(kept)
+
+    found = unflatten_dict(flat)
+    return Weights(
+        params=Params(unet=found["unet"], lgm=found["lgm"], clip=found.get("clip")),
+        frozen=Frozen(vae=found["frozen_vae"], clip=found.get("frozen_clip")),
+    )

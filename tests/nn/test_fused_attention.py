@@ -94,3 +94,19 @@ def test_flash_attention_is_the_attention_in_chunks(monkeypatch):
         a, b = (np.asarray(x, np.float64) for x in (a, b))
         # Weights, their gradients and the results are rounded to 2^-9 at different places.
         assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("finds_cudnn", [True, False])
+def test_a_plugin_alone_is_no_cudnn(monkeypatch, finds_cudnn):
+    """As on a machine that only compiles for GPUs elsewhere: tracing must not stop there."""
+
+    def version():
+        if not finds_cudnn:
+            raise RuntimeError("cuDNN not found.")
+        return 91000
+
+    monkeypatch.setattr(fused_attention.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", version)
+    fused_attention._has_cudnn.cache_clear()
+    assert fused_attention._has_cudnn() == finds_cudnn
+    fused_attention._has_cudnn.cache_clear()

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
+from o3d_jax.commands import plan as plan_command
 from o3d_jax.errors import InputError
 from o3d_jax.nn.networks import build_networks
 from o3d_jax.parallel.layout import AXES, make_layout
@@ -151,7 +153,9 @@ def plan_of(needed):
         flops=3e12,
         read_and_written=None,
         collectives=(),
-        seconds=Seconds(1.0, 3.0, 2.0),
+        seconds=Seconds(1.0, 3.0, 2.0, 2.5),
+        most_flops=(),
+        most_bytes=(),
         compile_seconds=1.0,
     )
 
@@ -213,7 +217,45 @@ def test_gpu_targets_parse_and_differ():
     targets = [gpu_target(chip) for chip in GPUS.values()]
     assert len(set(targets)) == len(GPUS)
     assert all(t.count("{") == t.count("}") == 4 for t in targets)
-    assert "major: 8" in targets[0] and "major: 9" in targets[-1]
+    capability = {
+        name: re.search(r"major: (\d) minor: (\d)", target).groups()
+        for name, target in zip(GPUS, targets, strict=True)
+    }
+    assert capability["A100-40G"] == ("8", "0") and capability["H200"] == ("9", "0")
+    assert capability["RTX4090-24G"] == ("8", "9")  # Ada, with 128 cores.
+    assert "core_count: 128 " in targets[list(GPUS).index("RTX4090-24G")]
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_what_sampling_runs_is_weighed_with_its_parameters_alone(
+    toy, monkeypatch, capsys, quick_compilation, offload
+):
+    monkeypatch.setattr(plan, "build_networks", lambda *_, **__: toy.networks)
+    monkeypatch.setattr(plan, "_splat_backend", lambda _: "xla")
+    monkeypatch.setitem(FREE_SHARE, "gpu", 1)
+    here = Topology("cpu:8", Chip("CPU", 400_000, 1e9, 1e8, 1e7), tuple(jax.devices()), "XLA")
+    found = list(plan.plan(toy.config, here, ("sample",), offload))
+    names = ["embed", "begin", "denoise", "decode", "object"] if offload else ["prepare", "level"]
+    assert [each.program for each in found] == [f"sample, {name}" for name in names]
+    assert {each.objects for each in found} == {each.devices for each in found} == {1}
+
+    # float32, as the toys compute; LPIPS is not there.
+    whole = toy.params, dataclasses.replace(toy.frozen, lpips=None)
+    nbytes = 4 * sum(a.size for a in jax.tree.leaves(whole))
+    held = [each.bytes.parameters + each.bytes.frozen for each in found]
+    if not offload:
+        assert held == [nbytes, nbytes]
+    else:
+        assert sum(held) - held[1] == nbytes and held[1] == held[3]  # The VAE comes twice.
+        assert held[2] == 4 * sum(a.size for a in jax.tree.leaves(toy.params.unet))
+    for each in found:
+        assert each.bytes.average == each.bytes.optimizer == each.bytes.padding == 0
+        assert each.seconds.products > 0 and len(each.most_flops) > 0 and each.fits
+
+
+def test_offload_is_planned_for_sampling_only():
+    with pytest.raises(InputError, match="--offload goes with --program sample, not with both"):
+        plan_command._read(["tiny", "--topology", "v5e:2x2", "--offload"], "o3d plan")
 
 
 @pytest.mark.parametrize(
