@@ -208,6 +208,9 @@ def test_another_config_or_another_program_is_no_damage(copied, tiny):
     wider = dataclasses.replace(like, opt_state=like.opt_state | {"small": jnp.zeros(10)})
     with pytest.raises(InputError, match=r"another version.*'small'.: int8 \(9,\) there, float32"):
         opened(copied, tiny).restore(wider)
+    emptier = dataclasses.replace(like, opt_state=like.opt_state | {"nothing": None})
+    with pytest.raises(InputError, match="another version .*: what is in the state differs; go on"):
+        opened(copied, tiny).restore(emptier)
     assert names(copied) == ["2", "4"]
 
 
