@@ -31,7 +31,7 @@ In parts that are thinner than two edges, HALF is enough. A card is clear: shado
 be darker than HALF.
 """
 
-STEP = 0.1
+SHADOW_STEP = 0.1
 """What alpha falls by where a shadow begins behind a card, at least."""
 
 EDGE = 2
@@ -174,7 +174,7 @@ def _filled(alpha: Alpha) -> Mask:
     if not (inside.any() and outside.any()):
         return shown
     step = np.median(alpha[inside]) - np.median(alpha[outside])
-    return clear if step >= STEP else shown
+    return clear if step >= SHADOW_STEP else shown
 
 
 def _outline_width(alpha: Alpha) -> int:

@@ -368,10 +368,12 @@ def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
             rows.update(flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
         return rows
 
-    # A config of an older version may lack a field or have one more: both show as a difference.
+    # What an older version's config lacks came later, and is off by default: the run had that. What
+    # it has more shows as a difference.
     is_cosine = wanted["optim"]["schedule"] == "cosine"
     free = FREE_FIELDS if is_cosine else (*FREE_FIELDS, "train.steps")
-    have, want = flat(saved), flat(wanted)
+    defaults = flat(to_dict(Config(name=wanted["name"])))
+    have, want = defaults | flat(saved), flat(wanted)
     wrong = [
         f"{name} {have.get(name)!r} there, {want.get(name)!r} here"
         for name in sorted(have.keys() | want.keys())
