@@ -53,7 +53,7 @@ from o3d_jax.sampling.result import (
     write_mesh,
     write_result,
 )
-from o3d_jax.sampling.stages import Stages, seconds_since_start, table_of
+from o3d_jax.sampling.stages import Stages, seconds_since_start, seconds_table
 from o3d_jax.sampling.unfinished import (
     begin_keeping,
     clear,
@@ -313,7 +313,7 @@ def _summary(outcomes: list[Outcome]) -> str:
 def _profiles(outcomes: list[Outcome]) -> str:
     """Where the seconds of each new result went."""
     made = [Path(outcome.result) for outcome in outcomes if outcome.status == "made"]
-    return "\n".join(f"\n{path}\n{table_of(read_manifest(path)['seconds'])}" for path in made)
+    return "\n".join(f"\n{path}\n{seconds_table(read_manifest(path)['seconds'])}" for path in made)
 
 
 @exit_on_input_error()

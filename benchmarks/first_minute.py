@@ -23,7 +23,7 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from o3d_jax.sampling.stages import table_of
+from o3d_jax.sampling.stages import seconds_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -103,7 +103,7 @@ def report(found: dict[tuple[str, int], list[Took]]) -> str:
     digests = {took.digest for own in found.values() for took in own}
     lines.append(f"\nFiles `gaussians.ply` with different bytes: {len(digests) - 1}.\n")
     last = found["second", 1][-1].seconds
-    lines.append(f"Stages of B's last second run, on the clock:\n\n```\n{table_of(last)}\n```")
+    lines.append(f"Stages of B's last second run, on the clock:\n\n```\n{seconds_table(last)}\n```")
     return "\n".join(lines) + "\n"
 
 

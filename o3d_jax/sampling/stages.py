@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from o3d_jax.sampling.loop import Found
 
-TITLES = {
+STAGE_TITLES = {
     "start": "start and imports",
     "model": "model, read",
     "input": "input, cut out",
@@ -83,9 +83,9 @@ def seconds_since_start() -> float:
         return time.process_time()
 
 
-def table_of(seconds: Mapping[str, float]) -> str:
+def seconds_table(seconds: Mapping[str, float]) -> str:
     """Returns a manifest's seconds as lines, with what belongs to no stage as the rest."""
-    rows = [(title, seconds[name]) for name, title in TITLES.items() if name in seconds]
+    rows = [(title, seconds[name]) for name, title in STAGE_TITLES.items() if name in seconds]
     known = sum(value for title, value in rows if title[0] != " ")
     rows += [("rest", seconds["all"] - known), ("in all", seconds["all"])]
     return "\n".join(f"{title:32}{value:8.2f} s" for title, value in rows)

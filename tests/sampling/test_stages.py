@@ -5,7 +5,7 @@ import time
 import pytest
 
 from o3d_jax.sampling import stages as stages_module
-from o3d_jax.sampling.stages import Stages, seconds_since_start, table_of
+from o3d_jax.sampling.stages import Stages, seconds_since_start, seconds_table
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_of_one_level_alone_nobody_knows_what_its_programs_took(clock):
 
 def test_the_table_has_the_stages_in_order_and_the_rest():
     seconds = {"turntable": 1.5, "sampling": 6.0, "start": 2.0, "level": 0.25, "all": 10.0}
-    rows = [line.rsplit(maxsplit=2)[:2] for line in table_of(seconds).splitlines()]
+    rows = [line.rsplit(maxsplit=2)[:2] for line in seconds_table(seconds).splitlines()]
     assert rows == [
         *(["start and imports", "2.00"], ["sampling", "6.00"], ["  each level, mean", "0.25"]),
         *(["turntable", "1.50"], ["rest", "0.50"], ["in all", "10.00"]),
