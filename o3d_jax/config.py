@@ -388,7 +388,7 @@ class SampleConfig:
     levels: int = 25
     """Noise levels (Sec. 4.1: 25)."""
     solver: Literal["euler", "heun"] = "euler"
-    """diffrax solver of the ODE between two levels, Eq. 3."""
+    """Solver of the ODE between two levels, Eq. 3; all but Euler are diffrax's."""
     sigma_min: float = 0.002
     """Lowest level (SVD's scheduler)."""
     sigma_max: float = 700.0
@@ -429,6 +429,10 @@ class OptimConfig:
     """Steps over which the rate rises to its peak."""
     weight_decay: float = 0.01
     """torch's default, which the release uses."""
+    first_moment: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the running mean of gradients is kept; bfloat16 saves an eighth of the state.
+    The mean of their squares stays float32: it moves by 0.1 % a step, which bfloat16 rounds away.
+    """
     clip_norm: float = 1.0
     """Maximum norm of the gradient (Sec. 4.1)."""
     ema_decay: float = 0.999

@@ -23,6 +23,7 @@ from o3d_jax.media.splat import read_splat
 from o3d_jax.meshing.colored import MeshPlan, mesh_of_gaussians
 from o3d_jax.meshing.extra import check_mesh_packages
 from o3d_jax.meshing.glb import write_glb
+from o3d_jax.sampling.result import list_files_anew
 from o3d_jax.types import Gaussians
 
 
@@ -51,6 +52,8 @@ def main(arguments: list[str], program: str) -> None:
         mesh = mesh_of_gaussians(_read(file, order), order.plan)
         target = file.with_name("mesh.glb" if file.name == "gaussians.ply" else f"{file.stem}.glb")
         write_glb(target, mesh)
+        if target.name == "mesh.glb" and (target.parent / "manifest.json").is_file():
+            list_files_anew(target.parent)
         sys.stdout.write(
             f"{target}: {len(mesh.faces)} triangles, at density {mesh.threshold:.3g}\n"
         )

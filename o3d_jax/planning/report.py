@@ -308,6 +308,7 @@ def knobs(config: Config) -> str:
     choices = [
         (train.zero < 3, "--train.zero 3: parameters shared out too"),
         (model.vae_chunk != 1, "--model.vae-chunk 1: one object in the VAE at a time"),
+        (config.optim.first_moment == "float32", "--optim.first-moment bfloat16"),
         (not model.remat, "--model.remat: recompute layers in the backward pass"),
         (model.remat and model.remat_keeps != "nothing", "--model.remat-keeps nothing"),
         (True, f"--train.accumulate {2 * train.accumulate}: half as many objects at a time"),

@@ -84,7 +84,11 @@ def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformati
     """Returns AdamW after clipping of the global norm (Sec. 4.1)."""
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
-        optax.adamw(learning_rate(optim, steps), weight_decay=optim.weight_decay),
+        optax.adamw(
+            learning_rate(optim, steps),
+            weight_decay=optim.weight_decay,
+            mu_dtype=optim.first_moment,
+        ),
     )
 
 

@@ -36,8 +36,10 @@ def test_gaussians_that_are_not_finite_are_counted_and_the_weights_blamed_if_the
     with pytest.raises(InputError, match=f"^{WHEN}, 2 of 5 Gaussians .* though all weights"):
         check_object(broken, WHEN, WHOLE)
     damaged = {**WHOLE, "unet": {"a": np.array([1, value, 0]), "b": np.ones(2)}}
-    with pytest.raises(InputError, match=re.escape("are not: unet (1 of 2 arrays); convert")):
-        check_object(broken, WHEN, damaged)
+    halves = {**WHOLE, "unet": {"a": jnp.array([1, value, 0], jnp.bfloat16), "b": np.ones(2)}}
+    for weights in (damaged, halves):
+        with pytest.raises(InputError, match=re.escape("are not: unet (1 of 2 arrays); convert")):
+            check_object(broken, WHEN, weights)
 
 
 def test_gaussians_that_are_all_transparent_are_no_object():

@@ -343,6 +343,27 @@ def test_constant_rate_holds_from_the_first_step():
     np.testing.assert_allclose(rates(OptimConfig(), 5), 1e-5, rtol=1e-3)
 
 
+def test_a_first_moment_in_bfloat16_takes_half_and_the_same_steps_but_for_its_rounding():
+    gradients = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32)
+
+    def steps(first_moment):
+        optimizer = make_optimizer(OptimConfig(first_moment=first_moment, weight_decay=0.0), 6)
+        params = {"w": jnp.zeros(50)}
+        state = optimizer.init(params)
+        for gradient in gradients:
+            update, state = optimizer.update({"w": jnp.asarray(gradient)}, state, params)
+            params = optax.apply_updates(params, update)
+        types = {str(a.dtype) for a in jax.tree.leaves(state) if a.ndim}
+        return np.asarray(params["w"]), types
+
+    (whole, whole_types), (half, half_types) = steps("float32"), steps("bfloat16")
+    assert whole_types == {"float32"} and half_types == {"float32", "bfloat16"}
+    # Each of six steps of about 1e-5 is off by the roundings of the mean, 2^-9 of it at a step, of
+    # which 1 + 0.9 + ... + 0.9^5 = 4.7 are still in it.
+    np.testing.assert_allclose(half, whole, rtol=0, atol=6 * 1e-5 * 4.7 * 2**-9)
+    assert np.abs(half - whole).max() > 0
+
+
 def test_warm_up_is_linear():
     found = rates(OptimConfig(learning_rate=1e-3, warmup_steps=4), 7)
     expected = [0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3]
