@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 from jaxtyping import Float
-from tqdm import tqdm
 
 from o3d_jax.cli import parse, use_compilation_cache
 from o3d_jax.config import to_dict
@@ -48,11 +47,13 @@ from o3d_jax.sampling.result import (
     SAMPLED_FILES,
     Presentation,
     is_there,
-    timed,
+    list_files_anew,
+    read_manifest,
     write_manifest,
     write_mesh,
     write_result,
 )
+from o3d_jax.sampling.stages import Stages, seconds_since_start, seconds_table
 from o3d_jax.sampling.unfinished import (
     begin_keeping,
     clear,
@@ -107,6 +108,8 @@ class Arguments:
     """Write mesh.glb as well, as `o3d mesh` does."""
     keep_levels: tyro.conf.FlagCreatePairsOff[bool] = False
     """Keep what each noise level found: to go on after a break, to look at, to branch off from."""
+    profile: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Say at the end where the seconds went; manifest.json has them in any case."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +127,8 @@ class Order:
     arguments: Arguments
     model: Ouroboros
     recipe: Recipe
-    seconds: float
-    """How long it took to read the model."""
+    seconds: dict[str, float]
+    """How long it took to start and to read the model."""
 
 
 class Outcome(NamedTuple):
@@ -166,8 +169,8 @@ def _make(order: Order, path: Path) -> Outcome:
     """Writes OUT/NAME, whole or not at all, unless it is there."""
     arguments, config = order.arguments, order.model.config
     folder = arguments.out / path.stem
-    seconds = {"model": order.seconds}
-    with timed("input", seconds):
+    stages = Stages(order.seconds)
+    with stages.timed("input"):
         found = read_foreground(path, arguments.mask)
         image = recenter_on_white(found.rgba, config.model.image_size, arguments.border)
     if found.note is not None:
@@ -176,6 +179,7 @@ def _make(order: Order, path: Path) -> Outcome:
     if not arguments.overwrite and is_there(folder, settings):
         if arguments.mesh and not (folder / "mesh.glb").is_file():
             write_mesh(folder)
+            list_files_anew(folder)
         if arguments.keep_levels and not (folder / "levels").is_dir():
             raise InputError(f"{folder} is there, without its levels; give --overwrite")
         return Outcome(path, "there already", folder)
@@ -183,17 +187,18 @@ def _make(order: Order, path: Path) -> Outcome:
     shown = Presentation(arguments.elevation, arguments.orbit_size, arguments.up)
     with whole_folder(folder, SAMPLED_FILES) as scratch:
         save_png(scratch / "input.png", image)
-        with timed("sampling", seconds):
-            levels = _sample(order, path, image, folder, settings)
-        write_result(scratch, config, levels, shown, seconds)
+        with stages.timed("sampling"):
+            levels = _sample(order, path, image, settings, stages)
+        write_result(scratch, config, levels, shown, stages)
         if arguments.mesh:
-            with timed("mesh", seconds):
+            with stages.timed("mesh"):
                 write_mesh(scratch)
         if arguments.keep_levels:
-            draw_loop(scratch, {path.stem: levels})
-            finish(folder, scratch)
+            with stages.timed("kept"):
+                draw_loop(scratch, {path.stem: levels})
+                finish(folder, scratch)
         origin = {"image": str(path), "checkpoint": str(arguments.checkpoint)}
-        write_manifest(scratch, origin, settings, seconds)
+        write_manifest(scratch, origin, settings, stages.so_far())
     if arguments.keep_levels:
         clear(folder)
     return Outcome(path, "made", folder)
@@ -233,8 +238,8 @@ def _check(arguments: Arguments, images: list[Path]) -> None:
 
 
 def _read_model(arguments: Arguments) -> Order:
-    seconds: dict[str, float] = {}
-    with timed("model", seconds):
+    stages = Stages({"start": seconds_since_start()})
+    with stages.timed("model"):
         model = read_sampler(arguments.checkpoint, arguments.offload)
     config = model.config
     check_choices(config, arguments.guidance, arguments.feedback)
@@ -246,7 +251,7 @@ def _read_model(arguments: Arguments) -> Order:
         elevation=arguments.elevation,
         feedback=arguments.feedback or default_feedback(config),
     )
-    return Order(arguments, model, recipe, seconds["model"])
+    return Order(arguments, model, recipe, stages.seconds)
 
 
 def _settings(order: Order, image: Path) -> dict[str, Any]:
@@ -271,8 +276,8 @@ def _sample(
     order: Order,
     path: Path,
     image: Float[np.ndarray, "h w 3"],
-    folder: Path,
     settings: dict[str, Any],
+    stages: Stages,
 ) -> list[Level]:
     """Runs Algorithm 2 with a compiled call for each noise level, so that a bar can move.
 
@@ -281,12 +286,12 @@ def _sample(
     arguments, recipe = order.arguments, order.recipe
     if arguments.keep_levels:
         alone = dataclasses.replace(arguments, images=(path,))
+        folder = arguments.out / path.stem
         kept = begin_keeping(folder, settings, command_words(alone), arguments.overwrite)
-        return sample_kept(order.model, recipe, image, kept)
+        return sample_kept(order.model, recipe, image, kept, stages)
 
     found = run_levels(order.model, recipe, image)
-    bar = tqdm(found, "noise levels", recipe.sample.levels, unit="level")
-    return [each.level for each in bar]
+    return [each.level for each in stages.watched(found, recipe.sample.levels)]
 
 
 def _summary(outcomes: list[Outcome]) -> str:
@@ -305,6 +310,12 @@ def _summary(outcomes: list[Outcome]) -> str:
     return "\n".join(["", *rows, f"{len(outcomes)} images: {total}"])
 
 
+def _profiles(outcomes: list[Outcome]) -> str:
+    """Where the seconds of each new result went."""
+    made = [Path(outcome.result) for outcome in outcomes if outcome.status == "made"]
+    return "\n".join(f"\n{path}\n{seconds_table(read_manifest(path)['seconds'])}" for path in made)
+
+
 @exit_on_input_error()
 def main(arguments: list[str], program: str = "python sample.py") -> None:
     """Reads the command line; `program` is what its `--help` calls it."""
@@ -318,8 +329,11 @@ def main(arguments: list[str], program: str = "python sample.py") -> None:
     else:
         if "--resume" in words:
             arguments = words_to_resume(parse(Resume, arguments, prog=program).resume)
-        outcomes = sample(parse(Arguments, arguments, prog=program, description=__doc__))
+        order = parse(Arguments, arguments, prog=program, description=__doc__)
+        outcomes = sample(order)
     print(_summary(outcomes))
+    if order.profile:
+        print(_profiles(outcomes))
     if any(outcome.status == "failed" for outcome in outcomes):
         raise SystemExit(1)
 

@@ -388,7 +388,7 @@ class SampleConfig:
     levels: int = 25
     """Noise levels (Sec. 4.1: 25)."""
     solver: Literal["euler", "heun"] = "euler"
-    """diffrax solver of the ODE between two levels, Eq. 3."""
+    """Solver of the ODE between two levels, Eq. 3; all but Euler are diffrax's."""
     sigma_min: float = 0.002
     """Lowest level (SVD's scheduler)."""
     sigma_max: float = 700.0

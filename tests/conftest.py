@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = Path(__file__).parents[1]
 # Numba looks for changes in a function's own file, and not in those of others that it calls. Here
@@ -29,6 +30,21 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def no_cache_is_left_on():
+    """Commands switch on the cache of compiled programs, which is the whole process's.
+
+    It would keep the kernels' interpreter, too, whose callbacks JAX 0.10 crashes on.
+    """
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    if before != {name: getattr(jax.config, name) for name in names}:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # It goes on otherwise.
 
 
 @pytest.fixture(scope="session")

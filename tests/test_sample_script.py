@@ -68,6 +68,9 @@ def script(monkeypatch, tmp_path):
     return module
 
 
+PARTS = ("programs", "each level")
+"""Rows of a profile that are part of another."""
+
 compiled_render = jax.jit(render, static_argnums=2)  # Or each call would compile anew.
 
 
@@ -133,9 +136,26 @@ def test_all_files_are_written_and_say_where_they_come_from(script, picture, tmp
     assert manifest["seed"] == 5 and manifest["config"]["sample"]["levels"] == LEVELS
     assert manifest["image_sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
     assert set(manifest["files"]) == FILES - {"manifest.json"}
-    assert set(manifest["seconds"]) == {"input", "model", "sampling", "pictures", "turntable"}
+    stages = {"start", "model", "input", "sampling", "pictures", "files", "turntable"}
+    assert set(manifest["seconds"]) == stages | {"programs", "level", "all"}
     said = capsys.readouterr().out
     assert str(folder) in said and "no orbit.mp4" in said
+
+
+def test_profile_says_where_the_seconds_of_the_manifest_went(script, picture, tmp_path, capsys):
+    run(script, picture, "--out", tmp_path, "--orbit-size", 48, "--profile")
+    manifest = json.loads((tmp_path / "brick" / "manifest.json").read_text())
+    seconds, said = manifest["seconds"], capsys.readouterr().out
+    table = said[said.index("start and imports") :].splitlines()
+    figures = {line[:32].strip(): float(line[32:].split()[0]) for line in table}
+    assert figures["sampling"] == round(seconds["sampling"], 2)
+    assert figures["in all"] == round(seconds["all"], 2)
+    # Figures are rounded to 0.01, and parts of the sampling are not counted twice.
+    whole = [value for name, value in figures.items() if name.split(",")[0] not in PARTS]
+    assert abs(sum(whole) - 2 * figures["in all"]) < 0.05
+    assert 0 <= figures["rest"] < 0.2 * figures["in all"]
+    # The process is as old as pytest's.
+    assert figures["start and imports"] > 1
 
 
 def test_the_pictures_show_the_object_from_the_input_s_side_first(script, picture, tmp_path):
@@ -247,8 +267,11 @@ def test_a_mesh_is_made_with_the_rest_or_later_and_is_the_same_one(script, pictu
     # Balls at 0.3 to the right and to the left, turned about their own axis.
     assert mesh.is_watertight and mesh.body_count == 2
     np.testing.assert_allclose(mesh.bounds[:, 0].sum(), 0, atol=0.01)
-    manifest = json.loads((tmp_path / "a" / "brick" / "manifest.json").read_text())
-    assert "mesh.glb" in manifest["files"] and "mesh" in manifest["seconds"]
+    made, added = (
+        json.loads((tmp_path / name / "brick" / "manifest.json").read_text()) for name in "ab"
+    )
+    assert "mesh.glb" in made["files"] and "mesh" in made["seconds"]
+    assert added["files"] == made["files"] and "mesh" not in added["seconds"]
 
 
 def test_a_result_of_which_no_mesh_can_be_made_stays(

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import train
 from o3d_jax.cli import read_config
@@ -40,8 +41,10 @@ ROOT = Path(__file__).parents[1]
 def shared_compilation(quick_compilation, tmp_path_factory):
     """Runs that share a program compile it once."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    compilation_cache.reset_cache()  # Whether there is one, JAX asks the first time only.
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 def toy_networks(config):

@@ -23,6 +23,7 @@ from o3d_jax.media.splat import read_splat
 from o3d_jax.meshing.colored import MeshPlan, mesh_of_gaussians
 from o3d_jax.meshing.extra import check_mesh_packages
 from o3d_jax.meshing.glb import write_glb
+from o3d_jax.sampling.result import list_files_anew
 from o3d_jax.types import Gaussians
 
 
@@ -35,6 +36,8 @@ class MeshArguments:
     plan: Annotated[MeshPlan, tyro.conf.arg(name="")] = field(default_factory=MeshPlan)
     up: Up | None = None
     """Axes of the files; by default those that a .ply names, or y-down."""
+    drop_bad: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave out Gaussians that are not finite, as some programs write them."""
 
 
 def main(arguments: list[str], program: str) -> None:
@@ -46,9 +49,11 @@ def main(arguments: list[str], program: str) -> None:
     use_compilation_cache()
     files = [_gaussians_of(path) for path in order.objects]
     for file in files:
-        mesh = mesh_of_gaussians(_read(file, order.up), order.plan)
+        mesh = mesh_of_gaussians(_read(file, order), order.plan)
         target = file.with_name("mesh.glb" if file.name == "gaussians.ply" else f"{file.stem}.glb")
         write_glb(target, mesh)
+        if target.name == "mesh.glb" and (target.parent / "manifest.json").is_file():
+            list_files_anew(target.parent)
         sys.stdout.write(
             f"{target}: {len(mesh.faces)} triangles, at density {mesh.threshold:.3g}\n"
         )
@@ -71,7 +76,7 @@ def _gaussians_of(path: Path) -> Path:
     raise InputError(f"there is no {path / 'gaussians.ply'}{meant}")
 
 
-def _read(file: Path, up: Up | None) -> Gaussians:
+def _read(file: Path, order: MeshArguments) -> Gaussians:
     if file.suffix.lower() == ".ply":
-        return read_ply(file, up=up)
-    return read_splat(file, up=up or "y-down")
+        return read_ply(file, order.drop_bad, order.up)
+    return read_splat(file, order.drop_bad, order.up or "y-down")

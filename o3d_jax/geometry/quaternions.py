@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.spatial.transform import Rotation
 
 
 def or_identity(
@@ -17,5 +16,7 @@ def rotation_matrices(
     quats: Float[Array, "n 4"] | Float[np.ndarray, "n 4"],
 ) -> Float[np.ndarray, "n 3 3"]:
     """Returns the rotation of each quaternion, normalized: own axes to the world's."""
+    from scipy.spatial.transform import Rotation  # Slow to import, and rarely needed.
+
     scalar_last = np.roll(or_identity(quats), -1, axis=-1)  # SciPy's order.
     return Rotation.from_quat(scalar_last).as_matrix()

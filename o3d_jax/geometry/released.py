@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
-from scipy.spatial.transform import Rotation
 
 from o3d_jax.geometry.ccm import EMPTY
 from o3d_jax.geometry.orbits import frame_indices
@@ -82,6 +81,8 @@ def drawn_quaternions(quats: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4
     The matrix of a quaternion q that is taken as it is differs from a rotation by |q|^2 - |q|^4;
     the nearest rotation is returned.
     """
+    from scipy.spatial.transform import Rotation  # Slow to import, and rarely needed.
+
     w, x, y, z = np.asarray(quats, np.float64).T
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],

@@ -27,8 +27,12 @@ HALF = 0.5
 CLEAR = 0.8
 """Share of the highest alpha from which a pixel is surely object.
 
-In parts that are thinner than two edges, HALF is enough.
+In parts that are thinner than two edges, HALF is enough. A card is clear: shadows of windows may
+be darker than HALF.
 """
+
+SHADOW_STEP = 0.1
+"""What alpha falls by where a shadow begins behind a card, at least."""
 
 EDGE = 2
 """Pixels, from the background inward, that may be a blend of object and background."""
@@ -101,9 +105,18 @@ def bounding_box(alpha: Alpha) -> Extent:
 
 def find_card(alpha: Alpha) -> Extent | None:
     """Returns the rectangle that is all the picture shows, or None if it shows another shape."""
-    shown = np.asarray(ndimage.binary_fill_holes(alpha >= HALF), bool)
+    shown = _filled(alpha)
     box = _box(shown)
     return box if shown[box].mean() >= CARD else None
+
+
+def fills_picture(card: Extent, alpha: Alpha) -> bool:
+    """Returns whether a card is all of the picture, or is short of it by an outline's width."""
+    width = _outline_width(alpha)
+    return all(
+        part.start <= width and side - part.stop <= width
+        for part, side in zip(card, alpha.shape, strict=True)
+    )
 
 
 def inside_card(alpha: Alpha) -> Mask:
@@ -111,9 +124,8 @@ def inside_card(alpha: Alpha) -> Mask:
 
     A card that is cut off by the picture's edge has no outline there.
     """
-    card = np.asarray(ndimage.binary_fill_holes(alpha >= HALF), bool)
-    width = max(EDGE, round(CARD_EDGE * max(alpha.shape)))
-    inside = ~_within(~card, width)
+    card = _filled(alpha)
+    inside = ~_within(~card, _outline_width(alpha))
     return inside if inside.any() else card
 
 
@@ -147,6 +159,27 @@ def _highest(alpha: Alpha) -> float:
 def _edge_width(alpha: Alpha) -> int:
     """Returns over how many pixels object and background may blend in a picture of this size."""
     return max(EDGE, round(max(alpha.shape) / EDGES_ALONG))
+
+
+def _filled(alpha: Alpha) -> Mask:
+    """Returns the shape of what the picture shows, without a shadow."""
+    clear, shown = (
+        np.asarray(ndimage.binary_fill_holes(alpha >= least), bool) for least in (CLEAR, HALF)
+    )
+
+    # Where a shadow begins, alpha makes a step; what fades out without one is a part of the shape.
+    width = _edge_width(alpha)
+    inside = clear & _within(~clear, width)
+    outside = shown & _within(clear, width + 1) & ~_within(clear, width)
+    if not (inside.any() and outside.any()):
+        return shown
+    step = np.median(alpha[inside]) - np.median(alpha[outside])
+    return clear if step >= SHADOW_STEP else shown
+
+
+def _outline_width(alpha: Alpha) -> int:
+    """Returns how wide a card's outline may be, and blends along it, in pixels."""
+    return max(EDGE, round(CARD_EDGE * max(alpha.shape)))
 
 
 def _within(mask: Mask, distance: int) -> Mask:

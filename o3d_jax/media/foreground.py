@@ -16,39 +16,25 @@ from scipy import ndimage
 
 from o3d_jax.errors import InputError
 from o3d_jax.files.images import load_image
+from o3d_jax.media.backgrounds import Rgba, find_background, without_background
 from o3d_jax.media.cutouts import (
-    EDGE,
+    HALF,
     VISIBLE,
+    Alpha,
     Extent,
     Mask,
     bounding_box,
-    connected_regions,
+    fills_picture,
     find_card,
     inside_card,
     without_haze,
-    without_specks,
 )
-
-Rgba = Float[np.ndarray, "h w 4"]
-Rgb = Float[np.ndarray, "h w 3"]
-
-PLAIN_BORDER = 0.85
-"""Share of border pixels that must agree for a background to be plain; an object may touch it."""
-
-PLAIN_TOLERANCE = 0.1
-"""Largest difference in any channel between a background's color and its pixels."""
-
-LEAST_TOLERANCE = 2 / 255
-"""Smallest such tolerance. Clean backgrounds get it, so that whitish objects on white survive."""
-
-EVEN_BORDER, EVEN_TOLERANCE = 0.25, 4 / 255
-"""Or: share of the border that must agree, and how closely. No photograph is as even as that."""
-
-FOR_WHITE = 0.35
-"""What white gains over another even color, as a share of the border: many objects are on white."""
 
 NOTED = 0.02
 """Share of the visible pixels above which leaving them out is told to the user."""
+
+MOST_BORDER = 0.9
+"""Share of the picture's border above which a mask that keeps it is told to the user."""
 
 
 class Foreground(NamedTuple):
@@ -69,13 +55,13 @@ def read_foreground(path: str | os.PathLike[str], mask: Path | None = None) -> F
     rgba = load_image(path)
     try:
         if mask is not None:
-            return Foreground(_masked(rgba, mask), None)
+            return _masked(rgba, mask)
         return extract_foreground(rgba)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _masked(rgba: Rgba, path: Path) -> Rgba:
+def _masked(rgba: Rgba, path: Path) -> Foreground:
     """Returns the picture with its alpha multiplied by a mask, which may be of another size.
 
     Raises:
@@ -91,17 +77,36 @@ def _masked(rgba: Rgba, path: Path) -> Rgba:
             "of the image's shape"
         )
 
-    # A mask without transparency is a picture of white and black.
-    by_alpha = (mask[..., 3] < 1).any()
-    values = mask[..., 3] if by_alpha else mask[..., :3].mean(axis=-1)
-    whole = (0.0, 0.0, float(columns), float(rows))
-    resized = _resize(values[..., None], (height, width), whole)[..., 0]
-
     # Bicubic weights are partly negative and overshoot at edges.
+    whole = (0.0, 0.0, float(columns), float(rows))
+    resized = _resize(_coverage(mask)[..., None], (height, width), whole)[..., 0]
     alpha = rgba[..., 3] * resized.clip(0, 1)
     if not (alpha >= VISIBLE).any():
         raise InputError(f"the mask {path} leaves nothing of the image; paint the object white")
-    return _with_alpha(rgba, alpha)
+
+    # That is obeyed, for an object may be seen so; but mostly it is not what is meant.
+    note = None
+    if (alpha[_border_of(np.ones_like(alpha, bool))] >= HALF).mean() > MOST_BORDER:
+        note = (
+            "the mask keeps all along the picture's border, as one that is inverted does; paint "
+            "the object white and the rest black"
+        )
+    return Foreground(_with_alpha(rgba, alpha), note)
+
+
+def _coverage(mask: Rgba) -> Alpha:
+    """Returns what a mask keeps of each pixel: by its alpha if that cuts out a shape, or its light.
+
+    The most in the mask is all: people save 0 and 1 as bytes, or paint in red.
+    """
+    alpha, light = mask[..., 3], mask[..., :3].max(axis=-1) * mask[..., 3]
+    varies = np.ptp(alpha) > 0
+    card = find_card(alpha / alpha.max()) if varies else None
+
+    # A picture of white and black is opaque, as a card is, though some pixels may not be.
+    is_card = card is not None and fills_picture(card, alpha) and np.ptp(mask[..., :3]) > 0
+    values = light if is_card or not varies else alpha
+    return values / max(float(values.max()), 1e-9)
 
 
 def extract_foreground(rgba: Rgba, rembg_model: Path | None = None) -> Foreground:
@@ -137,12 +142,12 @@ def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None
     may be the object itself: a brick, a painted box.
     """
     rgb, alpha = rgba[..., :3], cut.rgba[..., 3]
-    fills_picture = card == Extent(*(slice(0, side) for side in alpha.shape))
+    is_picture = card == Extent(*(slice(0, side) for side in alpha.shape))
 
     # The card's own outline may be drawn, or a blend; the background begins behind it.
     inside = inside_card(alpha)
-    background = _plain_background(rgb[_border_of(inside)])
-    if background is None and fills_picture:
+    background = find_background(rgb, _border_of(inside))
+    if background is None and fills_picture(card, alpha):
         return _remove_by_network(rgba, rembg_model)
     if background is None:
         note = "the object is a rectangle with a busy border, and was kept as it is"
@@ -150,12 +155,12 @@ def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None
 
     # Around the card, outline and round corners included, the same background goes on, so that
     # the flood from the rectangle's border passes them.
-    color, tolerance = background
-    on_plain = np.where((inside & (alpha > 0))[..., None], rgb, color[None, None])
+    on_plain = np.where((inside & (alpha > 0))[..., None], rgb, background.colors)
+    behind = background._replace(colors=background.colors[card])
     try:
-        cleaned = _remove_plain(on_plain[card].astype(np.float32), color, tolerance)
+        cleaned = without_background(on_plain[card].astype(np.float32), behind)
     except InputError:  # All of it is of one color.
-        if fills_picture:
+        if is_picture:
             raise
         return cut
 
@@ -163,10 +168,32 @@ def _on_card(rgba: Rgba, cut: Foreground, card: Extent, rembg_model: Path | None
     result = np.zeros_like(rgba)
     result[card] = cleaned
     result[..., 3] *= alpha
-    if (rgba[..., 3] == 1).all():
-        return Foreground(result, None)
-    note = "a rectangle with a plain border was taken for background; give --mask to keep it"
-    return Foreground(result, note)
+    if is_picture and (inner := _picture_within(result[..., 3])) is not None:
+        return _on_card(result, Foreground(result, None), inner, rembg_model)
+    return Foreground(result, _note_on_card(cleaned[..., 3], bool((rgba[..., 3] == 1).all())))
+
+
+def _picture_within(left: Alpha) -> Extent | None:
+    """Returns the rectangle in a frame, or between bars, if that is what is left of a picture."""
+    inner = find_card(left)
+    if inner is None or inner == Extent(*(slice(0, side) for side in left.shape)):
+        return None
+    spans = any(part == slice(0, side) for part, side in zip(inner, left.shape, strict=True))
+    return inner if spans or fills_picture(inner, left) else None
+
+
+def _note_on_card(left: Alpha, opaque: bool) -> str | None:
+    """Returns what the user should know of what is left on a card, whose sides are the array's."""
+    sides = (left[0], left[-1], left[:, 0], left[:, -1])
+    reached = sum(bool((side >= HALF).any()) for side in sides)
+    if reached >= 3:
+        return (
+            f"what was cut out reaches {'all four' if reached == 4 else 'three'} sides, as what "
+            "remains of a background may; give --mask if not all of it is the object"
+        )
+    if opaque:
+        return None
+    return "a rectangle with a plain border was taken for background; give --mask to keep it"
 
 
 def _with_alpha(rgba: Rgba, alpha: Float[np.ndarray, "h w"]) -> Rgba:
@@ -177,100 +204,6 @@ def _with_alpha(rgba: Rgba, alpha: Float[np.ndarray, "h w"]) -> Rgba:
 def _border_of(mask: Mask) -> Mask:
     """Returns the mask's pixels that are beside one outside of it, or at the picture's edge."""
     return mask & ~np.asarray(ndimage.binary_erosion(mask), bool)
-
-
-def _plain_background(
-    border: Float[np.ndarray, "n 3"],
-) -> tuple[Float[np.ndarray, "3"], float] | None:
-    """Returns a border's color and how far the background differs from it; None if it is busy."""
-    color = np.median(border, axis=0)
-    difference = np.abs(border - color[None]).max(axis=-1)
-    if (difference <= PLAIN_TOLERANCE).mean() < PLAIN_BORDER:
-        color = _even_color(border)
-        if color is None:
-            return None
-        difference = np.abs(border - color[None]).max(axis=-1)
-        agree = difference <= EVEN_TOLERANCE
-    else:
-        agree = difference <= PLAIN_TOLERANCE
-
-    # Twice the spread seen on the border: there is more background than border.
-    spread = float(np.quantile(difference[agree], 0.99))
-    return color, min(max(2 * spread, LEAST_TOLERANCE), PLAIN_TOLERANCE)
-
-
-def _even_color(border: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3"] | None:
-    """Returns the color of the free parts of a border that an object touches, if they are even."""
-    colors, counts = np.unique(np.round(border * 255) / 255, axis=0, return_counts=True)
-
-    # An even object may touch more of the border than the background has; white tips the scales.
-    best, most = None, 0.0
-    for color in colors[np.argsort(counts)[-8:]].astype(np.float32):
-        share = (np.abs(border - color[None]).max(axis=-1) <= EVEN_TOLERANCE).mean()
-        likely = share + FOR_WHITE * (color.min() > 1 - EVEN_TOLERANCE)
-        if share >= EVEN_BORDER and likely > most:
-            best, most = color, likely
-    return best
-
-
-def _remove_plain(rgb: Rgb, color: Float[np.ndarray, "3"], tolerance: float) -> Rgba:
-    """Removes the background by a flood from the border; the object encloses colors like it.
-
-    So a white eye on white stays.
-
-    Raises:
-        InputError: nothing is left.
-    """
-    alike = np.abs(rgb - color[None, None]).max(axis=-1) <= tolerance
-    regions = connected_regions(alike, diagonal=False)
-    at_border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
-
-    # Region 0 is all that differs from the background; `alike` keeps it out of the flood.
-    is_object = ~(alike & np.isin(regions, at_border))
-    if not is_object.any():
-        raise InputError(
-            "the image is one plain color, with no object to see; give an image of an object that "
-            "stands out, or one with a transparent background"
-        )
-    return _soften_edge(rgb, without_specks(is_object), color, tolerance)
-
-
-def _soften_edge(
-    rgb: Rgb, is_object: Mask, color: Float[np.ndarray, "3"], tolerance: float
-) -> Rgba:
-    """Makes edges soft: solves pixel = alpha object + (1 - alpha) background for alpha there.
-
-    `object` is the nearest pixel further inside. Where there is none near (thin parts), or it
-    looks like the background, the pixel stays opaque.
-    """
-    # No blend reaches further than EDGE pixels: what remains when the object shrinks by so many
-    # is its own color.
-    alpha = is_object.astype(np.float32)
-    square = np.ones((2 * EDGE + 1, 2 * EDGE + 1))
-    inside = np.asarray(ndimage.binary_erosion(is_object, square, border_value=1), bool)
-    if not inside.any():
-        return np.concatenate([rgb, alpha[..., None]], axis=-1)
-
-    # For each pixel, the nearest one inside and how far away it is.
-    distance, nearest = np.zeros(inside.shape), np.zeros((2, *inside.shape), np.int32)
-    ndimage.distance_transform_edt(
-        ~inside, return_indices=True, distances=distance, indices=nearest
-    )
-
-    # Three equations, one per channel, for one alpha. With p, o, b for pixel, object, background,
-    # least squares give alpha = (p - b) . (o - b) / |o - b|^2: well posed only where o is not b.
-    inner = rgb[nearest[0], nearest[1]]
-    contrast = inner - color[None, None]
-    norm = (contrast**2).sum(axis=-1)
-
-    # Twice EDGE: a corner of the object is that far from its inside.
-    solvable = is_object & ~inside & (distance <= 2 * EDGE) & (norm > (4 * tolerance) ** 2)
-    solved = ((rgb - color[None, None]) * contrast).sum(axis=-1) / np.where(solvable, norm, 1)
-    alpha = np.where(solvable, solved.clip(0, 1), alpha).astype(np.float32)
-
-    # A blended pixel has the background in its color; the object's own replaces it.
-    blended = solvable & (alpha < 1)
-    return np.concatenate([np.where(blended[..., None], inner, rgb), alpha[..., None]], axis=-1)
 
 
 def _remove_by_network(rgba: Rgba, model: Path | None) -> Foreground:

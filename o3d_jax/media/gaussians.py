@@ -71,8 +71,8 @@ def gaussians_from(path: str | os.PathLike[str], values: Values, drop_bad: bool)
     if bad.any():
         there = f"{path}: {bad.sum()} of {len(bad)} Gaussians are not finite"
         if not drop_bad or bad.all():
-            rest = "; export it anew" + ("" if bad.all() else ", or read it with drop_bad=True")
-            raise InputError(there + rest)
+            other = ", or read it with drop_bad=True (o3d mesh: --drop-bad)"
+            raise InputError(f"{there}; export it anew{'' if bad.all() else other}")
         warnings.warn(f"{there}, and left out", stacklevel=3)
         values = _some(values, ~bad)
     return Gaussians(

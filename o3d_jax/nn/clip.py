@@ -18,6 +18,7 @@ from o3d_jax.config import ClipConfig
 from o3d_jax.nn.attention import attend
 from o3d_jax.nn.layers import Dense, gelu
 from o3d_jax.nn.norms import LayerNorm
+from o3d_jax.nn.parameters import parameter
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -93,7 +94,7 @@ class ClipEmbeddings(nn.Module):
         x = conv(images)
         x = x.reshape(x.shape[0], -1, size)
 
-        token = self.param("class_embedding", init, (size,), jnp.float32).astype(self.dtype)
+        token = parameter(self, "class_embedding", init, (size,)).astype(self.dtype)
         token = jnp.broadcast_to(token, (x.shape[0], 1, size))
         x = jnp.concatenate([token, x], axis=1)
 

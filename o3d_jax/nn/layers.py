@@ -14,6 +14,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from o3d_jax.nn.parameters import parameter
+
 
 def varying(
     parameter: Float[Array, "*s"] | Float[np.ndarray, "*s"],
@@ -41,10 +43,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.features}"]:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
         y = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), varying(kernel, x, self.dtype))
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(self.dtype)[None]
         return y.reshape(*x.shape[:-1], self.features)
 
@@ -60,8 +62,8 @@ class PointwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w {self.features}"]:
         shape = (1, 1, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
+        bias = parameter(self, "bias", self.bias_init, (self.features,))
         kernel = varying(kernel[0, 0], x, self.dtype)
         y = product(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel)
         return (y + bias.astype(self.dtype)[None]).reshape(*x.shape[:-1], self.features)
@@ -82,8 +84,8 @@ class Conv3x3(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ {self.features}"]:
         shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
 
         images = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
         if images.shape[1] * images.shape[2] < kernel.shape[0] * kernel.shape[1]:
@@ -91,7 +93,7 @@ class Conv3x3(nn.Module):
         else:
             y = jax.lax.conv_general_dilated(
                 images,
-                kernel.astype(self.dtype),
+                jnp.asarray(kernel, self.dtype),
                 window_strides=(self.stride, self.stride),
                 padding=((1, 1), (1, 1)),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -165,8 +167,8 @@ class TemporalConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b v h w c"]) -> Float[Array, "b v h w {self.features}"]:
         b, v, h, w, c = x.shape
-        kernel = self.param("kernel", self.kernel_init, (3, 1, 1, c, self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, (3, 1, 1, c, self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         x = x.astype(self.dtype).reshape(b, v, h * w, c)
         x = over_frames(x, varying(kernel[:, 0, 0], x, self.dtype))
         return (x + bias.astype(self.dtype)[None, None, None]).reshape(b, v, h, w, self.features)

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from o3d_jax.nn.layers import varying
+from o3d_jax.nn.parameters import parameter
 
 
 def sum_rows(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
@@ -63,8 +64,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, (channels,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (channels,))
         scale, bias = varying(scale, x), varying(bias, x)
         rows = x.reshape(x.shape[0], -1, channels)
         y = _group_norm(self.num_groups, self.epsilon, self.dtype, rows, scale, bias)
@@ -137,8 +138,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         scale, bias = varying(scale, x), varying(bias, x)
         y = _layer_norm(self.epsilon, self.dtype, x.reshape(-1, x.shape[-1]), scale, bias)
         return cast(Array, y).reshape(x.shape)

@@ -25,6 +25,7 @@ from o3d_jax.nn.layers import (
     upsample2,
 )
 from o3d_jax.nn.norms import GroupNorm, LayerNorm
+from o3d_jax.nn.parameters import parameter
 from o3d_jax.nn.remat import recomputed
 
 
@@ -72,7 +73,7 @@ class AlphaBlender(nn.Module):
     @nn.compact
     def __call__(self, first: Float[Array, "*s"], second: Float[Array, "*s"]) -> Float[Array, "*s"]:
         init = nn.initializers.constant(self.initial)
-        mix_factor = self.param("mix_factor", init, (1,), jnp.float32)
+        mix_factor = parameter(self, "mix_factor", init, (1,))
         alpha = jax.nn.sigmoid(mix_factor[0]).astype(first.dtype)
         return alpha * first + (1 - alpha) * second
 

@@ -211,7 +211,12 @@ class RunCheckpoints:
         _check_same_arrays(record.kinds, _kinds(like), folder)
         with _Reading():
             arguments = ocp.args.StandardRestore(like)  # pyright: ignore[reportCallIssue]
-            state = ocp.StandardCheckpointHandler().restore(folder / "state", args=arguments)
+            try:
+                state = ocp.StandardCheckpointHandler().restore(folder / "state", args=arguments)
+            except ValueError as error:  # Also where all arrays are the same, but not what is None.
+                if "tree structures do not match" in str(error):
+                    raise _another_version(folder, "what is in the state differs") from error
+                raise
         with _Reading():
             _check_values(fingerprints(state), record.fingerprints)
         return state, record.data
@@ -342,10 +347,14 @@ def _check_same_arrays(saved: dict[str, str], wanted: dict[str, str], folder: Pa
         if saved.get(name) != wanted.get(name)
     ]
     if wrong:
-        raise InputError(
-            f"{folder} was written by another version of this program: {len(wrong)} arrays differ, "
-            f"{'; '.join(wrong[:3])}; go on with that version, or start anew under another --name"
-        )
+        raise _another_version(folder, f"{len(wrong)} arrays differ, {'; '.join(wrong[:3])}")
+
+
+def _another_version(folder: Path, how: str) -> InputError:
+    return InputError(
+        f"{folder} was written by another version of this program: {how}; go on with that version, "
+        "or start anew under another --name"
+    )
 
 
 def _check_values(found: dict[str, int], saved: dict[str, int]) -> None:
@@ -368,10 +377,12 @@ def _check_same_run(saved: dict, wanted: dict, folder: Path) -> None:
             rows.update(flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
         return rows
 
-    # A config of an older version may lack a field or have one more: both show as a difference.
+    # What an older version's config lacks came later, and is off by default: the run had that. What
+    # it has more shows as a difference.
     is_cosine = wanted["optim"]["schedule"] == "cosine"
     free = FREE_FIELDS if is_cosine else (*FREE_FIELDS, "train.steps")
-    have, want = flat(saved), flat(wanted)
+    defaults = flat(to_dict(Config(name=wanted["name"])))
+    have, want = defaults | flat(saved), flat(wanted)
     wrong = [
         f"{name} {have.get(name)!r} there, {want.get(name)!r} here"
         for name in sorted(have.keys() | want.keys())

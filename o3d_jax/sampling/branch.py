@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from o3d_jax.config import Config, to_dict
 from o3d_jax.errors import InputError
@@ -36,10 +35,10 @@ from o3d_jax.sampling.result import (
     Presentation,
     is_there,
     read_manifest,
-    timed,
     write_manifest,
     write_result,
 )
+from o3d_jax.sampling.stages import Stages, seconds_since_start
 from o3d_jax.weights.checkpoint import config_from_dict
 
 OF_THIS_RESULT = ("image", "checkpoint", "versions", "device", "seconds", "files")
@@ -62,6 +61,8 @@ class BranchArguments:
     """Maps of the object that the next estimate sees; by default as it was."""
     overwrite: bool = False
     """Make what is there already once more."""
+    profile: bool = False
+    """Say at the end where the seconds went."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,22 +93,24 @@ def branch(arguments: BranchArguments) -> tuple[Path, bool]:
     if not arguments.overwrite and is_there(folder, settings):
         return folder, True
 
-    seconds: dict[str, float] = {}
-    with timed("model", seconds):
+    stages = Stages({"start": seconds_since_start()})
+    with stages.timed("model"):
         model = read_sampler(_checkpoint(original.manifest))
     with whole_folder(folder, SAMPLED_FILES) as scratch:
         image = load_image_of(original.folder / "levels")
         save_png(scratch / "input.png", image)
-        with timed("sampling", seconds):
-            levels = _second_ending(model, recipe, original, arguments, scratch / "levels")
+        with stages.timed("sampling"):
+            place = scratch / "levels"
+            levels = _second_ending(model, recipe, original, arguments.level, place, stages)
         shown = Presentation(
             recipe.elevation, *(original.manifest[n] for n in ("orbit_size", "up"))
         )
-        write_result(scratch, original.config, levels, shown, seconds)
-        write_comparison(scratch, original.config, original.levels[-1], levels[-1])
-        draw_loop(scratch, {original.folder.name: original.levels, "branch": levels})
+        write_result(scratch, original.config, levels, shown, stages)
+        with stages.timed("kept"):
+            write_comparison(scratch, original.config, original.levels[-1], levels[-1])
+            draw_loop(scratch, {original.folder.name: original.levels, "branch": levels})
         origin = {name: original.manifest[name] for name in ("image", "checkpoint")}
-        write_manifest(scratch, origin, settings, seconds)
+        write_manifest(scratch, origin, settings, stages.so_far())
     return folder, False
 
 
@@ -197,11 +200,11 @@ def _second_ending(
     model: Ouroboros,
     recipe: Recipe,
     original: Original,
-    arguments: BranchArguments,
+    first: int,
     folder: Path,
+    stages: Stages,
 ) -> list[Level]:
-    """All levels of the branch, kept in `folder`: the first ones are the original's."""
-    first = arguments.level
+    """All levels of the branch, kept in `folder`: those before `first` are the original's."""
     shutil.copytree(original.folder / "levels", folder)
     for number in range(first, len(original.levels)):
         (folder / f"{number:02}.npz").unlink()
@@ -216,8 +219,8 @@ def _second_ending(
             state = noised_anew(levels[-1], state, sigma, recipe.seed)
         start = Start(first, state, levels[-1])
     found = run_levels(model, recipe, image, start)
-    bar = tqdm(found, "noise levels", recipe.sample.levels, unit="level", initial=first)
-    for number, each in enumerate(bar, first):
+    found = stages.watched(found, recipe.sample.levels, first)
+    for number, each in enumerate(found, first):
         save_level(folder, number, each)
         levels = [*levels, each.level]
     return levels

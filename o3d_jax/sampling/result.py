@@ -1,12 +1,10 @@
 """The files of a result: pictures, Gaussians, a turntable, and how it was made."""
 
-import contextlib
 import dataclasses
 import json
 import platform
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
+from o3d_jax.files.atomic import written_whole
 from o3d_jax.files.images import save_png
 from o3d_jax.geometry.released import as_drawn
 from o3d_jax.geometry.upright import Up, upright
@@ -26,6 +25,7 @@ from o3d_jax.media.video import write_gif, write_mp4
 from o3d_jax.sampling.curves import CURVES
 from o3d_jax.sampling.kept import KEPT_FILES
 from o3d_jax.sampling.loop import Level, orbit_cameras, view_azimuths
+from o3d_jax.sampling.stages import Stages
 from o3d_jax.steps.reconstruct import draw_object
 from o3d_jax.types import Gaussians
 
@@ -62,15 +62,6 @@ class Presentation:
     """Pixels along a side of the turntable."""
     up: Up
     """Axes of the files of Gaussians."""
-
-
-@contextlib.contextmanager
-def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Notes how many seconds the block took, under its name, and says so."""
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 3)
-    sys.stdout.write(f"{name}: {seconds[name]:.1f} s\n")
 
 
 def is_there(folder: Path, settings: dict[str, Any]) -> bool:
@@ -118,16 +109,17 @@ def write_result(
     config: Config,
     levels: Sequence[Level],
     shown: Presentation,
-    seconds: dict[str, float],
+    stages: Stages,
 ) -> None:
     """Writes all that levels become: pictures, Gaussians and the turntable."""
     # The files show the object upright. The turntable's cameras are still those of the method's
     # world, so it draws the object as it is there.
     gaussians = levels[-1].gaussians
-    with timed("pictures", seconds):
+    with stages.timed("pictures"):
         write_pictures(folder, config, levels)
+    with stages.timed("files"):
         write_objects(folder, standing(config, gaussians, shown.elevation), shown.up)
-    with timed("turntable", seconds):
+    with stages.timed("turntable"):
         write_turntable(folder, config, gaussians, shown)
 
 
@@ -190,13 +182,26 @@ def write_manifest(
 ) -> None:
     """Writes how to make this result again; `origin` has the paths that it came from."""
     packages = {p: version(p) for p in ("jax", "jaxlib", "flax", "diffrax", "numpy", "pillow")}
-    files = (path for path in folder.rglob("*") if path.is_file())
     manifest = {
         **origin,
         **settings,
         "versions": {"python": platform.python_version()} | packages,
         "device": str(jax.devices()[0].device_kind),
         "seconds": seconds,
-        "files": sorted(path.relative_to(folder).as_posix() for path in files),
+        "files": _files_in(folder),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def list_files_anew(folder: Path) -> None:
+    """Makes the manifest of a result name a file that was added later."""
+    manifest = read_manifest(folder)
+    with written_whole(folder / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(manifest | {"files": _files_in(folder)}, indent=1))
+
+
+def _files_in(folder: Path) -> list[str]:
+    """The files of a result but for the manifest, which may be there or may be written next."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    hidden = (".", "manifest.json")  # Hidden ones are only begun.
+    return sorted(path for path in paths if not path.startswith(hidden))

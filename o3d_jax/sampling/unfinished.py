@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
@@ -16,6 +15,7 @@ from o3d_jax.nn.networks import Ouroboros
 from o3d_jax.sampling.kept import load_levels, load_state, save_image, save_level
 from o3d_jax.sampling.loop import Level, Recipe, Start, run_levels
 from o3d_jax.sampling.result import other_settings
+from o3d_jax.sampling.stages import Stages
 
 
 def unfinished_folder(folder: Path) -> Path:
@@ -51,7 +51,11 @@ def begin_keeping(
 
 
 def sample_kept(
-    model: Ouroboros, recipe: Recipe, image: Float[np.ndarray, "h w 3"], folder: Path
+    model: Ouroboros,
+    recipe: Recipe,
+    image: Float[np.ndarray, "h w 3"],
+    folder: Path,
+    stages: Stages,
 ) -> list[Level]:
     """Returns the levels of a run that keeps them in `folder`, and goes on behind those there.
 
@@ -63,8 +67,8 @@ def sample_kept(
     if levels:
         start = Start(len(levels), load_state(folder, len(levels) - 1), levels[-1])
     found = run_levels(model, recipe, image, start)
-    bar = tqdm(found, "noise levels", recipe.sample.levels, unit="level", initial=len(levels))
-    for number, each in enumerate(bar, len(levels)):
+    found = stages.watched(found, recipe.sample.levels, len(levels))
+    for number, each in enumerate(found, len(levels)):
         save_level(folder, number, each)
         levels.append(each.level)
     return levels

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from o3d_jax.errors import InputError
+from o3d_jax.viewing.origins import only_own_pages
 
 
 def check_viewer_packages() -> None:
@@ -19,7 +20,8 @@ def check_viewer_packages() -> None:
 def start_server(host: str, port: int, label: str) -> Any:
     """Returns a viser server, which runs in threads, says nothing, and needs no network.
 
-    Where the port is taken, the next free one is; 0 is any. `label` heads the panel.
+    Where the port is taken, the next free one is; 0 is any. `label` heads the panel. Web pages of
+    other sites are refused.
 
     Raises:
         InputError: viser is not installed.
@@ -27,7 +29,8 @@ def start_server(host: str, port: int, label: str) -> Any:
     check_viewer_packages()
     import viser  # pyright: ignore[reportMissingImports]  # optional, and slow to import
 
-    with contextlib.redirect_stdout(io.StringIO()):  # It would announce itself in a box.
+    # It would announce itself in a box.
+    with contextlib.redirect_stdout(io.StringIO()), only_own_pages(host):
         return viser.ViserServer(host=host, port=port, label=label, verbose=False)
 
 

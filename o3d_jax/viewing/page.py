@@ -4,8 +4,9 @@ viser's client is one file, 0.8 MB compressed, and plays recordings of a scene t
 So the page is that client and a recording, of the result, or of all its noise levels in turn.
 
 The client sorts Gaussians by depth in a worker, which it starts as a module. Chromium refuses that
-to pages from disk, whose origin is none, and then draws them in any order (viser 1.1). There the
-page therefore starts it as a classic worker, in which `import.meta` has to have another name.
+to pages without an origin, as those from disk and frames in them, and then draws them in any order
+(viser 1.1). There the page therefore starts it as a classic worker, in which `import.meta` has to
+have another name.
 """
 
 import html
@@ -17,7 +18,7 @@ from o3d_jax.viewing.scene import put_cameras, put_mesh, put_object, set_stage
 from o3d_jax.viewing.shown import ShownResult
 
 OPENED_FROM_DISK = """<script>
-if (location.protocol === "file:") {
+if (self.origin === "null") {
   const OldBlob = Blob, OldWorker = Worker;
   const classic = (part) =>
     typeof part === "string" ? part.replaceAll("import.meta.url", "self.location.href") : part;

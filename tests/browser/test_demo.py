@@ -1,6 +1,7 @@
 """The demo in a browser: a whole sampling, and what people send to it; with toy networks."""
 
 import gc
+import http.server
 import struct
 import threading
 import time
@@ -30,7 +31,8 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         use_toys(patch.setattr)
         order = ["--out", folder / "out", "--checkpoint", folder / "toy", "--seed", 3]
-        o3d(["sample", str(folder / "brick.png"), *map(str, order), "--orbit-size", "16"])
+        shown = ["--orbit-size", "16", "--mesh"]
+        o3d(["sample", str(folder / "brick.png"), *map(str, order), *shown])
         yield folder
 
 
@@ -85,11 +87,12 @@ def test_a_sampling_ends_in_the_bytes_that_sample_py_writes(open_demo, place, se
     page.get_by_role("button", name="Start").click()
     page.get_by_text("Done:").wait_for(timeout=120_000)
     assert seen(page).min() < 0.9
-    for kind in ("ply", "splat"):
+    files = {"ply": "gaussians.ply", "splat": "gaussians.splat", "glb": "mesh.glb"}
+    for kind, file in files.items():
         with page.expect_download() as download:
             page.get_by_role("button", name=f"Download {kind}").click()
         assert download.value.suggested_filename == f"brick.{kind}"
-        made = (place / "out" / "brick" / f"gaussians.{kind}").read_bytes()
+        made = (place / "out" / "brick" / file).read_bytes()
         assert open(download.value.path(), "rb").read() == made
     with page.expect_download() as download:
         page.get_by_role("button", name="Download html").click()
@@ -159,6 +162,33 @@ def test_a_closed_tab_frees_its_work_and_who_waits_is_next(open_demo, demo, monk
             break
         time.sleep(0.1)
     assert tab_of_first() is None  # Nothing holds what the closed tab had.
+
+
+OPEN_SOCKET = """(port) => new Promise((done) => {
+    const socket = new WebSocket(`ws://127.0.0.1:${port}`, VERSION);
+    socket.onopen = () => done("open");
+    socket.onerror = () => done("refused");
+})"""
+
+
+def test_a_page_of_another_site_in_the_same_browser_cannot_talk_to_the_demo(demo, browser):
+    from viser import __version__
+
+    port, before = demo.server.get_port(), set(demo.tabs)
+    script = OPEN_SOCKET.replace("VERSION", f"'viser-v{__version__}'")
+    other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    page = browser.new_page()
+    try:
+        page.goto(f"http://127.0.0.1:{other.server_port}")  # An error page; its origin counts.
+        assert page.evaluate(script, port) == "refused"
+        assert set(demo.tabs) == before
+        page.goto(f"http://127.0.0.1:{port}")
+        assert page.evaluate(script, port) == "open"
+    finally:
+        page.close()
+        other.shutdown()
+        other.server_close()
 
 
 def test_an_upload_longer_than_it_was_said_to_be_is_dropped():

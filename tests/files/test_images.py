@@ -86,8 +86,8 @@ def test_pictures_of_16_bits_are_their_8_bit_twins(tmp_path, channels):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_value_that_is_not_there_is_clear_in_16_bits_too(tmp_path, channels):
     pixels = pattern(5, 7, channels)
-    clear = pixels[2, 3].astype(np.uint16) * 257
-    (tmp_path / "a.png").write_bytes(deep_png(pixels.astype(np.uint16) * 257, clear))
+    deep = pixels.astype(np.uint16) * 256 + 77  # The lower byte is another number.
+    (tmp_path / "a.png").write_bytes(deep_png(deep, deep[2, 3]))
     alpha = load_image(tmp_path / "a.png")[..., 3]
     np.testing.assert_array_equal(alpha == 0, (pixels == pixels[2, 3]).all(axis=-1))
 

@@ -29,7 +29,7 @@ from o3d_jax.geometry.released import linspace_frames, released_coordinate_map, 
 from o3d_jax.nn.layers import sinusoid
 from o3d_jax.steps.condition import added_ids, drop_condition
 from o3d_jax.steps.denoise import denoise, guidance_scale, guide, per_object
-from o3d_jax.steps.sample import SOLVERS, ode_step
+from o3d_jax.steps.sample import ode_step
 from o3d_jax.types import Cameras, Condition, Maps
 
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -201,7 +201,7 @@ def check_scheduler(golden: Golden) -> dict[str, Any]:
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         inputs.append(edm.scalings(sigma).c_in * x)
         x0s.append(denoise(network, x, jnp.full(len(x), sigma), *nothing))
-        x = ode_step(unused, x, x0s[-1], sigma, sigma_next, SOLVERS["euler"])
+        x = ode_step(unused, x, x0s[-1], sigma, sigma_next, "euler")
         xs.append(x)
     found = {
         "sigmas": sigmas,

@@ -107,22 +107,33 @@ def everywhere_254(rgba):
     return rgba
 
 
-def window(rgba):
+def window(rgba, darkest=0.5):
     """With an outline and round corners, in a larger picture, on its shadow."""
     rgba[[0, -1], :, :3] = rgba[:, [0, -1], :3] = 0.3
     outside = np.pad(corners_cut(rgba, 9), ((30, 40), (35, 35), (0, 0)))
     y, x = np.mgrid[-80:110, -110:110]
     away = np.hypot((np.abs(y) - 50).clip(0), (np.abs(x) - 65).clip(0))
-    shadow = (0.5 * np.exp(-((away / 14) ** 2))).astype(np.float32)
+    shadow = (darkest * np.exp(-((away / 14) ** 2))).astype(np.float32)
     outside[..., 3] = np.maximum(outside[..., 3], shadow)
     return outside
 
 
-@pytest.mark.parametrize(
-    "made",
-    [lambda rgba: corners_cut(rgba, 12), one_hole, everywhere_254, window],
-    ids=["round corners", "one hole", "254 everywhere", "a window and its shadow"],
-)
+def clear_border(rgba):
+    rgba[[0, -1], :, 3] = rgba[:, [0, -1], 3] = 0
+    return rgba
+
+
+CARDS = {
+    "round corners": lambda rgba: corners_cut(rgba, 12),
+    "one hole": one_hole,
+    "254 everywhere": everywhere_254,
+    "a clear border of one pixel": clear_border,
+    "a window and its shadow": window,
+    "a window and its dark shadow": lambda rgba: window(rgba, 0.75),
+}
+
+
+@pytest.mark.parametrize("made", CARDS.values(), ids=CARDS)
 def test_of_an_opaque_rectangle_with_a_plain_border_the_object_remains(made):
     expected = recenter_on_white(extract_foreground(card()).rgba, 64)
     found = extract_foreground(made(card()))
@@ -156,10 +167,93 @@ def test_a_card_thinner_than_its_outline_may_be_is_a_plain_one():
     np.testing.assert_array_equal(extract_foreground(line).rgba[1, 60:80, 3], 1)
 
 
-def test_a_photograph_with_round_corners_is_as_busy_as_without():
+@pytest.mark.parametrize("made", [lambda rgba: corners_cut(rgba, 12), clear_border])
+def test_a_photograph_with_round_corners_or_a_clear_border_is_as_busy_as_without(made):
     photograph = np.random.default_rng(3).uniform(size=(120, 150, 4)).astype(np.float32)
+    photograph[..., 3] = 1
     with pytest.raises(InputError, match="the background is busy"):
-        extract_foreground(corners_cut(photograph, 12))
+        extract_foreground(made(photograph))
+
+
+GRADIENTS = {
+    "a lamp from above": lambda y, x: 1 - 0.22 * y,
+    "steep": lambda y, x: 1 - 0.7 * x,
+    "corners in the dark": lambda y, x: 1 - 0.5 * ((x - 0.4) ** 2 + (y - 0.5) ** 2),
+}
+
+
+@pytest.mark.parametrize("shade", GRADIENTS.values(), ids=GRADIENTS)
+@pytest.mark.parametrize("touching", [False, True])
+def test_a_background_may_change_its_color_smoothly(shade, touching):
+    center = (112, 79.6) if touching else CENTER  # The lower edge, by a third.
+    coverage = disc(120, 150, center, RADIUS)
+    y, x = np.mgrid[:120, :150] / np.array([120, 150]).reshape(2, 1, 1)
+    picture = over(coverage, ORANGE, (0, 0, 0))
+    tint = np.array([0.95, 0.9, 1.0]) * shade(y, x)[..., None] * (1 - coverage)[..., None]
+    picture[..., :3] = np.round((picture[..., :3] + tint) * 255) / 255
+    alpha = extract_foreground(picture.astype(np.float32)).rgba[..., 3]
+    # Blends closer to the background than its tolerance of 0.06 count as background: of the
+    # least contrast in any channel, 0.4 here. So do those near the edge of the picture.
+    np.testing.assert_allclose(alpha, coverage, atol=0.2)
+    assert (alpha[coverage == 0] == 0).all() and (alpha[coverage == 1] == 1).mean() > 0.99
+
+
+def test_what_compression_adds_to_a_background_that_changes_goes_with_it(tmp_path):
+    coverage, shade = disc(120, 150, CENTER, RADIUS), 0.9 - 0.25 * np.mgrid[:120, :150][1] / 150
+    picture = over(coverage, ORANGE, (0, 0, 0))[..., :3] + ((1 - coverage) * shade)[..., None]
+    pixels = Image.fromarray(np.round(picture * 255).astype(np.uint8))
+    pixels.save(tmp_path / "a.jpg", quality=60)
+    alpha = read_foreground(tmp_path / "a.jpg").rgba[..., 3]
+    # Blocks of 8 pixels ring; what remains of that is near, and less than a pixel all around.
+    assert alpha[distance() > RADIUS + 8].max() == 0
+    assert np.abs(alpha.sum() / coverage.sum() - 1) < 2 / RADIUS
+
+
+def framed(rgba):
+    return np.pad(rgba[2:-2, 2:-2], ((2, 2), (2, 2), (0, 0))) + np.float32([0, 0, 0, 1])
+
+
+def with_bars(rgba):
+    return np.pad(rgba, ((20, 30), (0, 0), (0, 0))) + np.float32([0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("made", [framed, with_bars])
+def test_a_frame_and_bars_are_no_background_of_the_picture_in_them(made):
+    expected = recenter_on_white(extract_foreground(card()).rgba, 64)
+    found = extract_foreground(made(card()).clip(0, 1))
+    np.testing.assert_allclose(recenter_on_white(found.rgba, 64), expected, atol=0.01)
+
+
+def test_a_picture_that_fades_out_to_a_side_is_a_card_all_the_same():
+    rgba = card()
+    rgba[..., 3] = 1 - 0.4 * np.linspace(0, 1, 150, dtype=np.float32)
+    alpha = extract_foreground(rgba).rgba[..., 3]
+    inside, outside = distance() < RADIUS - 1, distance() > RADIUS + 1
+    assert alpha[inside].min() > 0.6 and alpha[outside].max() == 0
+
+
+def test_specks_of_more_alpha_than_the_object_has_make_no_difference():
+    rgba = np.zeros((100, 100, 4), np.float32)
+    rgba[10:90, 10:90] = (*ORANGE, 0.6)
+    rgba[2:98:16, 2] = rgba[2:98:16, 97] = (*ORANGE, 1)
+    alpha = extract_foreground(rgba).rgba[..., 3]
+    assert (alpha[10:90, 10:90] == np.float32(0.6)).all() and alpha.sum() < 0.601 * 6400
+
+
+def test_a_floor_is_told_from_an_object_by_no_rule_and_said():
+    rgba = card()
+    rgba[70:, :, :3] = np.where(distance()[70:, :, None] < RADIUS, rgba[70:, :, :3], 0.3)
+    assert "reaches three sides" in extract_foreground(rgba).note
+
+
+def test_what_remains_of_a_background_that_is_not_plain_is_said():
+    """As of the checkerboard that programs draw for transparency, saved with it."""
+    coverage, (y, x) = disc(120, 150, CENTER, RADIUS), np.mgrid[:120, :150] // 10
+    picture = over(coverage, ORANGE, WHITE)
+    picture[..., :3] *= np.where((coverage < 0.5) & ((y + x) % 2 == 0), 0.8, 1)[..., None]
+    found = extract_foreground(picture.astype(np.float32))
+    assert "reaches all four sides" in found.note and "give --mask" in found.note
+    assert extract_foreground(over(coverage, ORANGE, WHITE)).note is None
 
 
 def test_an_object_that_touches_most_of_an_even_border_does_not_make_it_busy():
@@ -207,6 +301,28 @@ def test_a_mask_says_where_the_object_is_whatever_its_size(photograph, tmp_path,
     # Of the same size, 8 bits; of another, where the edge is filtered.
     atol = 0.5 / 255 if times == 1 else 0.15
     np.testing.assert_allclose(found.rgba[..., 3], coverage, atol=atol + 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["red", "gray", "0 and 1", "254 everywhere", "one hole"])
+def test_a_mask_means_the_same_in_all_ways_to_save_it(photograph, tmp_path, kind):
+    coverage = np.round(disc(60, 80, (22, 30), 15))
+    made = np.dstack([255 * coverage] * 3 + [np.full_like(coverage, 255)])
+    made[..., 1:3] *= kind != "red"
+    made[..., :3] = made[..., :3] * {"gray": 0.5, "0 and 1": 1 / 255}.get(kind, 1)
+    made[..., 3] -= kind == "254 everywhere"
+    made[0, 0, 3] *= kind != "one hole"
+    opaque = (made[..., 3] == 255).all()
+    Image.fromarray(made.astype(np.uint8)[..., : 3 if opaque else 4]).save(tmp_path / "mask.png")
+    found = read_foreground(photograph, tmp_path / "mask.png")
+    np.testing.assert_allclose(found.rgba[..., 3], coverage, atol=1e-6)
+    assert found.note is None
+
+
+@pytest.mark.parametrize("kind", ["inverted", "all white"])
+def test_a_mask_that_keeps_the_border_of_the_picture_is_said(photograph, tmp_path, kind):
+    alpha = 1 - disc(60, 80, (22, 30), 15) * (kind == "inverted")
+    found = read_foreground(photograph, saved(tmp_path / "mask.png", alpha))
+    assert "keeps all along the picture's border" in found.note and "inverted" in found.note
 
 
 def test_a_mask_of_another_shape_and_one_of_nothing_are_refused(photograph, tmp_path):

@@ -133,9 +133,12 @@ def test_the_command_writes_what_the_function_makes_of_each_file(plain, tmp_path
     (tmp_path / "post").mkdir()
     write_ply(tmp_path / "post" / "gaussians.ply", signpost(), up="z-up")  # The file says so.
     write_splat(tmp_path / "web.splat", signpost(), up="y-up")
+    with (tmp_path / "web.splat").open("ab") as file:
+        file.write(np.full(6, np.nan, "<f4").tobytes() + bytes([0, 0, 0, 255, 128, 128, 128, 255]))
     options = ["--resolution", "40", "--faces", "1500"]
     o3d(["mesh", str(tmp_path / "post"), *options])
-    o3d(["mesh", str(tmp_path / "web.splat"), "--up", "y-up", *options])
+    with pytest.warns(UserWarning, match="1 of .* not finite, and left out"):
+        o3d(["mesh", str(tmp_path / "web.splat"), "--up", "y-up", "--drop-bad", *options])
     for name in ("post/mesh.glb", "web.glb"):
         made = trimesh.load(tmp_path / name, force="mesh", process=False)
         # .ply to float32's digits; .splat has opacities to 1/510, which is 0.1 steps here.
@@ -152,6 +155,8 @@ def test_the_command_writes_what_the_function_makes_of_each_file(plain, tmp_path
         (["{tmp}"], "there is no {tmp}/gaussians.ply; did you mean {tmp}/post?"),
         (["{tmp}/none"], "there is no {tmp}/none/gaussians.ply; give a folder"),
         (["{tmp}/a.txt"], "a.txt is no folder, .ply or .splat"),
+        (["{tmp}/bad.splat"], "bad.splat: 1 of 2 Gaussians are not finite"),
+        (["{tmp}/bad.splat"], "with drop_bad=True (o3d mesh: --drop-bad)"),
         (["{tmp}/post", "--resolution", "5"], "--resolution 5 is not 16 to 512; try 128"),
         (["{tmp}/post", "--faces", "1"], "--faces 1 is not 100 to 10000000"),
         (["{tmp}/post", "--texture", "9000"], "--texture 9000 is not 0 or 64 to 8192; try 1024"),
@@ -163,6 +168,7 @@ def test_a_mesh_that_cannot_be_made_is_one_line_and_status_2(words, said, tmp_pa
     (tmp_path / "post").mkdir()
     write_ply(tmp_path / "post" / "gaussians.ply", signpost())
     (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "bad.splat").write_bytes(bytes(32) + np.full(8, np.inf, "<f4").tobytes())
     with pytest.raises(SystemExit) as stop:
         o3d(["mesh", *(word.format(tmp=tmp_path) for word in words)])
     error = capsys.readouterr().err

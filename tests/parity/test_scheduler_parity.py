@@ -1,6 +1,5 @@
 """Noise levels, preconditioning and the Euler step are those of SVD's scheduler in diffusers."""
 
-import diffrax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -80,7 +79,7 @@ def euler_level(x, raw, sigma, sigma_next):
     )
     maps = Maps.nothing(2, 3, 1, 1)
     x0 = denoise(network, x, jnp.full(2, sigma), condition, maps)
-    stepped = ode_step(no_denoiser, x, x0, sigma, sigma_next, diffrax.Euler())
+    stepped = ode_step(no_denoiser, x, x0, sigma, sigma_next, "euler")
     return stepped, x0, seen[0]
 
 

@@ -208,7 +208,30 @@ def test_another_config_or_another_program_is_no_damage(copied, tiny):
     wider = dataclasses.replace(like, opt_state=like.opt_state | {"small": jnp.zeros(10)})
     with pytest.raises(InputError, match=r"another version.*'small'.: int8 \(9,\) there, float32"):
         opened(copied, tiny).restore(wider)
+    emptier = dataclasses.replace(like, opt_state=like.opt_state | {"nothing": None})
+    with pytest.raises(InputError, match="another version .*: what is in the state differs; go on"):
+        opened(copied, tiny).restore(emptier)
     assert names(copied) == ["2", "4"]
+
+
+def test_what_a_record_lacks_was_as_it_is_by_default(tmp_path, tiny, monkeypatch):
+    """As if `data.mirror` had come after the run was begun."""
+    complete = run_checkpoints.to_dict
+
+    def of_old(config):
+        values = complete(config)
+        del values["data"]["mirror"]
+        return values
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_checkpoints, "to_dict", of_old)
+        old = opened(tmp_path / "old", tiny)
+    old.save(make_state(1), POSITION)
+    old.close()
+    mirrored = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, mirror=True))
+    with pytest.raises(InputError, match="data.mirror False there, True here"):
+        opened(tmp_path / "old", mirrored).restore(make_state(0))
+    assert opened(tmp_path / "old", tiny).restore(make_state(0))
 
 
 def test_how_processes_find_each_other_may_change(copied, tiny):

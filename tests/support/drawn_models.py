@@ -37,7 +37,7 @@ def draw(path: Path, size=64, frames=4, elevation=(20.0, 20.0), **options) -> Dr
 
     plan = OrbitPlan(size=size, orbits=1, frames=frames, elevation=elevation, **options)
     out = path.parent / f"drawn {path.name}"
-    outcome = work(RenderJob("model", path, out, plan, 2**24, 60.0, None))
+    outcome = work(RenderJob("model", path, out, plan, 2**24, 600.0, None))
     remark = getattr(outcome, "remark", "")
     if outcome.fault:
         return Drawn(outcome.fault, remark, np.zeros((0, size, size, 4), np.uint8))

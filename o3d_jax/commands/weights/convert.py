@@ -5,7 +5,8 @@
                                     train it further, as the LGM of a config's `weights`
     released DIR OUT [--svd DIR]    to sample with: mv_model_unet.pth and recon_model.pth
     [--lpips TRUNK LIN]             with svd, released: for the perceptual loss
-    [--strip-prefix PREFIX]         of names that all begin with module. or another wrapper's
+    [--strip-prefix PREFIX]         of names that all begin with module. or another wrapper's; once
+                                    for each prefix
 
 What the files don't know starts fresh, from the config's seed: feedback encoders, ray embeddings,
 LGM's time embedding. How many views or frames there are is not in the weights: the config says so.

@@ -32,6 +32,9 @@ from o3d_jax.files.atomic import written_whole
 NAME_BYTES = 200
 """The longest name of an object: file systems allow 255 bytes, and temporary names need some."""
 
+AGAIN = 5.0
+"""Seconds after which the alarm of a time limit rings again, should something have swallowed it."""
+
 
 class RenderJob(NamedTuple):
     """A model to render; pickled, it travels to another process."""
@@ -210,7 +213,7 @@ def _limited(seconds: float) -> Iterator[None]:
         raise _OutOfTime
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:

@@ -66,7 +66,7 @@ class FromSvd:
     """To train with the perceptual loss: torchvision's network, and LPIPS's weights of channels."""
     variant: Variant | None = None
     """Which of SVD's files to read, where it has both; fp32 if not given."""
-    strip_prefix: str | None = None
+    strip_prefix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What torch's wrappers put before all names of a file: module., _orig_mod., model., ema."""
     config: Path = CONFIGS / "ouroboros3d.py"
     """Says which architecture the weights must have; goes beside them."""
@@ -82,7 +82,7 @@ class FromLgm:
     """Checkpoint to write."""
     rotation: Rotation | None = None
     """How its rotations are normalized: per_gaussian where the file is called "fixrot"."""
-    strip_prefix: str | None = None
+    strip_prefix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What torch's wrappers put before all names of a file: module., _orig_mod., model., ema."""
     config: Path = CONFIGS / "ouroboros3d.py"
     """Says which architecture the weights must have; goes beside them."""
@@ -102,7 +102,7 @@ class FromRelease:
     """To train with the perceptual loss: torchvision's network, and LPIPS's weights of channels."""
     variant: Variant | None = None
     """Which of SVD's files to read, where it has both; fp32 if not given."""
-    strip_prefix: str | None = None
+    strip_prefix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What torch's wrappers put before all names of a file: module., _orig_mod., model., ema."""
     config: Path = CONFIGS / "released.py"
     """Says which architecture the weights must have; goes beside them."""
@@ -139,9 +139,9 @@ def read_order(order: FromSvd | FromLgm | FromRelease) -> Conversion:
             for in vain, or not the config's; a prefix that no file has.
     """
     conversion = _named_as_stored(order)
-    if order.strip_prefix is None:
-        return conversion
-    sources = without_prefix([job.source for job in conversion.jobs], order.strip_prefix)
+    sources = [job.source for job in conversion.jobs]
+    for prefix in order.strip_prefix:
+        sources = without_prefix(sources, prefix)
     jobs = [
         dataclasses.replace(job, source=source)
         for job, source in zip(conversion.jobs, sources, strict=True)

@@ -228,22 +228,35 @@ def test_data_uris_may_have_line_breaks_and_lack_their_padding(read):
     broken = "\n".join(encoded[i : i + 76] for i in range(0, len(encoded), 76)) + "\n"
     forms = [encoded, encoded.rstrip("="), broken, broken.replace("\n", "\r\n "), encoded + "=="]
     forms += [base64.urlsafe_b64encode(made.data).decode(), encoded.replace("=", "%3D")]
-    for form in forms:
-        made.tree["buffers"] = [{"uri": "data:application/octet-stream;base64," + form}]
+    uris = ["data:application/octet-stream;base64," + form for form in forms]
+    uris += [f"data:{kind},{encoded}" for kind in (";charset=utf-8;base64", "; BASE64 ")]
+    for uri in uris:
+        made.tree["buffers"] = [{"uri": uri}]
         text = json.dumps(made.tree)
         for content in (text, text.replace("\\n", "\n")):  # Also where JSON forbids the break.
             np.testing.assert_array_equal(read(content, "model.gltf").corners, expected)
 
 
-def test_a_chunk_of_json_may_be_padded_with_zeros(read):
+@pytest.mark.parametrize("more", [b"", b" \0 ", b"\n\0\0"])
+def test_a_chunk_of_json_may_be_padded_with_zeros(read, more):
     made = cube()
     whole = made.glb()
     length = struct.unpack_from("<I", whole, 12)[0]
     text = whole[20 : 20 + length].rstrip()
-    padded = text + b"\0" * (4 + -len(text) % 4)
+    padded = text + b"\0" * (4 + -(len(text) + len(more)) % 4) + more
     body = struct.pack("<II", len(padded), 0x4E4F534A) + padded + whole[20 + length :]
     content = b"glTF" + struct.pack("<II", 2, 12 + len(body)) + body
     np.testing.assert_array_equal(read(content).corners, read(whole).corners)
+
+
+def test_only_the_first_buffer_is_that_of_the_file(refusal):
+    """Compressors leave others without a URI, whose data extensions hold."""
+    made = cube()
+    made.glb()
+    for view in made.tree["bufferViews"]:
+        view["buffer"] = 1
+    made.tree["buffers"].append({"byteLength": len(made.data)})
+    assert "cut short" in refusal(made)
 
 
 def test_draco_is_asked_for_by_name(refusal, monkeypatch):

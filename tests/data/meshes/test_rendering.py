@@ -305,18 +305,23 @@ def test_a_full_disk_while_a_model_is_drawn_ends_the_run(run, monkeypatch):
     assert status == 2 and "No space left on device" in err
 
 
-def test_the_time_limit_passes_readers_that_swallow_what_they_can(models, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [Exception, BaseException])
+def test_the_time_limit_passes_readers_that_swallow_what_they_can(
+    models, tmp_path, monkeypatch, kind
+):
     from o3d_jax.data.meshes import jobs as render_jobs
 
     def swallow(job):
-        for _ in range(5):
-            try:
-                time.sleep(1)
-            except Exception:
-                pass
+        try:
+            time.sleep(1)
+        except kind:
+            pass
+        time.sleep(1)
 
+    monkeypatch.setattr(render_jobs, "AGAIN", 0.1)
     monkeypatch.setattr(render_jobs, "_draw", swallow)
     assert "more than 0.1 s" in render_jobs.work(job(models, tmp_path, time_limit=0.1)).fault
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_full_disk_ends_the_run_and_leaves_no_half_orbit(run, models, tmp_path, monkeypatch):

@@ -137,10 +137,10 @@ def test_a_prefix_of_all_names_is_said_and_stripped_on_request(model, tmp_path, 
         f"give --strip-prefix {prefix}"
     )
     for asked in (prefix, prefix.rstrip(".")):
-        tool.check(tool.read_order(dataclasses.replace(order, strip_prefix=asked)))
+        tool.check(tool.read_order(dataclasses.replace(order, strip_prefix=(asked,))))
     fake.save(path, plain)
     with pytest.raises(InputError, match=f"--strip-prefix {prefix}: in none of the files do all"):
-        convert(dataclasses.replace(order, strip_prefix=prefix))
+        convert(dataclasses.replace(order, strip_prefix=(prefix,)))
 
 
 def test_files_with_a_prefix_give_what_those_without_give(files, model, tmp_path, small):
@@ -148,10 +148,18 @@ def test_files_with_a_prefix_give_what_those_without_give(files, model, tmp_path
     tensors = fake.load(folder, "recon_model")
     convert(FromRelease(folder, tmp_path / "plain", config=small))
     fake.save(folder / "recon_model.safetensors", {f"module.{k}": v for k, v in tensors.items()})
-    order = FromRelease(folder, tmp_path / "out", config=small, strip_prefix="module.")
+    order = FromRelease(folder, tmp_path / "out", config=small, strip_prefix=("module.",))
     assert f"lgm: {len(tensors)} tensors read, {len(tensors)} filled" in convert(order)
     both = [load_model(tmp_path / name).weights for name in ("out", "plain")]
     chex.assert_trees_all_equal(*both)
+    # Files of one order may be of two wrappers.
+    both = fake.load(folder, "mv_model_unet")
+    name = folder / "mv_model_unet.safetensors"
+    fake.save(name, {f"_orig_mod.{k}": v for k, v in both.items()})
+    wanted = r"give --strip-prefix _orig_mod\., and .*give --strip-prefix module\."
+    with pytest.raises(InputError, match=wanted):
+        convert(dataclasses.replace(order, strip_prefix=()))
+    tool.check(tool.read_order(dataclasses.replace(order, strip_prefix=("module.", "_orig_mod."))))
     # A file that has it before some of its names is of another kind.
     fake.change(folder, "recon_model", lambda t: t.update(extra=t["module.conv.bias"]))
     with pytest.raises(InputError, match="in none of the files"):

@@ -118,7 +118,7 @@ def _key(name: str) -> str:
 def _data_uri(uri: str) -> bytes:
     """Returns the bytes in a URI, whose base64 may have line breaks in it and lack its padding."""
     head, _, body = uri.partition(",")
-    if not head.lower().endswith(";base64"):
+    if head.lower().rpartition(";")[2].strip() != "base64":
         return urllib.parse.unquote_to_bytes(body)
     letters = "".join(urllib.parse.unquote(body).split()).rstrip("=")
     letters = letters.replace("-", "+").replace("_", "/") + "=" * (-len(letters) % 4)

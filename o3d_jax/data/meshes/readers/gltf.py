@@ -130,8 +130,8 @@ def read_container(source: ModelFiles) -> Container:
     else:
         text = data
 
-    # Some programs pad the chunk with zeros, not with spaces, and break lines within URIs.
-    tree = json.loads(text.rstrip(b"\0"), strict=False)
+    # Some programs pad the chunk with zeros, not only with spaces, and break lines within URIs.
+    tree = json.loads(text.rstrip(b"\0 \t\r\n"), strict=False)
     if not str(tree["asset"]["version"]).startswith("2"):
         raise InputError(f"it is glTF {tree['asset']['version']}; export it anew as glTF 2.0")
     return Container(tree, binary)
@@ -140,10 +140,12 @@ def read_container(source: ModelFiles) -> Container:
 def _open(source: ModelFiles) -> Document:
     tree, binary = read_container(source)
     _check(tree)
-    buffers = [
-        source.read_beside(buffer["uri"]) if "uri" in buffer else binary or b""
-        for buffer in tree.get("buffers", [])
-    ]
+
+    # Only the first may be that in the file; others without a URI are there for extensions.
+    buffers = []
+    for number, buffer in enumerate(tree.get("buffers", [])):
+        inside = binary if number == 0 else None
+        buffers.append(source.read_beside(buffer["uri"]) if "uri" in buffer else inside or b"")
     return Document(tree, buffers)
 
 

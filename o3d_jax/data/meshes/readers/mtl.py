@@ -35,6 +35,8 @@ class TextureMap(NamedTuple):
     offset: tuple[float, float] = (0.0, 0.0)
     clamp: bool = False
     """Whether it ends at its edges, and is not repeated."""
+    folder: str = "."
+    """The folder of the library that names it, seen from the model's."""
 
 
 class Paint(NamedTuple):
@@ -48,8 +50,11 @@ class Paint(NamedTuple):
     opacity_map: TextureMap | None = None
 
 
-def read_mtl(data: bytes) -> dict[str, Paint]:
+def read_mtl(data: bytes, folder: str) -> dict[str, Paint]:
     """Returns the materials in a file, by name.
+
+    Args:
+        folder: where the file is, seen from the model's folder.
 
     Raises:
         InputError: a statement is not as its keyword asks for.
@@ -62,11 +67,11 @@ def read_mtl(data: bytes) -> dict[str, Paint]:
                 name = text_of(statement.words)
                 found[name] = Paint()
             elif name is not None:
-                found[name] = _with(found[name], statement)
+                found[name] = _with(found[name], statement, folder)
     return found
 
 
-def _with(paint: Paint, statement: Statement) -> Paint:
+def _with(paint: Paint, statement: Statement, folder: str) -> Paint:
     """Returns a material with what a statement says of it."""
     keyword, words = statement.keyword.lower(), text_of(statement.words)
 
@@ -81,9 +86,9 @@ def _with(paint: Paint, statement: Statement) -> Paint:
         if keyword == b"tr" and paint.opacity is None:  # Programs disagree on it, but not on d.
             return paint._replace(opacity=1 - _number(words.split()[-1]))
         if keyword == b"map_kd":
-            return paint._replace(color_map=_texture_map(words))
+            return paint._replace(color_map=_texture_map(words, folder))
         if keyword == b"map_d":
-            return paint._replace(opacity_map=_texture_map(words))
+            return paint._replace(opacity_map=_texture_map(words, folder))
     except ValueError as error:
         line = f"{text_of(statement.keyword)} {words}"
         raise InputError(
@@ -99,7 +104,7 @@ def _number(word: str) -> float:
     return value
 
 
-def _texture_map(words: str) -> TextureMap:
+def _texture_map(words: str, folder: str) -> TextureMap:
     """Returns the texture that a line names, after options and their values.
 
     The file's name may have spaces.
@@ -107,7 +112,7 @@ def _texture_map(words: str) -> TextureMap:
     Raises:
         ValueError: an option lacks its values, or there is no file.
     """
-    found = TextureMap("")
+    found = TextureMap("", folder=folder)
     before, parts = 0, words.split()
     while len(parts) - before > 1:
         option = parts[before].lower()

@@ -14,6 +14,7 @@ That must be as it is here, or the file is refused; all other statements are pas
 are taken for sRGB, and both sides of every face are drawn: the format does not say which is meant.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -31,6 +32,11 @@ from o3d_jax.data.meshes.readers.polygons import cut_polygons
 from o3d_jax.data.meshes.readers.statements import Statement, statements
 from o3d_jax.errors import InputError
 from o3d_jax.files.letters import text_of
+
+_COMMENT = re.compile(rb"(?<!\.)#")  # But for that of 1.#IND.
+
+_NO_NUMBER = re.compile(rb"^[+-]?(nan\([^)]*\)|1\.#\w+)$", re.IGNORECASE)
+"""What C's libraries print for what is not a number, or for infinity, besides nan and inf."""
 
 
 def read_obj_mesh(files: ModelFiles) -> ModelContent:
@@ -177,7 +183,7 @@ def _sum(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, in
 
 def _words(words: bytes) -> list[bytes]:
     """Returns the words before a comment."""
-    return words.partition(b"#")[0].split() if b"#" in words else words.split()
+    return _COMMENT.split(words, maxsplit=1)[0].split() if b"#" in words else words.split()
 
 
 def _damaged(keyword: str, words: Sequence[bytes]) -> InputError:
@@ -201,6 +207,9 @@ def _numbers(
     try:
         return np.array(list(chain.from_iterable(lines)), np.float64).reshape(-1, width)
     except ValueError as error:
+        known = [[_NO_NUMBER.sub(b"nan", word) for word in line] for line in lines]
+        if known != lines:
+            return _numbers(keyword, known, least, width)
         wrong = next((line for line in lines if not all(map(_is_number, line))), lines[0])
         raise _damaged(keyword, wrong) from error
 

@@ -1,6 +1,8 @@
 """Makes the materials of OBJ models: finds their libraries and textures, says what is missing."""
 
+import itertools
 import os
+import re
 import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,9 @@ from o3d_jax.errors import InputError
 
 MOST_WORDS = 32
 """The most words of a line that names libraries: names may have spaces, so all splits are tried."""
+
+MOST_SIGNS = 8
+"""The most signs of a comment that may be a part of a name."""
 
 
 class Painted(NamedTuple):
@@ -44,7 +49,8 @@ class Painter:
         self._paints: dict[str, Paint] = {}
         for path in dict.fromkeys(p for words in libraries for p in _library_paths(files, words)):
             # The first library that has a material counts, as the format says.
-            self._paints = read_mtl(files.read_at(path)) | self._paints
+            folder = os.path.relpath(path.parent, files.path.parent.resolve())
+            self._paints = read_mtl(files.read_at(path), folder) | self._paints
         self._places: dict[tuple[Path, str], int] = {}
         self._unknown: list[str] = []
         self._flat = False
@@ -58,9 +64,12 @@ class Painter:
         Raises:
             InputError: a texture is missing, damaged or outside the model's folder.
         """
-        paint = self._paints.get(name) if name is not None else None
-        if name is not None and paint is None:
-            self._unknown.append(name)
+        paint = None
+        if name is not None:
+            found = (self._paints.get(each) for each in (name, *_before_comments(name)))
+            paint = next(filter(None, found), None)
+            if paint is None:
+                self._unknown.append(name)
         paint = paint or Paint()
 
         if not has_uvs and (paint.color_map or paint.opacity_map):
@@ -100,14 +109,25 @@ class Painter:
             material = material._replace(base=base, color=use)
         if holes:
             if holes != color:
-                own = color is not None and self._path(holes.file) == self._path(color.file)
+                own = color is not None and self._path(holes) == self._path(color)
                 use = self._use(holes, "own alpha" if own else "gray as alpha")
                 material = material._replace(opacity=use)
             if material.mode == AlphaMode.OPAQUE:
                 material = material._replace(mode=AlphaMode.MASK)
         return material
 
-    def _path(self, name: str) -> Path:
+    def _path(self, texture: TextureMap) -> Path:
+        """Returns the file of a texture, which is beside its library, or else beside the model."""
+        if texture.folder != ".":
+            path = self._named(f"{texture.folder}/{texture.file}")
+            if os.path.isfile(path):
+                return path
+        return self._named(texture.file)
+
+    def _named(self, name: str) -> Path:
+        for before in _before_comments(name):
+            if os.path.isfile(path := self._files.beside(before)):
+                return path
         path = self._files.beside(name)
         if "%" in name and not os.path.isfile(path):  # As in a URI.
             path = self._files.beside(urllib.parse.unquote(name))
@@ -115,7 +135,7 @@ class Painter:
 
     def _use(self, texture: TextureMap, kind: str) -> TextureUse:
         """Returns a texture, which is decoded once for each kind of use."""
-        key = (self._path(texture.file), kind)
+        key = (self._path(texture), kind)
         if key not in self._places:
             texels = decode_texture(self._files.read_at(key[0]), texture.file[:80])
             if kind == "gray as alpha":
@@ -134,10 +154,19 @@ def _gray_as_alpha(texels: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w
 
 
 def _library_paths(files: ModelFiles, words: str) -> list[Path]:
-    """Returns the files that a line names: the longest names that are there, from the left on."""
-    parts, found = words.strip('"').split(), []
-    if len(parts) > MOST_WORDS:
+    """Returns the files that a line names; a comment may follow."""
+    if len(words.split()) > MOST_WORDS:
         raise InputError(f"it names more than {MOST_WORDS} libraries in a line; export it anew")
+    for before in _before_comments(words):
+        paths = _paths_of(files, before)
+        if all(map(os.path.isfile, paths)):
+            return paths
+    return _paths_of(files, words)
+
+
+def _paths_of(files: ModelFiles, words: str) -> list[Path]:
+    """Returns the files of these names: the longest names that are there, from the left on."""
+    parts, found = words.strip('"').split(), []
     while parts:
         paths = [files.beside(" ".join(parts[:count])) for count in range(len(parts), 0, -1)]
         skipped = next((i for i, path in enumerate(paths) if os.path.isfile(path)), None)
@@ -146,3 +175,12 @@ def _library_paths(files: ModelFiles, words: str) -> list[Path]:
         found.append(paths[skipped])
         parts = parts[len(parts) - skipped :]
     return found
+
+
+def _before_comments(words: str) -> list[str]:
+    """Returns what may be meant by words with a "#" in them: those before it, the longest first.
+
+    Names may have the sign, too, as those of 3ds Max; what is behind many of them is a comment.
+    """
+    signs = itertools.islice(re.finditer(r"\s#", words), MOST_SIGNS)
+    return [words[: sign.start()].rstrip() for sign in reversed([*signs])]

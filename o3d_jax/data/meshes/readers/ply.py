@@ -27,6 +27,13 @@ from o3d_jax.files.ply_header import PlyHeader, read_ply_header
 FACE_LISTS = ("vertex_indices", "vertex_index")
 """The names that programs have for the corners of a face."""
 
+COLOR_COLUMNS = (
+    ("red", "green", "blue", "alpha"),
+    ("diffuse_red", "diffuse_green", "diffuse_blue", "diffuse_alpha"),
+    ("r", "g", "b", "a"),
+)
+"""The names that programs have for colors; the last one may lack."""
+
 UV_COLUMNS = (("texture_u", "texture_v"), ("u", "v"), ("s", "t"))
 """The names that programs have for the texture coordinates of a vertex."""
 
@@ -90,10 +97,11 @@ def _colors(
 ) -> PerCorner | None:
     """Returns the colors of the vertices, or else of the faces."""
     for table, rows in ((vertex, faces), (face, np.repeat(cut.polygons[:, None], 3, axis=1))):
-        there = [n for n in ("red", "green", "blue", "alpha") if n in table.columns]
-        if there[:3] == ["red", "green", "blue"]:
-            columns = fractions([table.columns[name] for name in there])
-            return PerCorner(linear_rgba(columns), rows)
+        for names in COLOR_COLUMNS:
+            there = [name for name in names if name in table.columns]
+            if there[:3] == list(names[:3]):
+                columns = fractions([table.columns[name] for name in there])
+                return PerCorner(linear_rgba(columns), rows)
     return None
 
 

@@ -1,13 +1,18 @@
 """The text of Wavefront files, OBJ and MTL: one statement a line, of a keyword and words.
 
-Written as people's programs write them: in UTF-8 or Latin-1, with or without a byte-order mark,
-with line ends of any system, and with a backslash at the end of a line that goes on in the next.
+Written as people's programs write them: in UTF-8 or Latin-1, with or without a byte-order mark, or
+in UTF-16 with one; with line ends of any system, and with a backslash at the end of a line that
+goes on in the next.
 """
 
+import codecs
 from collections.abc import Iterator
 from typing import NamedTuple
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+_NAMING = (b"usemtl", b"newmtl")
+"""Keywords that say something also by themselves: that a material has no name."""
 
 BLOCK = 2**21
 """Bytes of a file that are taken apart at a time, for single words take ten times the room."""
@@ -23,7 +28,9 @@ class Statement(NamedTuple):
 
 def statements(data: bytes) -> Iterator[list[Statement]]:
     """Yields the statements of a file in order, some thousands at a time, without comments."""
-    data = data.removeprefix(BYTE_ORDER_MARK).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if data.startswith(_UTF_16):
+        data = data.decode("utf-16", errors="replace").encode()
+    data = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     start = 0
     while start < len(data):
         end = data.find(b"\n", start + BLOCK)
@@ -40,9 +47,10 @@ def _block(block: bytes) -> list[Statement]:
         lines = _joined(lines)
     pairs = (line.split(None, 1) for line in lines)
     return [
-        Statement(pair[0], pair[1].rstrip())
+        Statement(pair[0], pair[1].rstrip() if len(pair) == 2 else b"")
         for pair in pairs
-        if len(pair) == 2 and not pair[0].startswith(b"#")
+        if (len(pair) == 2 and not pair[0].startswith(b"#"))
+        or (pair and pair[0].lower() in _NAMING)
     ]
 
 

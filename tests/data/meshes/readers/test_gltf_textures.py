@@ -32,7 +32,8 @@ def lookups():
     both = {"offset": [0.6, 0], "scale": [0.3, 1], "texCoord": 1}
     yield {"texCoord": 1}, (CORNERS, right), None, HALF
     yield {"extensions": {"KHR_texture_transform": moved}}, (CORNERS,), None, HALF
-    yield {"extensions": {"KHR_texture_transform": both}}, (right, CORNERS), None, HALF
+    red_if_moved = CORNERS * [0.6, 1] - [1, 0]
+    yield {"extensions": {"KHR_texture_transform": both}}, (red_if_moved, CORNERS), None, HALF
     beyond = CORNERS * [0.8, 1] + [1.1, 0]
     yield {}, (beyond,), {"wrapS": 33071}, EDGE
     yield {}, (CORNERS * [0.3, 1] + [1.1, 0],), {"wrapS": 33648}, HALF

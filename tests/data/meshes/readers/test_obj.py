@@ -1,10 +1,12 @@
 """OBJ and MTL as people's programs write them; what they look like is what is compared."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
 
+from o3d_jax.data.meshes.readers.painter import _before_comments
 from support.drawn_models import draw
 from support.gltf_files import png
 
@@ -71,6 +73,18 @@ def test_names_and_comments_may_be_in_latin_1(drawn, tmp_path, monkeypatch):
     assert_all(drawn(m_obj=cube("r"), m_mtl=mtl), "red")
 
 
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_files_in_utf_16_are_read_as_their_mark_says(drawn, order):
+    """As Windows' editor saves what it calls Unicode."""
+
+    def saved(text):
+        return "\ufeff".encode(f"utf-16-{order}") + text.encode(f"utf-16-{order}")
+
+    obj, mtl = cube("Stühl").replace("\n", "\r\n"), "newmtl Stühl\r\nKd 1 0 0\r\n"
+    assert_all(drawn(m_obj=saved(obj), m_mtl=mtl), "red")
+    assert_all(drawn(m_obj=obj, m_mtl=saved(mtl)), "red")
+
+
 def test_every_library_is_read_however_many_lines_name_them(drawn, tmp_path):
     files = {"a_mtl": "newmtl a\nKd 1 0 0\n", "b_mtl": "newmtl b\nKd 0 0 1\n"}
     for head in ("mtllib a.mtl\nmtllib b.mtl\n", "mtllib a.mtl b.mtl\n", "mtllib  b.mtl  a.mtl\n"):
@@ -93,6 +107,34 @@ def test_a_material_that_is_nowhere_is_white_and_said_once(drawn):
     made = drawn(m_obj=cube("a", "b", "c", "d", head=""), **files)
     assert made.hues()["white"] > 1000 and made.remark.count("drawn white") == 1
     assert "'a', 'b', 'c' and 1 more" in made.remark
+
+
+def test_a_material_without_a_name_is_none_of_the_others(drawn):
+    files = {"m_mtl": "newmtl r\nKd 1 0 0\nnewmtl\nKd 0 1 0\n"}
+    assert_all(drawn(m_obj=cube("r"), **files), "red")
+    hues = drawn(m_obj=cube("r", ""), **files).hues()
+    assert hues["red"] > 500 < hues["green"] and hues["white"] == 0
+    made = drawn(m_obj=cube("r", ""), m_mtl="newmtl r\nKd 1 0 0\n")
+    assert made.hues()["red"] > 500 < made.hues()["white"]
+    assert made.remark == "material '' is in none of its libraries; drawn white"
+
+
+def test_comments_may_follow_names_which_may_have_their_sign_too(drawn, tmp_path):
+    (tmp_path / "r #1.png").write_bytes(RED)
+    (tmp_path / "m #2.mtl").write_text("newmtl a #1\nmap_Kd r #1.png # ../see: there\n")
+    head = "mtllib m #2.mtl\n"
+    assert_all(drawn(m_obj=cube("a #1 # see: there", head=head)), "red")
+    mtl = "newmtl a #1\nKd 1 0 0\nnewmtl a\nKd 0 1 0\n"
+    assert_all(drawn(m_obj=cube("a #1", head="mtllib m.mtl # ../see: there\n"), m_mtl=mtl), "red")
+    assert_all(drawn(m_obj=cube("a #2"), m_mtl=mtl), "green")
+
+
+def test_a_line_of_signs_or_of_blanks_takes_no_time():
+    """Half a megabyte of signs, cut at each, would take 30 GB; of blanks, seen from each, hours."""
+    assert sum(map(len, _before_comments("a" + " #" * 1000))) < 100
+    start = time.process_time()
+    assert _before_comments("a" + " " * 100_000 + "b  # c") == ["a" + " " * 100_000 + "b"]
+    assert time.process_time() - start < 0.5
 
 
 @pytest.mark.parametrize(
@@ -152,6 +194,17 @@ def test_names_that_differ_in_case_alone_are_found(drawn, tmp_path):
     (tmp_path / "outside").symlink_to(tmp_path.parent)
     made = drawn(m_obj=cube("r"), m_mtl="newmtl r\nmap_Kd OUTSIDE/x.png\n")
     assert "outside its folder" in made.fault
+
+
+def test_textures_are_beside_their_library_or_else_beside_the_model(drawn):
+    model = {"m_obj": cube("r", head="mtllib mats/m.mtl\n"), "r_png": GREEN}
+    library = {"mats__m_mtl": "newmtl r\nmap_Kd r.png\n"}
+    assert_all(drawn(**model, **library), "green")
+    assert_all(drawn(**model, **library, mats__r_png=RED), "red")
+    library["mats__m_mtl"] = "newmtl r\nmap_Kd ../maps/r.png\n"
+    assert_all(drawn(**model, **library, maps__r_png=RED), "red")
+    library["mats__m_mtl"] = "newmtl r\nmap_Kd ../../r.png\n"
+    assert "outside its folder" in drawn(**model, **library).fault
 
 
 def test_corners_may_name_coordinates_that_are_nowhere(drawn):
@@ -214,6 +267,17 @@ def test_colors_of_vertices_are_srgb_fractions_or_bytes(tmp_path):
         np.testing.assert_allclose(mesh.colors[0, :, 0], LINEAR[[51, 188, 0]], atol=1e-6)
         np.testing.assert_allclose(mesh.colors[0, :, 2:], 1)
         np.testing.assert_allclose(mesh.colors[1, 2], 1)  # One without is white.
+
+
+def test_what_is_no_number_in_other_programs_words_is_none_here(tmp_path):
+    """As C's libraries print it, for normals of faces without an area above all."""
+    from o3d_jax.data.meshes.reading import read_mesh
+
+    head = VERTICES + "v nan 0 0\nvn -nan(ind) 0 -1.#IND00\nvn 0 1.#QNAN inf\nvn 0 2 0 # up\n"
+    (tmp_path / "m.obj").write_text(head + "f 1//1 2//2 3//3\nf 1 2 9\n")
+    mesh = read_mesh(tmp_path / "m.obj", 2**20)
+    across = np.cross([0, 0, 1], [0, 1, 0])
+    np.testing.assert_allclose(mesh.normals, [[across, across, [0, 1, 0]]], atol=1e-6)
 
 
 @pytest.mark.parametrize(

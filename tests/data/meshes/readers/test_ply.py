@@ -83,6 +83,14 @@ def test_colors_of_vertices_are_fractions_of_what_their_type_holds(read, kind, o
     np.testing.assert_allclose(read(made).colors, np.tile(expected, (2, 3, 1)), atol=1e-6)
 
 
+@pytest.mark.parametrize("names", ["diffuse_red diffuse_green diffuse_blue", "r g b"])
+def test_colors_are_found_by_all_names_that_programs_have_for_them(read, names):
+    columns = {**XYZ, **dict.fromkeys(names.split(), "u1")}
+    vertices = [(*p, 255, 0, 255) for p in SQUARE]
+    made = ply("<", ("vertex", columns, vertices), ("face", FACES, [([0, 1, 2, 3],)]))
+    np.testing.assert_array_equal(read(made).colors, np.tile([1, 0, 1, 1], (2, 3, 1)))
+
+
 def test_colors_of_faces_stay_with_their_triangles(read):
     columns = {**FACES, "red": "u1", "green": "u1", "blue": "u1", "alpha": "u1"}
     faces = [([0, 1, 2, 3], 255, 0, 0, 51), ([0, 3, 1], 0, 255, 0, 255), ([0, 1], 0, 0, 9, 0)]
