@@ -403,7 +403,7 @@ class SampleConfig:
     """False keeps G = 0 at all levels: the ablation of the benchmark table."""
     reconstruct_every: int = 1
     """Every how many levels, from the first on, an object is made of the views; always at the last.
-    At the others nothing is decoded, and the feedback stays as it was: that spares two thirds of a
+    At the others nothing is decoded, and the feedback stays as it was, which spares half of a
     level's work (release: recon_every_n_steps)."""
 
     def __post_init__(self) -> None:

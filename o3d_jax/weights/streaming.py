@@ -137,13 +137,15 @@ def weights_to_sample(stored: StoredModel, on_host: bool) -> Weights:
     """Returns the parameters that sampling reads, each in the type that it is used in.
 
     They come to the default device one by one, so that the host holds few of them at a time; or
-    all stay on the host. LPIPS, which only training reads, stays on disk.
+    all stay on the host, and those that are stored in fewer bits stay so: that takes less memory,
+    and a little time at each level. LPIPS, which only training reads, stays on disk.
     """
     wanted = [keys for keys in stored.leaves if keys[0] != "frozen_lpips"]
     stay = on_host and jax.default_backend() != "cpu"  # A CPU computes in the host's memory.
     flat: dict[Keys, Any] = {}
     for keys, array in zip(wanted, stored.arrays(wanted), strict=True):
-        dtype = kept_dtype(keys, array.shape, array.dtype, stored.config.model.dtype)
+        least = array.dtype if on_host else np.float32
+        dtype = kept_dtype(keys, array.shape, least, stored.config.model.dtype)
         kept = array.astype(dtype, copy=False)
         flat[keys] = kept if stay else jax.device_put(kept)
 

@@ -18,7 +18,7 @@ from o3d_jax.sampling.in_turn import level_in_turn, prepare_in_turn, with_networ
 from o3d_jax.sampling.kept import load_levels
 from o3d_jax.sampling.unfinished import sample_kept
 from o3d_jax.steps import sample
-from o3d_jax.weights.checkpoint import load_model
+from o3d_jax.weights.checkpoint import load_model, save_model
 from support.toy_sampling import picture, save_toy, toy, use_toys
 
 LEVELS = 5
@@ -182,6 +182,21 @@ def test_a_model_to_sample_has_the_stored_values_and_no_lpips(place, monkeypatch
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(stored), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not read.networks.offload and loop.read_sampler(place / "toy", True).networks.offload
+
+
+def test_half_stays_half_only_where_memory_is_short(place, monkeypatch, tmp_path):
+    use_toys(monkeypatch.setattr)
+    whole = load_model(place / "toy")
+    save_model(tmp_path / "half", whole.config, whole.weights, "float16")
+
+    def types(model, matrices):
+        found = jax.tree.leaves((model.params, model.frozen))
+        return {a.dtype.name for a in found if (a.ndim > 1) == matrices}
+
+    read = loop.read_sampler(tmp_path / "half")
+    assert types(read, True) == types(read, False) == {"float32"}  # As the toys compute.
+    read = loop.read_sampler(tmp_path / "half", offload=True)
+    assert types(read, True) == {"float16"} and types(read, False) == {"float32"}
 
 
 def test_an_object_at_every_level_is_the_most():
