@@ -123,9 +123,8 @@ def main() -> None:
             kept = kill(out, level, moment)
             run("--resume", out / "rings")
             kills.append(Kill(level, moment, kept, differing(out / "rings", whole)))
-        text = report(kills, branch, whole)
-    (RESULTS / "kills.md").write_text(text)
-    sys.stdout.write(text)
+            # What is found so far, since it takes long.
+            (RESULTS / "kills.md").write_text(report(kills, branch, whole))
 
 
 if __name__ == "__main__":

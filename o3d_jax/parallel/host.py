@@ -1,4 +1,4 @@
-"""What a training asks of the machine it runs on, where its devices are the processor's cores."""
+"""What programs ask of the machine they run on: its cores as devices, and its memory."""
 
 import ctypes
 import importlib.metadata
@@ -33,11 +33,25 @@ def keep_freed_memory() -> None:
     which would have heaps of their own. It does nothing with accelerators, or with another C
     library.
     """
-    if not _is_cpu_only() or platform.libc_ver()[0] != "glibc":
+    if not _is_cpu_only() or not _has_glibc():
         return
     libc = ctypes.CDLL(None)
     for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
         libc.mallopt(parameter, value)
+
+
+def give_back_freed_memory() -> None:
+    """Gives memory back to the kernel that was freed in the middle of heaps.
+
+    glibc gives back only what is free at their ends, and each thread has a heap of its own: so a
+    server would keep for good what its work once took. It does nothing with another C library.
+    """
+    if _has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
 
 
 def _is_cpu_only() -> bool:

@@ -16,6 +16,7 @@ from o3d_jax.errors import InputError
 from o3d_jax.files.images import to_bytes
 from o3d_jax.media.foreground import recenter_on_white
 from o3d_jax.nn.networks import Ouroboros
+from o3d_jax.parallel.host import give_back_freed_memory
 from o3d_jax.sampling.loop import (
     Recipe,
     check_choices,
@@ -73,6 +74,8 @@ class Demo:
         tab = self.tabs.pop(client.client_id, None)
         if tab is not None:
             tab.forget()
+            del tab
+            give_back_freed_memory()
 
 
 @dataclasses.dataclass

@@ -1,12 +1,15 @@
 """What a training asks of the machine it runs on."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from o3d_jax.parallel import host
@@ -90,3 +93,25 @@ def test_devices_of_one_thread_each_are_made_of_cores_only_if_asked_for(monkeypa
     assert made == [("jax_num_cpu_devices", 3)]
     flags = os.environ["XLA_FLAGS"].split()
     assert flags == ["--xla_of_the_user=1", "--xla_cpu_multi_thread_eigen=false"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory from Linux's /proc")
+def test_memory_that_is_free_within_a_heap_goes_back_to_the_kernel():
+    def taken():
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1000
+
+    kept = []
+
+    def work():
+        # Blocks small enough for the heap, and the last one, which is above them all, stays.
+        blocks = [np.ones(50_000, np.uint8) for _ in range(4000)]
+        kept.append(blocks[-1])
+
+    thread = threading.Thread(target=work)  # Its heap is its own.
+    thread.start()
+    thread.join()
+    before = taken()
+    host.give_back_freed_memory()
+    assert before - taken() > 150  # Of 200 MB.
+    assert kept[0].all()
