@@ -44,6 +44,7 @@ def tab(browser):
     def open_tab(address):
         context = browser.new_context(viewport=dict(zip(("width", "height"), SIZE, strict=True)))
         contexts.append(context)
+        context.set_default_timeout(180_000)  # ms; software draws slowly where others work, too.
         page = context.new_page()
         page.on("request", asked)
         page.on("pageerror", lambda error: wrong.append(str(error)))
