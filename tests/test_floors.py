@@ -28,7 +28,7 @@ ROOMS = {
         {"loader"},
     ],
     "weights": [
-        {"checkpoint", "fetched"},
+        {"checkpoint", "fetched", "storage"},
         {"streaming", "start", "completeness"},
         {"pytorch"},
         {"hub"},

@@ -16,9 +16,8 @@ from jaxtyping import Array, Float
 
 from o3d_jax.config import ClipConfig
 from o3d_jax.nn.attention import attend
-from o3d_jax.nn.layers import Dense, gelu
+from o3d_jax.nn.layers import Dense, gelu, parameter
 from o3d_jax.nn.norms import LayerNorm
-from o3d_jax.nn.parameters import parameter
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from o3d_jax.nn.layers import varying
-from o3d_jax.nn.parameters import parameter
+from o3d_jax.nn.layers import parameter, varying
 
 
 def sum_rows(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:

@@ -21,11 +21,11 @@ from o3d_jax.nn.layers import (
     PointwiseConv,
     TemporalConv,
     TimestepMlp,
+    parameter,
     sinusoid,
     upsample2,
 )
 from o3d_jax.nn.norms import GroupNorm, LayerNorm
-from o3d_jax.nn.parameters import parameter
 from o3d_jax.nn.remat import recomputed
 
 

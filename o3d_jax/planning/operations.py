@@ -27,7 +27,7 @@ class Operation(NamedTuple):
     """Operands and result, as "bf16[8,64] f32[64,4] -> f32[8,4]"."""
     count: int
     flops: int
-    """Of all of them together."""
+    """All their floating-point operations together."""
     bytes: int
     """Read and written by all of them together."""
 

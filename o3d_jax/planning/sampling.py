@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from o3d_jax.config import Config
 from o3d_jax.nn.networks import Networks, Ouroboros, init_networks
-from o3d_jax.nn.storage import kept_dtype
 from o3d_jax.sampling.in_turn import (
     begin_program,
     decode_program,
@@ -20,6 +19,7 @@ from o3d_jax.sampling.in_turn import (
 from o3d_jax.steps.sample import sample_prepare, sample_step
 from o3d_jax.types import Cameras, Frozen, Params
 from o3d_jax.weights.checkpoint import Weights, named_parts
+from o3d_jax.weights.storage import kept_dtype
 
 
 class Program(NamedTuple):

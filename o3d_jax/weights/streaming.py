@@ -15,9 +15,9 @@ from jaxtyping import Shaped
 
 from o3d_jax.config import Config
 from o3d_jax.errors import InputError
-from o3d_jax.nn.storage import kept_dtype
 from o3d_jax.types import Frozen, Params
 from o3d_jax.weights.checkpoint import Weights, model_folder, named_parts, whole_config
+from o3d_jax.weights.storage import kept_dtype
 
 Value = TypeVar("Value")
 

@@ -16,6 +16,7 @@ from o3d_jax.sampling import in_turn, loop
 from o3d_jax.sampling.curves import figures_of
 from o3d_jax.sampling.in_turn import level_in_turn, prepare_in_turn, with_network
 from o3d_jax.sampling.kept import load_levels
+from o3d_jax.sampling.stages import Stages
 from o3d_jax.sampling.unfinished import sample_kept
 from o3d_jax.steps import sample
 from o3d_jax.weights.checkpoint import load_model, save_model
@@ -167,7 +168,7 @@ def test_a_run_goes_on_behind_a_level_with_an_object_and_one_without(
     every = dataclasses.replace(model.config.sample, reconstruct_every=2)
     recipe = loop.Recipe(every, 0, manifest["elevation"], manifest["feedback"])
     with np.load(whole / "image.npz") as image:
-        sample_kept(model, recipe, image["image"], tmp_path)
+        sample_kept(model, recipe, image["image"], tmp_path, Stages({}))
     for number in range(LEVELS):
         a, b = (dict(np.load(f / f"{number:02}.npz")) for f in (whole, tmp_path))
         assert a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a), number

@@ -10,9 +10,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import Var
 
 from o3d_jax.nn.networks import build_networks, init_networks
-from o3d_jax.nn.storage import kept_dtype
 from o3d_jax.run.flops import programs_within
 from o3d_jax.types import Condition, Maps
+from o3d_jax.weights.storage import kept_dtype
 from support.toy_networks import random_batch
 
 
