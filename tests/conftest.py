@@ -3,6 +3,7 @@
 The package is imported inside fixtures only: pytest's shape checks must come first.
 """
 
+import gc
 import hashlib
 import os
 import runpy
@@ -45,6 +46,20 @@ def no_cache_is_left_on():
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()  # It goes on otherwise.
+
+
+MOST_MAPS = 20_000
+"""Of 65,530 that Linux lets a process have; a large program that is compiled takes thousands."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_forgotten_before_there_are_too_many():
+    """XLA crashes where it may map no more memory, which many compiled programs lead to."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
