@@ -43,6 +43,7 @@ array is thinned to every k-th of its values.
 from __future__ import annotations  # For the Python of older PyTorch environments.
 
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -96,7 +97,7 @@ def _run(
             if array is not None:
                 file = f"{len(order):05d}.npy"
                 # Odd, so that it visits all channels, whose number has many factors of 2.
-                stride = 1 if array.size <= limit else -(-array.size // limit) | 1
+                stride = 1 if array.size <= limit else math.ceil(array.size / limit) | 1
                 np.save(folder / file, array.reshape(-1)[::stride])
                 order.append({"name": name, "file": file, "shape": array.shape, "stride": stride})
 
