@@ -129,7 +129,8 @@ class _Found:
 
     def _sorted(self, block: list[Statement]) -> _Lines:
         lines = _Lines()
-        for keyword, words in block:
+        for written, words in block:
+            keyword = written.lower()
             if keyword == b"v":
                 lines.vertices.append(_words(words))
             elif keyword == b"vt":

@@ -22,6 +22,7 @@ class Statement(NamedTuple):
     """One line that says something."""
 
     keyword: bytes
+    """As it is written; some programs write capitals."""
     words: bytes
     """All after the keyword, without white space around it."""
 
@@ -34,7 +35,7 @@ def statements(data: bytes) -> Iterator[list[Statement]]:
     start = 0
     while start < len(data):
         end = data.find(b"\n", start + BLOCK)
-        while end > 0 and data[end - 1 : end] == b"\\":
+        while end > 0 and _goes_on(data[max(start, end - 80) : end]):
             end = data.find(b"\n", end + 1)
         end = len(data) if end < 0 else end
         yield _block(data[start:end])
@@ -43,7 +44,7 @@ def statements(data: bytes) -> Iterator[list[Statement]]:
 
 def _block(block: bytes) -> list[Statement]:
     lines = block.split(b"\n")
-    if b"\\\n" in block:
+    if b"\\" in block:
         lines = _joined(lines)
     pairs = (line.split(None, 1) for line in lines)
     return [
@@ -54,12 +55,17 @@ def _block(block: bytes) -> list[Statement]:
     ]
 
 
+def _goes_on(line: bytes) -> bool:
+    """Returns whether a line ends with a backslash, which blanks may follow that nobody sees."""
+    return line.rstrip(b" \t").endswith(b"\\")
+
+
 def _joined(lines: list[bytes]) -> list[bytes]:
     """Returns lines with those that they go on in; a comment ends with its line in any case."""
     whole, pieces = [], []
     for line in lines:
-        goes_on = line.endswith(b"\\") and (pieces or not line.lstrip().startswith(b"#"))
-        pieces.append(line[:-1] if goes_on else line)
+        goes_on = _goes_on(line) and (pieces or not line.lstrip().startswith(b"#"))
+        pieces.append(line.rstrip(b" \t")[:-1] if goes_on else line)
         if not goes_on:
             whole.append(b" ".join(pieces))
             pieces = []

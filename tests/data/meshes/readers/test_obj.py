@@ -330,3 +330,15 @@ def test_what_trimesh_writes_is_read_as_it_was(tmp_path):
 
     rgb = LINEAR[ball.visual.vertex_colors[..., :3]][ball.faces]
     np.testing.assert_allclose(mesh.colors[..., :3], rgb, atol=1e-6)
+
+
+def test_keywords_may_be_in_capitals_and_blanks_may_follow_a_backslash(drawn):
+    text = cube("r").replace("usemtl", "USEMTL").replace("mtllib", "MTLLIB")
+    for capital in ("v ", "f "):
+        text = text.replace(f"\n{capital}", f"\n{capital.upper()}")
+    assert "\nF " in text and "\nV " in text
+    assert_all(drawn(m_obj=text, m_mtl="newmtl r\nKd 1 0 0\n"), "red")
+    first, *rest = cube("r").split("\nf ")
+    broken = "\nf ".join([first, *(face.replace(" ", " \\ \t\n", 1) for face in rest)])
+    assert broken.count("\\ \t\n") == len(rest) > 1
+    assert_all(drawn(m_obj=broken, m_mtl="newmtl r\nKd 1 0 0\n"), "red")
