@@ -137,12 +137,15 @@ class _Found:
                 lines.uvs.append(_words(words))
             elif keyword == b"vn":
                 lines.normals.append(_words(words))
+
+            # Indices may count from the end of what is there by then.
             elif keyword in (b"f", b"fo"):
                 polygon = _words(words)
                 if b"-" in words:
                     polygon = _forwards(polygon, _sum(self.counts, lines.counts()))
                 lines.polygons.append(polygon)
                 lines.owners.append(self.material)
+
             elif keyword == b"usemtl":
                 self.material = self.materials.setdefault(text_of(words), len(self.materials) + 1)
             elif keyword == b"mtllib":
