@@ -1,6 +1,8 @@
 """A disk that is full while a checkpoint is written ends the run with one line."""
 
+import asyncio
 import errno
+import gc
 import logging
 import os
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from o3d_jax.files import full_disk
 from o3d_jax.files.full_disk import full_disk_named, threads_quiet_about_full_disk
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +50,15 @@ def main(folder, pause):
 
 main(*sys.argv[1:])
 """
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_new_process(monkeypatch):
+    """What stays quiet after a full disk would stay so in the tests that follow."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    yield
+    for name in full_disk.LOGGERS:
+        logging.getLogger(name).removeFilter(full_disk._is_news)
 
 
 @pytest.mark.parametrize("pause", [0, 0.5])
@@ -90,3 +102,22 @@ def test_threads_are_quiet_about_a_full_disk_and_nothing_else(caplog, monkeypatc
     assert [str(each.exc_value) for each in unraised] == ["of the test"]
     report(full)
     assert len(caplog.messages) == 2
+
+
+def test_asyncio_is_quiet_about_a_full_disk_to_the_end_and_nothing_else(caplog):
+    """It told of errors that nobody had fetched after the block, even after the one line."""
+
+    def forget(error):
+        loop = asyncio.new_event_loop()
+        loop.create_future().set_exception(error)
+        loop.close()
+        gc.collect()
+        return [each.partition("\n")[0] for each in caplog.messages]
+
+    full = ValueError(f"Failed: {os.strerror(errno.EFBIG)}")
+    with threads_quiet_about_full_disk():
+        assert forget(full) == []
+        with pytest.raises(OSError), full_disk_named(Path("a/b")):
+            raise full
+    assert forget(full) == []
+    assert forget(ValueError("DATA_LOSS")) == ["Future exception was never retrieved"]
