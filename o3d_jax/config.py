@@ -488,6 +488,10 @@ class TrainConfig:
     (Sec. 4.1), 3 parameters too, trainable and frozen."""
     smallest_shared: int = 2**18
     """Elements of the smallest array that is shared out: less is cheaper to keep than to gather."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's moments, two numbers a parameter, in the host's memory, and bring them
+    to the device for the update alone, when nothing of the forward and backward pass is there any
+    more: slower, for devices that cannot hold all of it. Arrays below `smallest_shared` stay."""
     log_every: int = 50
     """Steps between log lines, which are means over them."""
     eval_every: int = 1_000

@@ -36,7 +36,9 @@ class Layout:
     """ZeRO's stage: 0 shares out nothing, 1 optimizer state and average, 2 gradients too, 3
     parameters too."""
     smallest: int = 2**18
-    """Elements of the smallest array that is shared out."""
+    """Elements of the smallest array that is shared out, or offloaded."""
+    offload_optimizer: bool = False
+    """Whether the optimizer's state lies in the host's memory between its updates."""
 
     @property
     def devices(self) -> int:
@@ -87,10 +89,25 @@ class Layout:
             self.whole,
             self.shardings(state.params, stage=3),
             self.shardings(state.ema, stage=1),
-            self.shardings(state.opt_state, stage=1),
+            self.of_optimizer(state.opt_state, at_rest=True),
         )
         # Unflattening skips the check that leaves are arrays.
         return jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(parts))
+
+    def of_optimizer(self, opt_state: Tree, at_rest: bool) -> Tree:
+        """Returns the shardings of the optimizer's arrays, at rest or during its update.
+
+        At rest, large ones are in the host's memory if that was asked for.
+        """
+
+        def place(array: Any, sharding: NamedSharding) -> NamedSharding:
+            on_host = at_rest and math.prod(array.shape) >= self.smallest
+            return sharding.with_memory_kind("pinned_host" if on_host else "device")
+
+        shardings = self.shardings(opt_state, stage=1)
+        if not self.offload_optimizer:
+            return shardings
+        return jax.tree.map(place, opt_state, shardings)
 
     def of_frozen(self, frozen: Frozen) -> Frozen:
         """Returns the shardings of the parameters that never train."""
@@ -121,7 +138,7 @@ def make_layout(train: TrainConfig, devices: Sequence[Any] | None = None) -> Lay
         mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
     except NotImplementedError:  # No arrangement of a TPU's torus has these axes along its links.
         mesh = Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=types)
-    return Layout(mesh=mesh, zero=train.zero, smallest=train.smallest_shared)
+    return Layout(mesh, train.zero, train.smallest_shared, train.offload_optimizer)
 
 
 def own_rows(layout: Layout, batch_size: int) -> tuple[int, ...]:

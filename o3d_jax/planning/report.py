@@ -232,9 +232,14 @@ def _bytes(compiled: jax.stages.Compiled, work: Planned) -> Bytes:
 
 
 def held(tree: Any) -> int:
-    """Returns the bytes that one device holds of arrays, or of shapes with places."""
+    """Returns the bytes that one device holds of arrays, or of shapes with places.
+
+    What is offloaded to the host's memory is not among them.
+    """
     return sum(
-        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
+        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
+        for a in jax.tree.leaves(tree)
+        if a.sharding.memory_kind != "pinned_host"
     )
 
 
@@ -312,6 +317,7 @@ def knobs(config: Config) -> str:
         (not model.remat, "--model.remat: recompute layers in the backward pass"),
         (model.remat and model.remat_keeps != "nothing", "--model.remat-keeps nothing"),
         (True, f"--train.accumulate {2 * train.accumulate}: half as many objects at a time"),
+        (not train.offload_optimizer, "--train.offload-optimizer: moments in the host's memory"),
         (train.fsdp != 0, "--train.fsdp 0: the state shared out over all devices"),
         (True, "more devices, or devices with more memory"),
     ]

@@ -43,6 +43,7 @@ FREE_FIELDS = (
         "train.fsdp",
         "train.zero",
         "train.smallest_shared",
+        "train.offload_optimizer",
     ),
     *("train.accumulate", "train.most_skipped", "train.trackers", "profile", "run_dir"),
     *("data.workers", "data.cache", "weights", "model.remat", "model.remat_keeps"),

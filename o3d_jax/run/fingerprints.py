@@ -31,7 +31,8 @@ def fingerprints(tree: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for start in range(0, len(flat), AT_ONCE):
         some = {
-            path: _fingerprint(_one_copy(array)) for path, array in flat[start : start + AT_ONCE]
+            path: _fingerprint(_on_device(_one_copy(array)))
+            for path, array in flat[start : start + AT_ONCE]
         }
         for path, value in some.items():
             found[jax.tree_util.keystr(path)] = int(jax.device_get(value))
@@ -42,6 +43,13 @@ def _one_copy(array: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
     """Returns one copy of what every device has: the program would else run on each of them."""
     if isinstance(array, jax.Array) and array.is_fully_replicated:
         return array.addressable_data(0)
+    return array
+
+
+def _on_device(array: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """Returns what is offloaded to the host's memory, where nothing is computed, on its device."""
+    if isinstance(array, jax.Array) and array.sharding.memory_kind == "pinned_host":
+        return jax.device_put(array, array.sharding.with_memory_kind("device"))
     return array
 
 

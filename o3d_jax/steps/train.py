@@ -144,6 +144,7 @@ def train_step_update(training: Training, state: TrainState, gradient: Params) -
     Whoever calls it looks at the report first. To choose here between old and new values, array by
     array, would treble what XLA needs to compile this for CPUs.
     """
+    state = _on_device(state, training.layout)
     return _placed(_update(training, state, gradient), training.layout)
 
 
@@ -181,15 +182,31 @@ def _next_state(
 ) -> TrainState:
     """Returns the updated state, or where the step is skipped the old one but for its number."""
     is_finite = report.is_finite
+    state = _on_device(state, training.layout)
     new_state = _update(training, state, gradient)
     new_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state)
     return _placed(dataclasses.replace(new_state, step=state.step + 1), training.layout)
 
 
+def _on_device(state: TrainState, layout: Layout | None) -> TrainState:
+    """Brings the optimizer's state to where it is updated, from where `_placed` put it."""
+    if layout is None or not layout.offload_optimizer:
+        return state
+    places = layout.of_optimizer(state.opt_state, at_rest=False)
+    return dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, places))
+
+
 def _placed(state: TrainState, layout: Layout | None) -> TrainState:
     if layout is None:
         return state
-    return jax.lax.with_sharding_constraint(state, layout.of_state(state))
+    in_use = dataclasses.replace(layout, offload_optimizer=False)
+    state = jax.lax.with_sharding_constraint(state, in_use.of_state(state))
+    if not layout.offload_optimizer:
+        return state
+
+    # A constraint says on which devices an array lies, but not in which memory.
+    places = layout.of_optimizer(state.opt_state, at_rest=True)
+    return dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, places))
 
 
 def _update(training: Training, state: TrainState, gradient: Params) -> TrainState:

@@ -82,3 +82,12 @@ def test_a_change_of_order_is_not_missed():
     array = np.arange(1, 41, dtype=np.float32).reshape(8, 5)
     others = [array[::-1], array[:, ::-1], np.roll(array, 1), array.reshape(5, 8).T]
     assert len({fingerprints([np.ascontiguousarray(a)])["[0]"] for a in [array, *others]}) == 5
+
+
+def test_what_is_offloaded_to_the_host_has_the_fingerprint_that_it_has_on_the_device():
+    mesh = jax.make_mesh((2,), ("parts",), devices=jax.devices()[:2])
+    array = jnp.asarray(drawn("float32", (6, 5)))
+    for spec in (PartitionSpec(), PartitionSpec("parts")):
+        on_device = jax.device_put(array, NamedSharding(mesh, spec))
+        offloaded = jax.device_put(array, NamedSharding(mesh, spec, memory_kind="pinned_host"))
+        assert fingerprints({"x": offloaded}) == fingerprints({"x": on_device})

@@ -232,6 +232,30 @@ def test_zero_stages_take_the_steps_of_one_device_and_hold_their_share(
     assert_same_steps(many, alone[0])
 
 
+def memories(tree):
+    """Where each array lies, by whether it is large enough to be offloaded."""
+    return {(a.size >= 90, a.sharding.memory_kind) for a in jax.tree.leaves(tree)}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_offloaded_optimizer_rests_with_the_host_and_takes_the_same_steps(
+    toy, run, optimizer, batch8, devices
+):
+    states = []
+    for offload in (True, False):
+        layout = layout_of(toy.config, devices, zero=1, offload_optimizer=offload)
+        state, frozen, batch = placed_system(layout, toy, optimizer, batch8)
+        programs = train_step._cache_size()
+        found, _ = run(batch, COINS, state, frozen, layout=layout)
+        assert train_step._cache_size() == programs + 1  # Not once more for where it lies.
+        assert memories((found.params, found.ema)) == {(True, "device"), (False, "device")}
+        at_rest = "pinned_host" if offload else "device"
+        assert memories(found.opt_state) == {(True, at_rest), (False, "device")}
+        states.append(found)
+
+    chex.assert_trees_all_equal(*states)
+
+
 @pytest.mark.parametrize(("zero", "devices"), [(1, 2), (3, 4)])
 def test_accumulated_gradients_are_those_of_the_whole_batch(
     toy, run, optimizer, batch8, alone, zero, devices
