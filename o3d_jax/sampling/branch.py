@@ -34,6 +34,7 @@ from o3d_jax.sampling.result import (
     SAMPLED_FILES,
     Presentation,
     is_there,
+    named,
     read_manifest,
     write_manifest,
     write_result,
@@ -123,10 +124,17 @@ def write_comparison(folder: Path, config: Config, first: Level, second: Level) 
 
 
 def _read_original(arguments: BranchArguments) -> Original:
-    folder = arguments.branch
+    folder = named(arguments.branch)
     manifest = read_manifest(folder)
     levels = load_levels(folder / "levels")
-    config = config_from_dict(manifest["config"])
+    try:
+        config = config_from_dict(manifest["config"])
+        recipe = Recipe(config.sample, *(manifest[n] for n in ("seed", "elevation", "feedback")))
+        _ = [manifest[name] for name in ("image", "checkpoint", "orbit_size", "up")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder} is of an older version, or damaged; make it once more with --overwrite"
+        ) from error
     if len(levels) < config.sample.levels:
         raise InputError(
             f"{folder} was made without keeping its levels; make it once more with --keep-levels "
@@ -134,10 +142,7 @@ def _read_original(arguments: BranchArguments) -> Original:
         )
     if not 0 <= arguments.level < len(levels):
         raise InputError(f"--level {arguments.level} is not in 0 .. {len(levels) - 1}")
-    seed, elevation, feedback = (manifest[name] for name in ("seed", "elevation", "feedback"))
-    return Original(
-        folder, manifest, levels, config, Recipe(config.sample, seed, elevation, feedback)
-    )
+    return Original(folder, manifest, levels, config, recipe)
 
 
 def _recipe(original: Original, arguments: BranchArguments) -> Recipe:
@@ -161,8 +166,8 @@ def _folder(arguments: BranchArguments) -> Path:
             chosen.append(f"{name}{value:g}")
     if arguments.feedback is not None:
         chosen.append(arguments.feedback)
-    folder = arguments.branch.absolute()
-    return arguments.branch.parent / "-".join([folder.name, *chosen])
+    folder = named(arguments.branch)
+    return folder.with_name("-".join([folder.name, *chosen]))
 
 
 def _settings(original: Original, recipe: Recipe, arguments: BranchArguments) -> dict[str, Any]:

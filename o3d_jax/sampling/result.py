@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -62,6 +63,11 @@ class Presentation:
     """Pixels along a side of the turntable."""
     up: Up
     """Axes of the files of Gaussians."""
+
+
+def named(folder: Path) -> Path:
+    """Returns the folder by a path that ends in its name, which `.` and `..` do not."""
+    return folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
 
 
 def is_there(folder: Path, settings: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from o3d_jax.files.atomic import written_whole
 from o3d_jax.nn.networks import Ouroboros
 from o3d_jax.sampling.kept import load_levels, load_state, save_image, save_level
 from o3d_jax.sampling.loop import Level, Recipe, Start, run_levels
-from o3d_jax.sampling.result import other_settings
+from o3d_jax.sampling.result import named, other_settings
 from o3d_jax.sampling.stages import Stages
 
 
@@ -96,8 +96,8 @@ def words_to_resume(folder: Path) -> list[str]:
     Raises:
         InputError: no run broke off there.
     """
-    name = folder.name.removesuffix(".unfinished")
-    order = unfinished_folder(folder.with_name(name)) / "run.json"
+    name = named(folder).name.removesuffix(".unfinished")
+    order = named(folder).parent / f"{name}.unfinished" / "run.json"
     if order.is_file():
         return _read_order(order)["words"]
     begun = sorted(path.name.removesuffix(".unfinished") for path in folder.glob("*.unfinished"))
@@ -127,7 +127,8 @@ def _word(value: Any) -> str:
 def _read_order(path: Path) -> dict[str, Any]:
     try:
         order = json.loads(path.read_text())
-        if isinstance(order["words"], list) and isinstance(order["settings"], dict):
+        are_words = all(isinstance(word, str) for word in order["words"])
+        if are_words and isinstance(order["settings"], dict):
             return order
     except (ValueError, KeyError, TypeError):
         pass

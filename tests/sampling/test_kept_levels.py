@@ -13,6 +13,7 @@ import pytest
 
 from o3d_jax.__main__ import main as o3d
 from o3d_jax.sampling import loop
+from o3d_jax.sampling.branch import OF_THIS_RESULT
 from o3d_jax.sampling.kept import load_levels
 from support.toy_sampling import picture, save_toy, use_toys
 
@@ -149,6 +150,10 @@ def test_what_cannot_be_resumed_or_branched_is_refused_in_one_line(place, capsys
     shutil.rmtree(tmp_path / "lean" / "brick" / "levels")
     shutil.copytree(original, tmp_path / "bad" / "brick")
     (tmp_path / "bad" / "brick" / "levels" / "03.npz").write_bytes(b"PK")
+    shutil.copytree(original, tmp_path / "old" / "brick")
+    manifest = json.loads((original / "manifest.json").read_text())
+    del manifest["up"]
+    (tmp_path / "old" / "brick" / "manifest.json").write_text(json.dumps(manifest))
     out = ("--out", tmp_path / "lean")
     cases = {
         (*words(place), *out): "brick is there, without its levels; give --overwrite",
@@ -159,7 +164,9 @@ def test_what_cannot_be_resumed_or_branched_is_refused_in_one_line(place, capsys
         ("--branch", tmp_path, "--level", 1): "holds no result",
         ("--branch", tmp_path / "lean" / "brick", "--level", 1): "--keep-levels --overwrite",
         ("--branch", tmp_path / "bad" / "brick", "--level", 1): "03.npz is damaged",
+        ("--branch", tmp_path / "old" / "brick", "--level", 1): "brick is of an older version",
         ("--branch", original): "--level",
+        ("--resume", "/"): "no run broke off at /",
     }
     for arguments, said in cases.items():
         before = sorted(place.rglob("*"))
@@ -181,6 +188,25 @@ def test_a_run_begun_with_other_settings_is_neither_gone_on_with_nor_lost(place,
     assert refused("--resume", place / "other")
     said = capsys.readouterr().err
     assert f"no run broke off at {place / 'other'}; give {place / 'other' / 'brick'}" in said
-    order.write_text("{}")
-    assert refused("--resume", place / "other" / "brick")
-    assert "run.json is damaged" in capsys.readouterr().err
+    for damaged in ({}, begun | {"words": [1, 2]}, begun | {"words": None}):
+        order.write_text(json.dumps(damaged))
+        assert refused("--resume", place / "other" / "brick")
+        assert "run.json is damaged" in capsys.readouterr().err
+
+
+def test_results_are_known_from_inside_their_own_folders(place, monkeypatch, tmp_path):
+    shutil.copytree(place / "out" / "brick", tmp_path / "out" / "brick")
+    monkeypatch.chdir(tmp_path / "out" / "brick")
+    o3d(["sample", "--branch", ".", "--level", str(LEVELS - 1)])
+    beside = tmp_path / "out" / f"brick-level{LEVELS - 1}"
+    assert json.loads((beside / "manifest.json").read_text())["branch"]["of"] == "brick"
+
+    unfinished = tmp_path / "again" / "brick.unfinished"
+    shutil.copytree(place / "out" / "brick" / "levels", unfinished / "levels")
+    manifest = json.loads((place / "out" / "brick" / "manifest.json").read_text())
+    settings = {n: v for n, v in manifest.items() if n not in OF_THIS_RESULT}
+    order = [*words(place), "--out", str(tmp_path / "again")]
+    (unfinished / "run.json").write_text(json.dumps({"words": order, "settings": settings}))
+    monkeypatch.chdir(unfinished)
+    o3d(["sample", "--resume", "."])
+    assert bytes_of(tmp_path / "again" / "brick") == bytes_of(place / "out" / "brick")
