@@ -50,6 +50,7 @@ from o3d_jax.run.programs import (
     Halves,
     Inputs,
     compile_evaluator,
+    gradient_shapes,
     step_shapes,
     trace_update,
 )
@@ -207,16 +208,19 @@ def _compile_steps(training: Training, inputs: Inputs) -> tuple[dict[bool, Step]
     """Compiles Algorithm 1 for each side of its coin that can come up; returns its FLOPs, too."""
     sides = coin_sides(training.config)
     given = (training, inputs.state, inputs.frozen, inputs.given)
-    if training.on_devices.mesh.devices.flat[0].platform != "cpu":
+    in_halves = training.on_devices.mesh.devices.flat[0].platform == "cpu"
+    if not (in_halves or training.config.train.offload_optimizer):
         traced = {side: train_step.trace(*given, use_feedback=side) for side in sides}
         steps: dict[bool, Step] = {s: each.lower().compile() for s, each in traced.items()}
         return steps, traced_step_flops(training, traced)
 
-    # XLA compiles the halves of a step for CPUs in less time and memory than the whole. The
+    # XLA compiles the halves of a step for CPUs in less time and memory than the whole; and in the
+    # whole it would bring the optimizer's state to the device long before its update. The
     # optimizer's half is the same for both sides.
     traced = {side: train_step_gradient.trace(*given, use_feedback=side) for side in sides}
     gradients = {side: each.lower().compile() for side, each in traced.items()}
-    update = trace_update(training, inputs, traced[sides[0]]).lower().compile()
+    gradient = gradient_shapes(training, traced[sides[0]])
+    update = trace_update(training, inputs, gradient).lower().compile()
     steps = {side: Halves(gradient, update) for side, gradient in gradients.items()}
     return steps, traced_step_flops(training, traced)
 

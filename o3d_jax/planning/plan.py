@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from o3d_jax.config import Config
+from o3d_jax.errors import InputError
 from o3d_jax.files.atomic import written_whole
 from o3d_jax.nn.networks import Networks, build_networks
 from o3d_jax.parallel.layout import make_layout
@@ -27,9 +28,15 @@ from o3d_jax.planning.report import (
 )
 from o3d_jax.planning.sampling import sample_programs
 from o3d_jax.planning.topologies import Topology
-from o3d_jax.run.programs import sampler_objects, step_shapes, trace_sampler
+from o3d_jax.run.programs import (
+    gradient_shapes,
+    sampler_objects,
+    step_shapes,
+    trace_sampler,
+    trace_update,
+)
 from o3d_jax.steps.draws import coin_sides
-from o3d_jax.steps.train import Training, make_optimizer, train_step
+from o3d_jax.steps.train import Training, make_optimizer, train_step, train_step_gradient
 
 PROGRAMS = ("step", "sampler")
 """What training runs: its step, and all of a sampling run beside its state, for evaluations."""
@@ -46,8 +53,15 @@ def plan(
     `offload` is that of `o3d sample`, which is weighed on one device.
 
     Raises:
-        InputError: the config does not split over so many devices.
+        InputError: the config does not split over so many devices, or offloads to a host that
+            cannot be asked about.
     """
+    on_gpu = topology.devices[0].platform in ("gpu", "cuda")
+    if config.train.offload_optimizer and on_gpu and programs != (SAMPLE,):
+        raise InputError(
+            "--train.offload-optimizer cannot be planned for GPUs: where there is none, the compiler "
+            "knows no memory but theirs; leave it out, and take the optimizer's share off the sum"
+        )
     networks = build_networks(config.model, lpips=config.optim.lpips_loss)
     networks = dataclasses.replace(networks, splat_backend=_splat_backend(topology))
     trained = [name for name in programs if name != SAMPLE]
@@ -67,20 +81,34 @@ def _plan_training(
     inputs = step_shapes(training)
     state, devices = inputs.state, layout.devices
 
+    # With feedback, where that can come up: both passes, so the larger of the two steps.
+    given = (training, state, inputs.frozen, inputs.given)
+    side = coin_sides(config)[-1]
+
     def work(name: str) -> Planned:
-        is_step = name == "step"
-        objects = inputs.given.batch if is_step else sampler_objects(training, devices)
-        read = (state if is_step else state.ema, inputs.frozen, objects)
+        count, objects = config.train.batch_size, inputs.given.batch
+        match name:
+            case "step":
+                traced = train_step.trace(*given, use_feedback=side)
+                read = (state, inputs.frozen, objects)
+            case "gradient":
+                traced = train_step_gradient.trace(*given, use_feedback=side)
+                read = (state.params, inputs.frozen, objects)
+            case "update":
+                gradient = train_step_gradient.trace(*given, use_feedback=side)
+                objects = gradient_shapes(training, gradient)  # In the batch's place.
+                traced = trace_update(training, inputs, objects)
+                read = (state, objects)
+            case _:
+                count, objects = devices, sampler_objects(training, devices)
+                traced = trace_sampler(training, inputs, devices)
+                read = (state.ema, inputs.frozen, objects)
         parts = (state.params, state.ema, state.opt_state, inputs.frozen, objects)
-        if is_step:
-            # With feedback, where that can come up: both passes, so the larger of the two steps.
-            given = (training, state, inputs.frozen, inputs.given)
-            traced = train_step.trace(*given, use_feedback=coin_sides(config)[-1])
-        else:
-            traced = trace_sampler(training, inputs, devices)
-        count = config.train.batch_size if is_step else devices
         return Planned(name, count, traced, Held(*map(held, parts)), held(read))
 
+    if config.train.offload_optimizer:  # As `train.py` compiles it then.
+        halves = ("gradient", "update")
+        programs = [half for name in programs for half in (halves if name == "step" else (name,))]
     for name in programs:
         with ticking(f"{name} for {topology.name}"):
             start = time.perf_counter()

@@ -49,7 +49,7 @@ class Bytes(NamedTuple):
     optimizer: int
     frozen: int
     objects: int
-    """The batch, or the images and cameras that the sampler reads."""
+    """The batch, or the images and cameras that the sampler reads, or an update's gradient."""
     padding: int
     """What the arguments take beyond their sizes, because of the chip's layout."""
     outputs: int

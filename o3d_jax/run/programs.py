@@ -23,7 +23,7 @@ from o3d_jax.run.heldout import HeldOutFigures, heldout_figures_on_devices
 from o3d_jax.steps.parts import split_parts
 from o3d_jax.steps.sample import Estimate, generate_on_devices
 from o3d_jax.steps.train import StepInputs, StepReport, Training, init_state, train_step_update
-from o3d_jax.types import Batch, Cameras, Frozen, TrainState, pytree
+from o3d_jax.types import Batch, Cameras, Frozen, Params, TrainState, pytree
 
 
 @pytree
@@ -78,13 +78,15 @@ def sampler_objects(
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place), batch.cameras
 
 
-def trace_update(
-    training: Training, inputs: Inputs, gradient: jax.stages.Traced
-) -> jax.stages.Traced:
-    """Returns the trace of `train_step_update` for what a traced gradient's program returns."""
+def gradient_shapes(training: Training, gradient: jax.stages.Traced) -> Params:
+    """Returns shapes and places of the gradient that a traced `train_step_gradient` returns."""
     found, _ = gradient.out_info
-    placed = _at(found, training.on_devices.shardings(found, stage=2))
-    return train_step_update.trace(training, inputs.state, placed)
+    return _at(found, training.on_devices.shardings(found, stage=2))
+
+
+def trace_update(training: Training, inputs: Inputs, gradient: Params) -> jax.stages.Traced:
+    """Returns the trace of `train_step_update` for a gradient of `gradient_shapes`."""
+    return train_step_update.trace(training, inputs.state, gradient)
 
 
 def trace_sampler(training: Training, inputs: Inputs, objects: int) -> jax.stages.Traced:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +62,11 @@ def planned(toy, tmp_path, monkeypatch, quick_compilation):
     """What is found of toys on the eight devices here, which plan knows no more of than of others;
     and whether they fit."""
 
-    def planned(zero, *programs):
+    def planned(zero, *programs, offload=False):
         train = dataclasses.replace(
             toy.config.train, batch_size=16, smallest_shared=90, zero=zero, fsdp=4, accumulate=2
         )
+        train = dataclasses.replace(train, offload_optimizer=offload)
         optim = dataclasses.replace(toy.config.optim, alpha_weight=0.4)  # So that a step reads all.
         config = dataclasses.replace(toy.config, train=train, optim=optim)
         monkeypatch.setattr(plan, "build_networks", lambda *_, **__: toy.networks)
@@ -102,6 +104,30 @@ def test_a_step_is_weighed_by_what_its_program_takes_and_says(toy, planned, caps
     said = capsys.readouterr().out
     assert said.startswith("tiny on cpu:8: 8 x CPU") and "batch 16 in 2 parts, ZeRO stage" in said
     assert fits == found["fits"] == ("DOES NOT FIT" not in said) == ("What would help" not in said)
+
+
+def test_a_step_with_an_offloaded_optimizer_is_weighed_as_the_two_programs_that_it_is(toy, planned):
+    (gradient, update), _ = planned(1, "step", offload=True)
+    assert (gradient["program"], update["program"]) == ("gradient", "update")
+    arrays = jax.tree.leaves(toy.params)
+    whole = 4 * sum(a.size for a in arrays)
+    small = 4 * sum(a.size for a in arrays if a.size < 90)
+    for found in (gradient, update):
+        assert found["bytes"]["parameters"] == whole
+        assert found["bytes"]["optimizer"] == 2 * small + 2 * 4  # Moments that stay, two counts.
+    assert update["bytes"]["objects"] == whole  # The gradient, at stage 1.
+    # The moments are brought here by the update, and by nothing before it.
+    moments = 2 * (whole - small) / 4
+    assert update["bytes"]["temporaries"] >= moments > 1.2 * gradient["bytes"]["padding"]
+
+
+def test_an_offloaded_optimizer_is_not_planned_where_only_the_device_s_memory_is_known(toy):
+    train = dataclasses.replace(toy.config.train, offload_optimizer=True)
+    config = dataclasses.replace(toy.config, train=train)
+    device = SimpleNamespace(platform="gpu")
+    there = Topology("gpu:1xA100-40G", Chip("A100", 40e9, 1e9, 1e8, 1e7), (device,), "XLA")
+    with pytest.raises(InputError, match="offload-optimizer cannot be planned for GPUs"):
+        list(plan.plan(config, there, ("step",)))
 
 
 def test_a_sampler_is_weighed_with_what_lies_there_in_training(toy, planned, capsys):
