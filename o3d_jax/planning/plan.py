@@ -59,8 +59,8 @@ def plan(
     on_gpu = topology.devices[0].platform in ("gpu", "cuda")
     if config.train.offload_optimizer and on_gpu and programs != (SAMPLE,):
         raise InputError(
-            "--train.offload-optimizer cannot be planned for GPUs: where there is none, the compiler "
-            "knows no memory but theirs; leave it out, and take the optimizer's share off the sum"
+            "--train.offload-optimizer cannot be planned for GPUs: where there is none, the "
+            "compiler knows no memory but theirs; leave it out, and take the optimizer's share off"
         )
     networks = build_networks(config.model, lpips=config.optim.lpips_loss)
     networks = dataclasses.replace(networks, splat_backend=_splat_backend(topology))
