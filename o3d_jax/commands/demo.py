@@ -12,6 +12,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import tyro
+
 from o3d_jax.cli import parse, use_compilation_cache
 from o3d_jax.sampling.loop import read_sampler
 from o3d_jax.viewing.demo import start_demo
@@ -30,6 +32,8 @@ class DemoArguments:
     """Address to listen on; by default only this machine can connect."""
     port: int = 8080
     """Port to listen on; where it is taken, the next free one."""
+    offload: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Bring each network to the device for as long as it runs, as `sample --offload` does."""
 
 
 def main(arguments: list[str], program: str) -> None:
@@ -37,7 +41,7 @@ def main(arguments: list[str], program: str) -> None:
     order = parse(DemoArguments, arguments, prog=program, description=__doc__)
     check_viewer_packages()  # Missing, it is said before a model is read.
     use_compilation_cache()
-    model = read_sampler(find_checkpoint(order.checkpoint))
+    model = read_sampler(find_checkpoint(order.checkpoint), order.offload)
     server = start_demo(model, order.host, order.port).server
     sys.stdout.write(f"open http://{order.host}:{server.get_port()}; Ctrl-C ends it\n")
     serve(server)

@@ -62,6 +62,8 @@ class BranchArguments:
     """Maps of the object that the next estimate sees; by default as it was."""
     overwrite: bool = False
     """Make what is there already once more."""
+    offload: bool = False
+    """Bring each network to the device for as long as it runs, as `sample --offload` does."""
     profile: bool = False
     """Say at the end where the seconds went."""
 
@@ -96,7 +98,7 @@ def branch(arguments: BranchArguments) -> tuple[Path, bool]:
 
     stages = Stages({"start": seconds_since_start()})
     with stages.timed("model"):
-        model = read_sampler(_checkpoint(original.manifest))
+        model = read_sampler(_checkpoint(original.manifest), arguments.offload)
     with whole_folder(folder, SAMPLED_FILES) as scratch:
         image = load_image_of(original.folder / "levels")
         save_png(scratch / "input.png", image)

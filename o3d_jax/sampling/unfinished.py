@@ -39,8 +39,8 @@ def begin_keeping(
         others = other_settings(_read_order(order)["settings"], settings)
         if others and not overwrite:
             raise InputError(
-                f"{place} was begun with another {', another '.join(others)}; go on with it by "
-                f"--resume {folder}, or give --overwrite to begin anew"
+                f"{place} was begun with another {', another '.join(others)}; give all of it as "
+                f"it was and --resume {folder} goes on, or --overwrite begins anew"
             )
         if others:
             shutil.rmtree(place)

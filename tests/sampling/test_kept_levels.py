@@ -183,7 +183,10 @@ def test_a_run_begun_with_other_settings_is_neither_gone_on_with_nor_lost(place,
     begun = {"words": words(place, "other"), "settings": manifest | {"seed": 4}}
     order.write_text(json.dumps(begun))
     assert refused(*words(place, "other"))
-    assert "was begun with another seed; go on with it by --resume" in capsys.readouterr().err
+    assert (
+        "was begun with another seed; give all of it as it was and --resume"
+        in capsys.readouterr().err
+    )
     assert order.is_file()
     assert refused("--resume", place / "other")
     said = capsys.readouterr().err
