@@ -6,11 +6,13 @@ is written to OUT/PART.json as soon as it is there, so that nothing is lost if t
     agreement  the Pallas rasterizer against the XLA one: values, gradients, repeated runs
     splat      its speed
     sampler    the released model at 512 px, bfloat16, stand-in weights: seconds a level, memory
+    modules    our U-Net on a guided batch, and the VAE's decoder on eight views
     torch      diffusers' U-Net and VAE in PyTorch at the same sizes, where both are installed
     step       a training step of the paper's model: seconds, model FLOP utilization, memory
     gsplat     the rasterizer in turns with gsplat's CUDA kernels, where torch and gsplat are
                installed; it may have to compile these first, and is then out of time
-    train      the rest of the time: `train.py` with the options that follow `--`
+    train      the rest of the time: `train.py` with the options that follow `--`, whose synthetic
+               objects are rendered on the processor's cores while the other parts run
 
     python benchmarks/on_gpu.py out --minutes 9 -- configs/nano.py --train.part unet
 
@@ -26,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ LIMITS = {
     "agreement": 60,
     "splat": 90,
     "sampler": 180,
+    "modules": 60,
     "torch": 60,
     "step": 120,
     "gsplat": 120,
@@ -170,6 +173,43 @@ def sampler(notes: Notes, toy: bool) -> None:
     notes.add(**{f"{config.sample.levels} levels, s": seconds, "peak with the loop, GB": peak_gb()})
 
 
+def modules(notes: Notes, toy: bool) -> None:
+    """Times what `torch` does with our networks: with rays and feedback, which diffusers' lack."""
+    import jax
+    import jax.numpy as jnp
+    from stand_in import stand_in_model
+
+    from o3d_jax.cli import read_config
+    from o3d_jax.geometry.orbits import orbit
+    from o3d_jax.types import Condition, Maps
+
+    config = read_config(Path("tiny" if toy else "released"), [])
+    model = stand_in_model(config, config.model.dtype, config.model.dtype)
+    views, size, latents = config.model.num_views, config.model.image_size, config.model.latent_size
+    cameras = _orbit(orbit, views, config)
+    cameras = jax.tree.map(lambda a: jnp.stack([jnp.asarray(a)] * 2), cameras)
+
+    def noise(*shape: int) -> jax.Array:
+        return jax.random.normal(jax.random.key(len(shape)), shape)
+
+    channels = config.model.vae.latent_channels
+    condition = Condition(
+        clip=noise(2, 1, config.model.clip.projection_dim),
+        latents=noise(2, latents, latents, channels),
+        added_ids=jnp.asarray([[6.0, 127.0, 0.02]] * 2),
+    )
+    maps = Maps(rgb=noise(2, views, size, size, 3), ccm=noise(2, views, size, size, 3))
+    x = noise(2, views, latents, latents, channels)
+    unet = jax.jit(model.networks.unet.apply)
+    given = (model.params.unet, x, jnp.full(2, 0.7), condition, cameras, maps)
+    notes.add(**{"U-Net, guided, s": timed(lambda: unet(*given), 5)})
+
+    vae = model.networks.vae
+    decode = jax.jit(lambda variables, x: vae.apply(variables, x, method="decode"))
+    taken = timed(lambda: decode(model.frozen.vae, x[:1]), 5)
+    notes.add(**{"VAE decoder, 8 views, s": taken})
+
+
 def torch(notes: Notes, toy: bool) -> None:
     """Times diffusers' U-Net on a guided batch, and its VAE's decoder on eight views."""
     if not all(_has(name) for name in ("torch", "diffusers")):
@@ -273,15 +313,32 @@ def train(notes: Notes, toy: bool) -> None:
     os.execv(sys.executable, [sys.executable, "train.py", *options])  # To be told when to stop.
 
 
+def toys(notes: Notes, toy: bool) -> None:
+    """Renders the synthetic objects that `train` will read, behind whatever else wants a core."""
+    from o3d_jax.cli import read_config
+    from o3d_jax.data.loader import training_batches
+
+    os.nice(19)
+    file, *options = json.loads(os.environ["O3D_TRAIN_OPTIONS"])
+    cores = os.cpu_count() or 1
+    config = read_config(Path(file), [*options, "--data.workers", str(max(cores - 2, 1))])
+    began = time.perf_counter()
+    training_batches(config)
+    notes.add(**{"objects": config.data.objects, "rendered, s": time.perf_counter() - began})
+
+
 PARTS: dict[str, Callable[[Notes, bool], None]] = {
     "agreement": agreement,
     "splat": splat,
     "sampler": sampler,
+    "modules": modules,
     "torch": torch,
     "step": step,
     "gsplat": gsplat,
     "train": train,
 }
+BESIDE = {"toys": toys}
+"""What runs beside the others, on the processor alone."""
 
 
 def _orbit(orbit: Callable[..., Any], views: int, config: Any) -> Any:
@@ -320,10 +377,30 @@ def run_part(name: str, out: Path, seconds: float, toy: bool) -> str:
     return "done" if status == 0 else f"failed with status {status}, see {name}.log"
 
 
+@contextlib.contextmanager
+def rendering_beside(out: Path, wanted: bool) -> Iterator[None]:
+    """Renders objects for the training meanwhile; what is missing at the end, it renders itself."""
+    if not wanted:
+        yield
+        return
+    command = [sys.executable, __file__, str(out), "--part", "toys"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    with (out / "toys.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
+        )
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+
 def table(out: Path, ends: dict[str, str]) -> str:
     """Returns all numbers there are as Markdown."""
     lines = ["| part | what | value |", "|---|---|---|"]
-    for name, end in ends.items():
+    beside = {"toys": "beside the others"} if (out / "toys.json").is_file() else {}
+    for name, end in (ends | beside).items():
         lines.append(f"| {name} | | {end} |")
         file = out / f"{name}.json"
         rows = json.loads(file.read_text()) if file.is_file() else {}
@@ -340,29 +417,38 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
     parser.add_argument("--toy", action="store_true")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS | BESIDE, help=argparse.SUPPRESS)
     arguments = sys.argv[1:]
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     chosen = parser.parse_args(arguments[:cut])
     if chosen.part is not None:
-        PARTS[chosen.part](Notes(chosen.out / f"{chosen.part}.json"), chosen.toy)
+        (PARTS | BESIDE)[chosen.part](Notes(chosen.out / f"{chosen.part}.json"), chosen.toy)
         return
 
     os.environ["O3D_TRAIN_OPTIONS"] = json.dumps(arguments[cut + 1 :])
     # Room for PyTorch on the same GPU, and true peaks of memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     chosen.out.mkdir(parents=True, exist_ok=True)
-    ends, began = {}, time.monotonic()
-    for name in chosen.parts:
+    trains = "train" in chosen.parts and bool(arguments[cut + 1 :])
+    first = [name for name in chosen.parts if name != "train"]
+    with rendering_beside(chosen.out.resolve(), trains):
+        run_all(first, chosen, ends := {}, began := time.monotonic())
+    run_all([name for name in chosen.parts if name == "train"], chosen, ends, began)
+    sys.stdout.write(table(chosen.out, ends))
+
+
+def run_all(
+    names: list[str], chosen: argparse.Namespace, ends: dict[str, str], began: float
+) -> None:
+    """Runs parts as long as there is time, and adds to `ends` what became of them."""
+    for name in names:
         left = 60 * chosen.minutes - GRACE - (time.monotonic() - began)
         if left < LEAST:
             ends[name] = "not begun: no time left"
         else:
             limit = LIMITS[name] * (5 if chosen.toy else 1)  # A CPU compiles for minutes.
             ends[name] = run_part(name, chosen.out.resolve(), min(left, limit), chosen.toy)
-        text = table(chosen.out, ends)
-        (chosen.out / "gpu.md").write_text(text)
-    sys.stdout.write(text)
+        (chosen.out / "gpu.md").write_text(table(chosen.out, ends))
 
 
 if __name__ == "__main__":
