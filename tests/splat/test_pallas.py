@@ -1,5 +1,6 @@
 """The kernels for GPUs: interpreted against XLA, and compiled for a GPU that is not there."""
 
+import contextlib
 import functools
 
 import jax
@@ -52,10 +53,19 @@ def test_kernels_draw_what_xla_draws_and_so_do_gradients():
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-7)
 
 
-def _over_devices(**options):
-    """`render` by kernels, views sharded over two devices."""
+def _two_devices() -> jax.sharding.Mesh:
     auto = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((2,), ("data",), axis_types=auto, devices=jax.devices()[:2])
+    return jax.make_mesh((2,), ("data",), axis_types=auto, devices=jax.devices()[:2])
+
+
+def _for_an_h200(mesh: jax.sharding.AbstractMesh) -> contextlib.AbstractContextManager[None]:
+    """From JAX 0.12 on, kernels are lowered for the device that a mesh in force names."""
+    device = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=None, platform="gpu")
+    return jax.sharding.use_abstract_mesh(mesh.update(abstract_device=device))
+
+
+def _over_devices(mesh, **options):
+    """`render` by kernels, views sharded over two devices."""
     spec = jax.sharding.PartitionSpec
     place = functools.partial(
         jax.shard_map,
@@ -76,11 +86,13 @@ def test_kernels_shard_over_views():
     gaussians, cameras, weights = cases((), 2)
     expected = pull_back(render, gaussians, cameras, BACKGROUND, weights)
     # JAX's interpreter of kernels does not follow what varies between devices.
-    ours = pull_back(_over_devices(check_vma=False), gaussians, cameras, BACKGROUND, weights)
-    assert_same(ours, expected)
+    draw = _over_devices(_two_devices(), check_vma=False)
+    assert_same(pull_back(draw, gaussians, cameras, BACKGROUND, weights), expected)
     # What is compiled for a GPU does.
-    arguments = (_over_devices(), gaussians, cameras, BACKGROUND, weights)
-    text = pull_back.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    with _for_an_h200(_two_devices().abstract_mesh):
+        mesh = jax.sharding.get_abstract_mesh()
+        arguments = (_over_devices(mesh), gaussians, cameras, BACKGROUND, weights)
+        text = pull_back.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__gpu$xla.gpu.triton") == 2
 
 
@@ -111,7 +123,8 @@ def _full_size() -> tuple[jax.stages.Wrapped, tuple]:
 
 def test_kernels_lower_to_cuda_without_a_gpu():
     pull, shapes = _full_size()
-    text = pull.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+    with _for_an_h200(jax.sharding.AbstractMesh((1,), ("data",))):
+        text = pull.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__gpu$xla.gpu.triton") == 2
     assert 'name = "splat_forward"' in text and 'name = "splat_backward"' in text
 
