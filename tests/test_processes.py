@@ -139,8 +139,8 @@ def test_a_process_that_fails_ends_all_at_once(runs):
         time.sleep(0.05)
     began = time.monotonic()
     statuses, said = ends(processes)
-    # The other's sum fails when the connection does. By themselves JAX's barriers wait 300 s; half of
-    # it is enough for a busy machine, where 63 have been seen.
+    # The other's sum fails when the connection does. By themselves JAX's barriers wait 300 s; half
+    # of that is enough for a busy machine, where 63 have been seen.
     assert time.monotonic() - began < 150
     assert statuses[1] == 2 and statuses[0] != 0, said
     assert "error: of the test" in said[1]
