@@ -87,9 +87,8 @@ def measure(order: Benchmark) -> dict[tuple[str, int], list[Took]]:
 def report(found: dict[tuple[str, int], list[Took]]) -> str:
     lines = [
         "# The first minute\n",
-        "Made by `python benchmarks/first_minute.py A B`, in turns on two shared cores that other "
-        "jobs kept busy, so seconds on the clock say more about these than about `sample.py`. "
-        "Medians, and the range in brackets.\n",
+        "Made by `python benchmarks/first_minute.py A B`, in turns on two shared cores. Medians, "
+        "and the range in brackets; seconds on the clock also tell of other jobs.\n",
         "| run | checkout | runs | processor seconds | seconds on the clock |",
         "|---|---|---|---|---|",
     ]
