@@ -317,7 +317,10 @@ def knobs(config: Config) -> str:
         (not model.remat, "--model.remat: recompute layers in the backward pass"),
         (model.remat and model.remat_keeps != "nothing", "--model.remat-keeps nothing"),
         (True, f"--train.accumulate {2 * train.accumulate}: half as many objects at a time"),
-        (not train.offload_optimizer, "--train.offload-optimizer: moments in the host's memory"),
+        (
+            not train.offload_optimizer,
+            "--train.offload-optimizer: moments in the host's memory (not weighed for GPUs)",
+        ),
         (train.fsdp != 0, "--train.fsdp 0: the state shared out over all devices"),
         (True, "more devices, or devices with more memory"),
     ]

@@ -8,13 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from o3d_jax.__main__ import main as o3d
 from o3d_jax.sampling import loop
 from o3d_jax.sampling.branch import OF_THIS_RESULT
-from o3d_jax.sampling.kept import load_levels
+from o3d_jax.sampling.kept import load_levels, load_state, save_level
+from o3d_jax.steps.sample import LoopState
+from o3d_jax.types import Gaussians, Maps
 from support.toy_sampling import picture, save_toy, use_toys
 
 ROOT = Path(__file__).parents[2]
@@ -213,3 +217,30 @@ def test_results_are_known_from_inside_their_own_folders(place, monkeypatch, tmp
     monkeypatch.chdir(unfinished)
     o3d(["sample", "--resume", "."])
     assert bytes_of(tmp_path / "again" / "brick") == bytes_of(place / "out" / "brick")
+
+
+def test_what_the_next_level_starts_from_is_kept_to_its_bits(tmp_path):
+    """A run that is killed at a random level may be killed before there is anything to keep."""
+    draw, v, n = np.random.default_rng(3), 3, 7
+
+    def real(*shape):
+        return draw.normal(size=shape).astype(np.float32)
+
+    def pixels(*shape):
+        return draw.integers(0, 256, shape, np.uint8)
+
+    gaussians = Gaussians(
+        means=jnp.asarray(real(n, 3)),
+        scales=jnp.asarray(real(n, 3)),
+        quats=jnp.asarray(real(n, 4)),
+        opacities=jnp.asarray(real(n)),
+        colors=jnp.asarray(real(n, 3)),
+    )
+    images = {name: pixels(v, 5, 6, 3) for name in ("views", "guide", "renders")}
+    level = loop.Level(
+        sigma=0.3, latents=real(v, 2, 4, 4), alpha=pixels(v, 5, 6), gaussians=gaussians, **images
+    )
+    maps = Maps(rgb=jnp.asarray(real(1, v, 5, 6, 3)), ccm=jnp.asarray(real(1, v, 5, 6, 3)))
+    state = LoopState(x=jnp.asarray(real(1, v, 2, 4, 4)), maps=maps, guidance=jnp.asarray(real(v)))
+    save_level(tmp_path, 0, loop.Found(level, state))
+    chex.assert_trees_all_equal(load_state(tmp_path, 0), state)
