@@ -124,7 +124,9 @@ def train(config: Config, settings: tuple[Setting, ...] = ()) -> None:
             interruption.farewell = log.cut_short
             with interruption.unattended(None):  # As long as there is nothing to lose.
                 programs = _compile(run, log, settings)
-            with contextlib.closing(run.checkpoints):  # Writes to the end, whatever ends the loop.
+            # Writes to the end, whatever ends the loop. An error is told before that: the other
+            # processes may give up meanwhile, and JAX then aborts this one.
+            with contextlib.closing(run.checkpoints), exit_on_input_error():
                 state = _loop(run, programs, log, interruption)
             if is_last(config.train, int(state.step)):
                 with interruption.unattended(None):  # The last state is saved.

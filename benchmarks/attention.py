@@ -1,8 +1,9 @@
 """What fused attention saves on a TPU: `python benchmarks/attention.py [--topology v5e:2x2]`.
 
 Compiles the attention layers of the full model (512 px, one object) for a machine that need not be
-there, in chunks and by the platform's kernel, and prints what XLA says of their memory. XLA counts
-the body of a loop once, so that bytes of chunks are least values: times the number of chunks, most.
+there, in chunks and by the platform's kernel, and prints what XLA says of their memory, and the
+time that this and the arithmetic cannot beat. XLA counts the body of a loop once, so that bytes and
+time of chunks are least values: times the number of chunks, most.
 Needs the compiler of the topology, as `pip install -e '.[tpu]'`.
 """
 
@@ -44,6 +45,13 @@ class Cost(NamedTuple):
 
     temporaries_mb: float
     accessed_mb: float
+    at_least_us: float
+    """Microseconds: of its arithmetic or of its memory, whichever takes longer."""
+
+
+PRODUCTS = {False: 2, True: 7}
+"""Products of queries x keys x features: scores and output; on the way back scores again and the
+gradients of weights, queries, keys and values."""
 
 
 def cost(layer: Layer, topology: Topology, gradient: bool) -> Cost:
@@ -59,8 +67,14 @@ def cost(layer: Layer, topology: Topology, gradient: bool) -> Cost:
     platform = "tpu" if topology.name.startswith("v") else "cuda"
     lowered = jax.jit(function).trace(at, at, at).lower(lowering_platforms=(platform,))
     compiled = lowered.compile()
+
+    # Counted by hand, since XLA sees neither into a kernel nor how often a loop runs.
+    multiplied = PRODUCTS[gradient] * layer.objects * layer.tokens**2 * layer.width
     accessed = compiled.cost_analysis()["bytes accessed"]
-    return Cost(compiled.memory_analysis().temp_size_in_bytes / 1e6, accessed / 1e6)
+    at_least = max(2 * multiplied / topology.chip.flops, accessed / topology.chip.memory_rate)
+
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    return Cost(temporaries / 1e6, accessed / 1e6, at_least * 1e6)
 
 
 def main() -> None:
@@ -69,8 +83,8 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x2")
     topology = describe(parser.parse_args().topology)
 
-    cells = ["temporaries, chunks", "fused", "accessed, chunks", "fused"]
-    sys.stdout.write(f"| {topology.chip.name}, MB | | {' | '.join(cells)} |\n|{'---|' * 6}\n")
+    cells = ["temporaries, MB", "fused", "accessed, MB", "fused", "at least, µs", "fused"]
+    sys.stdout.write(f"| {topology.chip.name} | | {' | '.join(cells)} |\n|{'---|' * 8}\n")
     for layer in LAYERS:
         for gradient in (False, True):
             found = []

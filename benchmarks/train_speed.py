@@ -1,24 +1,31 @@
-"""Compares how fast checkouts of this repository train: `python benchmarks/train_speed.py A B`.
+"""Compares how fast checkouts of this repository train, in turns.
 
-Each runs its own train.py on the same config, in turns, so that what else the machine does falls on
-all alike. Printed are objects a second, seconds until the first step is taken (compilation, for
-nothing is cached) and the process's peak memory, and their ratios to the first checkout's.
+    python benchmarks/train_speed.py \\
+        'OLD: -m o3d_jax.tools.train_unet configs/nano.py --train.batch-size 8' \\
+        '.: train.py configs/nano.py --train.part unet --launch.cpu-devices 2 --train.zero 0'
+
+Each command is a checkout and what its Python is given, batches of `--objects`. All run in turns,
+so that what else the machine does falls on all alike. Times are read from their progress bars.
+Printed are objects a second, seconds until the first step is taken (compilation, for nothing is
+cached) and the peak memory, and their ratios to the first command's.
 """
 
 import argparse
-import json
+import contextlib
 import os
-import resource
+import re
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-WARM = 2
-"""Log lines that do not count: the first steps touch memory for the first time."""
+BAR = re.compile(rb"(\d+)/\d+ \[[^\]]*it\b")
+"""A progress bar of steps; bars of other things have units of their own."""
 
 
 class Speed(NamedTuple):
@@ -28,57 +35,94 @@ class Speed(NamedTuple):
     first_step: float
     """Seconds from the start of the process."""
     peak: float
-    """GB."""
+    """GB of memory that was resident."""
 
 
-def run(checkout: Path, options: list[str], lines: int) -> Speed:
-    """Trains from nothing, in a folder and with a cache of its own."""
+class Command(NamedTuple):
+    """What is measured."""
+
+    checkout: Path
+    arguments: tuple[str, ...]
+
+
+def parse(text: str) -> Command:
+    """Reads 'CHECKOUT: ARGUMENTS'."""
+    checkout, _, arguments = text.partition(":")
+    return Command(Path(checkout), tuple(shlex.split(arguments)))
+
+
+def run(command: Command, objects: int, steps: int) -> Speed:
+    """Trains for a while in a folder of its own, without a cache of compiled programs.
+
+    A step before the last synchronizes: bars of old checkouts run ahead of the devices until then,
+    so the time is that of all steps after the first.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "train.py", *options, "--run-dir", scratch, "--name", "speed"]
-        command += ["--train.log-every", "1", "--train.steps", str(WARM + lines)]
-        command += ["--train.eval-every", "1000000", "--train.save-every", "1000000"]
+        words = [sys.executable, *command.arguments, "--run-dir", scratch, "--name", "speed"]
         environment = os.environ | {"PYTHONPATH": ".", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        began = time.time()
+        began = time.perf_counter()
         process = subprocess.Popen(
-            command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            words,
+            cwd=command.checkout,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
         )
-        rows, first = [], None
-        while process.poll() is None and len(rows) < WARM + lines:
-            time.sleep(0.2)
-            for log in Path(scratch).rglob("log.jsonl"):
-                rows = [json.loads(line) for line in log.read_text().splitlines()]
-                first = first or (time.time() - began if rows else None)
-        process.terminate()
-        said = process.communicate()[0]
-    if first is None:
-        raise SystemExit(f"{checkout}: {said.decode()[-2000:]}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    rates = [row["objects_per_second"] for row in rows[WARM:]]
-    return Speed(statistics.median(rates), first, peak)
+        peaks: list[float] = []
+        watch = threading.Thread(target=_watch, args=(process, peaks), daemon=True)
+        watch.start()
+
+        reached, said = {}, b""
+        while block := os.read(process.stderr.fileno(), 4096):
+            said = (said + block)[-4000:]
+            for found in BAR.findall(block):
+                reached.setdefault(int(found), time.perf_counter() - began)
+            if steps in reached:
+                break
+        process.kill()
+        process.wait()
+        watch.join()
+
+    if steps not in reached:
+        raise SystemExit(f"{command}: {said.decode()}")
+    seconds = reached[steps] - reached[1]
+    return Speed(objects * (steps - 1) / seconds, reached[1], max(peaks))
+
+
+def _watch(process: subprocess.Popen, peaks: list[float]) -> None:
+    status = Path(f"/proc/{process.pid}/status")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # It ends meanwhile.
+        while process.poll() is None:
+            found = re.search(r"VmHWM:\s+(\d+)", status.read_text())
+            peaks.append(int(found[1]) / 1e6 if found else 0.0)
+            time.sleep(0.5)
 
 
 def main() -> None:
     """Reads the command line and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkouts", type=Path, nargs="+")
-    parser.add_argument("--config", default="configs/nano.py")
-    parser.add_argument("--option", action="append", default=[], help="for train.py; repeat it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("commands", type=parse, nargs="+")
+    parser.add_argument("--objects", type=int, default=8, help="in a batch of each command")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--lines", type=int, default=8, help="steps that are measured")
+    parser.add_argument("--steps", type=int, default=51)
     chosen = parser.parse_args()
 
-    found: dict[Path, list[Speed]] = {checkout: [] for checkout in chosen.checkouts}
+    found: dict[Command, list[Speed]] = {command: [] for command in chosen.commands}
     for _ in range(chosen.rounds):
-        for checkout in chosen.checkouts:
-            found[checkout].append(run(checkout, [chosen.config, *chosen.option], chosen.lines))
+        for command in chosen.commands:
+            speed = run(command, chosen.objects, chosen.steps)
+            sys.stderr.write(f"{' '.join(command.arguments)}: {speed}\n")
+            found[command].append(speed)
 
     base = None
-    for checkout, speeds in found.items():
+    for command, speeds in found.items():
         middle = Speed(*(statistics.median(values) for values in zip(*speeds, strict=True)))
         base = base or middle
         ratios = [m / b for m, b in zip(middle, base, strict=True)]
         cells = [f"{m:.3g} ({r:.2f}x)" for m, r in zip(middle, ratios, strict=True)]
-        sys.stdout.write(f"| {checkout} | {' | '.join(cells)} |\n")
+        sys.stdout.write(f"| {' '.join(command.arguments)} | {' | '.join(cells)} |\n")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,8 @@ def test_a_process_that_fails_ends_all_at_once(runs):
     # The other's sum fails when the connection does. By themselves JAX's barriers wait 300 s; half
     # of that is enough for a busy machine, where 63 have been seen.
     assert time.monotonic() - began < 150
-    assert statuses[1] == 2 and statuses[0] != 0, said
+    # JAX aborts it where its last save takes longer than the other's patience; all is told by then.
+    assert statuses[1] in (2, -signal.SIGABRT) and statuses[0] != 0, said
     assert "error: of the test" in said[1]
 
 

@@ -109,7 +109,7 @@ def leaving_others_on_error() -> Iterator[None]:
             traceback.print_exc()
         sys.stderr.flush()
         sys.stdout.flush()
-        time.sleep(2 * (jax.process_index() == 0))
+        time.sleep(5 * (jax.process_index() == 0))
         os._exit(error.code if isinstance(error, SystemExit) and type(error.code) is int else 1)
 
 

@@ -294,6 +294,8 @@ class RunLog:
 
 
 def _ending(error: BaseException | None) -> Ending:
+    if isinstance(error, SystemExit):
+        error = error.__context__ or error  # What `exit_on_input_error` has told already.
     if error is None:
         return Ending("done", "")
     if isinstance(error, KeyboardInterrupt):
