@@ -72,7 +72,7 @@ class Arguments:
 
     images: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE ...]")
-    ] = (BUNDLED / "rings.png",)
+    ] = (BUNDLED / "examples" / "rings.png",)
     """PNG, JPEG or WebP of one object, transparent or plain around it; or a folder of such."""
     mask: Path | None = None
     """Picture that is white where the object is and black elsewhere, or cut out by its alpha."""

@@ -46,7 +46,7 @@ from o3d_jax.weights.pytorch.rules import network_shapes  # noqa: E402
 from o3d_jax.weights.streaming import Leaf, save_streamed  # noqa: E402
 from support.synthetic import synthetic_tensor  # noqa: E402
 
-IMAGE = BUNDLED / "rings.png"
+IMAGE = BUNDLED / "examples" / "rings.png"
 LESS_MEMORY = {"XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false"}
 """By default XLA:CPU turns all bfloat16 kernels to float32 early, so that more can go on at once:
 of the U-Net 6.6 GiB of temporaries, and 1.7 so."""

@@ -87,7 +87,7 @@ def still(
 def main() -> None:
     """Samples, draws, and writes the strip."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("image", type=Path, nargs="?", default=BUNDLED / "rings.png")
+    parser.add_argument("image", type=Path, nargs="?", default=BUNDLED / "examples" / "rings.png")
     parser.add_argument("--weights", type=Path, default=BUNDLED / "nano")
     arguments = parser.parse_args()
     use_compilation_cache()

@@ -25,7 +25,7 @@ config, networks = stored.config, build_networks(stored.config.model)
 params, frozen = stored.weights.params, stored.weights.frozen
 model = Ouroboros(networks=networks, config=config, params=params, frozen=frozen)
 
-found = read_foreground(sys.argv[1] if len(sys.argv) > 1 else BUNDLED / "rings.png")
+found = read_foreground(sys.argv[1] if len(sys.argv) > 1 else BUNDLED / "examples" / "rings.png")
 image = recenter_on_white(found.rgba, config.model.image_size, border=0.25)
 
 

@@ -32,11 +32,47 @@ def test_a_repeated_program_finds_the_memory_again_that_it_has_freed():
     assert fresh < 0.01 * pages
 
 
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+FLAGS_OF_A_BLOCK = """
+import re
+from pathlib import Path
+import numpy as np
+from o3d_jax.parallel.host import keep_freed_memory
+
+keep_freed_memory()
+block = np.ones(2**26, np.uint8)
+areas = Path("/proc/self/smaps").read_text().split("VmFlags:")
+for area, after in zip(areas, areas[1:]):
+    start, end = re.findall("([0-9a-f]+)-([0-9a-f]+) [r-]", area)[-1]
+    if int(start, 16) <= block.ctypes.data + 2**25 < int(end, 16):
+        print(after.splitlines()[0])
+"""
+
+
+@pytest.mark.skipif(not LARGE_PAGES.exists(), reason="a kernel without large pages")
+def test_memory_that_is_kept_comes_in_large_pages():
+    done = subprocess.run(
+        [sys.executable, "-c", FLAGS_OF_A_BLOCK],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "hg" in done.stdout.split()  # As Linux calls what was asked by madvise.
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """What glibc is asked for, which is nothing in fact."""
     calls = []
-    libc = SimpleNamespace(mallopt=lambda *call: calls.append(call))
+
+    def refuse(_):  # So much memory at once.
+        return None
+
+    libc = SimpleNamespace(mallopt=lambda *call: calls.append(call), malloc=refuse)
+    libc.free = libc.madvise = lambda *call: pytest.fail("there is no memory to tell of")
     monkeypatch.setattr(host.ctypes, "CDLL", lambda _: libc)
     monkeypatch.setattr(host.platform, "libc_ver", lambda: ("glibc", "2.36"))
     return calls
