@@ -35,17 +35,17 @@ def test_a_repeated_program_finds_the_memory_again_that_it_has_freed():
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 FLAGS_OF_A_BLOCK = """
-import re
+import ctypes, re
 from pathlib import Path
-import numpy as np
 from o3d_jax.parallel.host import keep_freed_memory
 
 keep_freed_memory()
-block = np.ones(2**26, np.uint8)
+block = bytearray(2**26)  # For its own arrays, NumPy asks for large pages itself.
+inside = ctypes.addressof(ctypes.c_char.from_buffer(block, 2**25))
 areas = Path("/proc/self/smaps").read_text().split("VmFlags:")
 for area, after in zip(areas, areas[1:]):
     start, end = re.findall("([0-9a-f]+)-([0-9a-f]+) [r-]", area)[-1]
-    if int(start, 16) <= block.ctypes.data + 2**25 < int(end, 16):
+    if int(start, 16) <= inside < int(end, 16):
         print(after.splitlines()[0])
 """
 
