@@ -63,8 +63,20 @@ def test_what_a_killed_process_left_of_a_model_is_removed_and_nothing_else(
     assert sorted(tmp_path.iterdir()) == [aside, theirs, tmp_path / "model"]
 
 
-def test_a_bundle_is_the_model_in_half_precision(saved, tiny, weights, tmp_path):
-    o3d(["weights", "bundle", str(saved), str(tmp_path / "small")])
+def test_a_bundle_is_the_model_in_half_precision(tiny, weights, tmp_path):
+    theirs = dataclasses.replace(
+        tiny.data,
+        source="mixed",
+        rendered=(str(tmp_path / "orbits"),),
+        shares=(1.0, 2.0),
+        ids=tmp_path / "ids.txt",
+        heldout=tmp_path / "heldout",
+        cache=tmp_path / "cache",
+    )
+    here = dataclasses.replace(tiny, data=theirs, weights=tmp_path, run_dir=tmp_path)
+    save_model(tmp_path / "model", here, weights)
+
+    o3d(["weights", "bundle", str(tmp_path / "model"), str(tmp_path / "small")])
     model = load_model(tmp_path / "small")
     half = jax.tree.map(lambda a: np.asarray(a, np.float16).astype(np.float32), weights)
     chex.assert_trees_all_equal(model.weights, half)

@@ -1,6 +1,7 @@
 """Makes a model small enough to ship: `o3d weights bundle runs/nano/model OUT`.
 
-Parameters in float16: half the size, and 3 decimal digits are more than training settles.
+Parameters in float16: half the size, and 3 decimal digits are more than training settles. Its config
+tells of no folders of this machine, and so has synthetic objects for data.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from o3d_jax.cli import parse
-from o3d_jax.config import DataConfig
+from o3d_jax.config import Config
 from o3d_jax.weights.checkpoint import load_model, save_model
 
 
@@ -28,8 +29,23 @@ def main(arguments: list[str], program: str) -> None:
     """Reads one model and writes another."""
     order = parse(BundleArguments, arguments, prog=program, description=__doc__)
     model = load_model(order.model)
-    data = dataclasses.replace(model.config.data, cache=DataConfig().cache)
-    config = dataclasses.replace(model.config, data=data)
-    save_model(order.out, config, model.weights, dtype="float16")
+    save_model(order.out, _anywhere(model.config), model.weights, dtype="float16")
     size = sum(p.stat().st_size for p in order.out.rglob("*") if p.is_file())
     sys.stdout.write(f"{order.out}: {size / 1e6:.1f} MB\n")
+
+
+def _anywhere(config: Config) -> Config:
+    """Returns the config without what only the machine of its training has."""
+    fresh = Config(name=config.name)
+    data = dataclasses.replace(
+        config.data,
+        source=fresh.data.source,
+        rendered=fresh.data.rendered,
+        shares=fresh.data.shares,
+        ids=fresh.data.ids,
+        heldout=fresh.data.heldout,
+        cache=fresh.data.cache,
+    )
+    return dataclasses.replace(
+        config, data=data, weights=fresh.weights, run_dir=fresh.run_dir, launch=fresh.launch
+    )
