@@ -1,7 +1,7 @@
 """Makes a model small enough to ship: `o3d weights bundle runs/nano/model OUT`.
 
-Parameters in float16: half the size, and 3 decimal digits are more than training settles. Its config
-tells of no folders of this machine, and so has synthetic objects for data.
+Parameters in float16: half the size, and 3 decimal digits are more than training settles. The
+config tells of no folders of the machine that trained it, and so has synthetic objects for data.
 """
 
 import dataclasses
