@@ -17,7 +17,6 @@ from o3d_jax.config import (
     ClipConfig,
     Config,
     DataConfig,
-    DiffusionConfig,
     LgmConfig,
     ModelConfig,
     OptimConfig,
@@ -73,7 +72,6 @@ config = Config(
     data=DataConfig(
         objects=20_480, mirror=True, recolor=True, cache=Path(".cache/orbits"), workers=2
     ),
-    diffusion=DiffusionConfig(p_mean=0.0),
     sample=SampleConfig(levels=16, sigma_max=80.0, max_guidance=2.0),
     optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.999, lpips_weight=0.0),
     train=TrainConfig(
