@@ -4,7 +4,8 @@
         'OLD: -m o3d_jax.tools.train_unet configs/nano.py --train.batch-size 8' \\
         '.: train.py configs/nano.py --train.part unet --launch.cpu-devices 2 --train.zero 0'
 
-Each command is a checkout and what its Python is given, batches of `--objects`. All run in turns,
+Each command is a checkout, variables of the environment if any, and what its Python is given, with
+batches of `--objects`. All run in turns,
 so that what else the machine does falls on all alike. Times are read from their progress bars.
 Printed are objects a second, seconds until the first step is taken (compilation, for nothing is
 cached) and the peak memory, and their ratios to the first command's.
@@ -12,6 +13,7 @@ cached) and the peak memory, and their ratios to the first command's.
 
 import argparse
 import contextlib
+import itertools
 import os
 import re
 import shlex
@@ -42,13 +44,19 @@ class Command(NamedTuple):
     """What is measured."""
 
     checkout: Path
+    variables: tuple[tuple[str, str], ...]
+    """Of the environment."""
     arguments: tuple[str, ...]
+    """Of Python."""
 
 
 def parse(text: str) -> Command:
-    """Reads 'CHECKOUT: ARGUMENTS'."""
-    checkout, _, arguments = text.partition(":")
-    return Command(Path(checkout), tuple(shlex.split(arguments)))
+    """Reads 'CHECKOUT: [NAME=VALUE ...] ARGUMENTS'."""
+    checkout, _, rest = text.partition(":")
+    words = shlex.split(rest)
+    settings = list(itertools.takewhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+    variables = tuple((name, value) for name, _, value in (s.partition("=") for s in settings))
+    return Command(Path(checkout), variables, tuple(words[len(settings) :]))
 
 
 def run(command: Command, objects: int, steps: int) -> Speed:
@@ -60,6 +68,7 @@ def run(command: Command, objects: int, steps: int) -> Speed:
     with tempfile.TemporaryDirectory() as scratch:
         words = [sys.executable, *command.arguments, "--run-dir", scratch, "--name", "speed"]
         environment = os.environ | {"PYTHONPATH": ".", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+        environment |= dict(command.variables)
         began = time.perf_counter()
         process = subprocess.Popen(
             words,
