@@ -5,10 +5,10 @@
         '.: train.py configs/nano.py --train.part unet --launch.cpu-devices 2 --train.zero 0'
 
 Each command is a checkout, variables of the environment if any, and what its Python is given, with
-batches of `--objects`. All run in turns,
-so that what else the machine does falls on all alike. Times are read from their progress bars.
-Printed are objects a second, seconds until the first step is taken (compilation, for nothing is
-cached) and the peak memory, and their ratios to the first command's.
+batches of `--objects`. All run in turns, so that what else the machine does falls on all alike.
+Times are read from their progress bars. Printed are objects a second, seconds until the first step
+is taken (compilation, for nothing is cached) and the peak memory, and their ratios to the first
+command's.
 """
 
 import argparse
