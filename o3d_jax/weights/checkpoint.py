@@ -116,7 +116,7 @@ MODEL_FILES = ("config.json", "checksum", "report.txt")
 
 
 def save_model(folder: Path, config: Config, weights: Weights, dtype: str | None = None) -> None:
-    """Writes a model, whole or not at all; `dtype` ("float16") makes it smaller.
+    """Writes a model, whole or not at all; `dtype` ("bfloat16") makes it smaller.
 
     With several processes all must call it; the first writes, and all wait until it has.
     """

@@ -78,7 +78,7 @@ def test_a_bundle_is_the_model_in_half_precision(tiny, weights, tmp_path):
 
     o3d(["weights", "bundle", str(tmp_path / "model"), str(tmp_path / "small")])
     model = load_model(tmp_path / "small")
-    half = jax.tree.map(lambda a: np.asarray(a, np.float16).astype(np.float32), weights)
+    half = jax.tree.map(lambda a: np.asarray(a, jnp.bfloat16).astype(np.float32), weights)
     chex.assert_trees_all_equal(model.weights, half)
     for path in (tmp_path / "small").rglob("*"):  # It may be shipped: nothing of this machine.
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path

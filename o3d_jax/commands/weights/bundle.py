@@ -1,7 +1,8 @@
 """Makes a model small enough to ship: `o3d weights bundle runs/nano/model OUT`.
 
-Parameters in float16: half the size, and 3 decimal digits are more than training settles. The
-config tells of no folders of the machine that trained it, and so has synthetic objects for data.
+Parameters in bfloat16: half the size, less than float16 once compressed, and what networks run in
+anyway. The config tells of no folders of the machine that trained it, and so has synthetic objects
+for data.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ def main(arguments: list[str], program: str) -> None:
     """Reads one model and writes another."""
     order = parse(BundleArguments, arguments, prog=program, description=__doc__)
     model = load_model(order.model)
-    save_model(order.out, _anywhere(model.config), model.weights, dtype="float16")
+    save_model(order.out, _anywhere(model.config), model.weights, dtype="bfloat16")
     size = sum(p.stat().st_size for p in order.out.rglob("*") if p.is_file())
     sys.stdout.write(f"{order.out}: {size / 1e6:.1f} MB\n")
 
