@@ -72,7 +72,7 @@ config = Config(
     data=DataConfig(
         objects=20_480, mirror=True, recolor=True, cache=Path(".cache/orbits"), workers=2
     ),
-    sample=SampleConfig(levels=16, sigma_max=80.0, max_guidance=2.0),
+    sample=SampleConfig(levels=8, sigma_max=80.0, max_guidance=2.0),
     optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.999, lpips_weight=0.0),
     train=TrainConfig(
         steps=100_000,
