@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 SAMPLE = (sys.executable, str(ROOT / "sample.py"))
 LEVELS = 16
+KEPT = ("--keep-levels", "--levels", str(LEVELS))
 ONE_LEVEL = 0.5
 """Seconds within which the next level is surely not kept."""
 NAMED = ("branch.png", "curves.png", "curves.svg")
@@ -55,7 +56,7 @@ def run(*words: str | Path) -> None:
 
 def kill(out: Path, level: int, moment: float) -> int:
     """Starts a run, kills it, and returns how many levels it had kept."""
-    words = [*SAMPLE, "--keep-levels", "--out", str(out)]
+    words = [*SAMPLE, *KEPT, "--out", str(out)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     levels = out / "rings.unfinished" / "levels"
     while not (levels / f"{level:02}.npz").is_file():
@@ -113,7 +114,7 @@ def main() -> None:
     chance, kills = random.Random(order.seed), []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        run("--keep-levels", "--out", folder / "whole")
+        run(*KEPT, "--out", folder / "whole")
         whole = folder / "whole" / "rings"
         run("--branch", whole, "--level", "0", "--seed", "0")
         branch = differing(whole.with_name("rings-level0-seed0"), whole, NAMED)
