@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from o3d_jax.config import OptimConfig
-from o3d_jax.errors import InputError
+from o3d_jax.errors import InputError, exit_on_input_error
 from o3d_jax.run import clock as step_clock
 from o3d_jax.run.compilations import COMPILED, CompilationWatch
 from o3d_jax.run.log import RunLog
@@ -224,6 +224,16 @@ def test_the_last_thing_a_run_says_is_why_it_ended(tmp_path, config, capsys, err
     found = ending(tmp_path)
     assert (found["step"], found["reason"], found["detail"]) == (1, reason, detail)
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"ended at step 1: {reason}")
+
+
+def test_an_error_that_was_told_already_is_still_why_a_run_ended(tmp_path, config):
+    with pytest.raises(SystemExit), RunLog(tmp_path, config) as log:
+        log.start()
+        log.record(1, report(), (), 0.0)
+        with exit_on_input_error():
+            raise InputError("no frame 3")
+    assert ending(tmp_path)["reason"] == "input"
+    assert ending(tmp_path)["detail"] == "InputError: no frame 3"
 
 
 def test_a_run_that_a_signal_stops_keeps_the_steps_since_its_last_line(tmp_path, config):
