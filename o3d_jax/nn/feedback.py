@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from o3d_jax.nn.layers import Conv3x3, PointwiseConv, pixel_unshuffle, pool2
+from o3d_jax.nn.convolutions import Conv3x3
+from o3d_jax.nn.layers import PointwiseConv, pixel_unshuffle, pool2
 
 
 class FeedbackBlock(nn.Module):

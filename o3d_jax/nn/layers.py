@@ -89,53 +89,6 @@ class PointwiseConv(nn.Module):
         return (y + bias.astype(self.dtype)[None]).reshape(*x.shape[:-1], self.features)
 
 
-class Conv3x3(nn.Module):
-    """`linen.Conv` with a (3, 3) kernel and padding 1, also fast on images of a few pixels.
-
-    Where the kernel is larger than the image, XLA exchanges the two, and on CPUs such a convolution
-    takes twenty times as long as the product of its patches.
-    """
-
-    features: int
-    stride: int = 1
-    dtype: DTypeLike = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n _ _ {self.features}"]:
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = parameter(self, "kernel", self.kernel_init, shape)
-        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
-
-        images = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
-        if images.shape[1] * images.shape[2] < kernel.shape[0] * kernel.shape[1]:
-            y = by_patches(images, varying(kernel, x, self.dtype), self.stride)
-        else:
-            y = jax.lax.conv_general_dilated(
-                images,
-                jnp.asarray(kernel, self.dtype),
-                window_strides=(self.stride, self.stride),
-                padding=((1, 1), (1, 1)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        y = y + bias.astype(self.dtype)[None, None, None]
-        return y.reshape(*x.shape[:-3], *y.shape[1:])
-
-
-def by_patches(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c f"], stride: int
-) -> Float[Array, "n _ _ f"]:
-    """Returns the convolution with padding 1, as one product of all patches and the kernel."""
-    n, h, w, c = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [
-        padded[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)
-    ]
-    patches = jnp.concatenate(shifted, axis=-1)
-    y = product(patches.reshape(-1, 9 * c), kernel.reshape(9 * c, -1))
-    return y.reshape(*patches.shape[:-1], -1)
-
-
 class Factors(NamedTuple):
     """Both sides of a product."""
 
@@ -161,13 +114,13 @@ def _product_forward(
 
 def _product_backward(kept: Factors, dy: Float[Array, "n f"]) -> Pair:
     dx = jax.lax.dot_general(dy, kept.kernel, (((1,), (1,)), ((), ())))
-    return dx, _over_rows(kept.x, dy)
+    return dx, over_rows(kept.x, dy)
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def _over_rows(x: Float[Array, "n d"], dy: Float[Array, "n f"]) -> Float[Array, "d f"]:
+def over_rows(x: Float[Array, "n d"], dy: Float[Array, "n f"]) -> Float[Array, "d f"]:
     """Returns x^T dy.
 
     The barrier keeps XLA from laying out an operand by columns: where it does, to save a copy
@@ -175,62 +128,6 @@ def _over_rows(x: Float[Array, "n d"], dy: Float[Array, "n f"]) -> Float[Array, 
     """
     x, dy = jax.lax.optimization_barrier((x, dy))
     return jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
-
-
-class TemporalConv(nn.Module):
-    """torch's Conv3d with a (3, 1, 1) kernel: a 1-D convolution over the frames of each pixel."""
-
-    features: int
-    dtype: DTypeLike = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b v h w c"]) -> Float[Array, "b v h w {self.features}"]:
-        b, v, h, w, c = x.shape
-        kernel = parameter(self, "kernel", self.kernel_init, (3, 1, 1, c, self.features))
-        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
-        x = x.astype(self.dtype).reshape(b, v, h * w, c)
-        x = over_frames(x, varying(kernel[:, 0, 0], x, self.dtype))
-        return (x + bias.astype(self.dtype)[None, None, None]).reshape(b, v, h, w, self.features)
-
-
-@jax.custom_vjp
-def over_frames(
-    x: Float[Array, "b v s c"], kernel: Float[Array, "3 c f"]
-) -> Float[Array, "b v s f"]:
-    """Returns the sum of the frame before, each frame and the one after, each times its matrix.
-
-    Beyond the ends frames are zero. It has first derivatives only, in reverse mode.
-    """
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel[:, None],
-        window_strides=(1, 1),
-        padding=((1, 1), (0, 0)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _over_frames_forward(
-    x: Float[Array, "b v s c"], kernel: Float[Array, "3 c f"]
-) -> tuple[Float[Array, "b v s f"], Factors]:
-    return over_frames(x, kernel), Factors(x, kernel)
-
-
-def _over_frames_backward(kept: Factors, dy: Float[Array, "b v s f"]) -> Pair:
-    x, kernel = kept
-    dx = over_frames(dy, jnp.swapaxes(kernel[::-1], 1, 2))
-
-    def gradient(x: Float[Array, "b v s c"], dy: Float[Array, "b v s f"]) -> Float[Array, "c f"]:
-        return _over_rows(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
-
-    # Three products; as a convolution, whose window is the whole video, it takes three times that.
-    before = gradient(x[:, :-1], dy[:, 1:])
-    after = gradient(x[:, 1:], dy[:, :-1])
-    return dx, jnp.stack([before, gradient(x, dy), after])
-
-
-over_frames.defvjp(_over_frames_forward, _over_frames_backward)
 
 
 class TimestepMlp(nn.Module):
@@ -294,13 +191,6 @@ def pool2(x: Float[Array, "*b h w c"]) -> Float[Array, "*b h//2 w//2 c"]:
     """Returns the mean of each block of two by two, written as a mean over a reshape."""
     *b, h, w, c = x.shape
     return x.reshape(*b, h // 2, 2, w // 2, 2, c).mean(axis=(-4, -2))
-
-
-def upsample2(x: Float[Array, "*b h w c"]) -> Float[Array, "*b 2*h 2*w c"]:
-    """Returns each pixel four times, as a block of two by two, written as a broadcast."""
-    *b, h, w, c = x.shape
-    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*b, h, 2, w, 2, c))
-    return x.reshape(*b, 2 * h, 2 * w, c)
 
 
 def pixel_unshuffle(

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Key
 from o3d_jax.config import LgmConfig
 from o3d_jax.geometry.rays import nearest_to_origin, pluecker_rays
 from o3d_jax.nn.attention import attend
-from o3d_jax.nn.layers import Dense, PointwiseConv, pool2, sinusoid, upsample2
+from o3d_jax.nn.convolutions import UpsampledConv3x3
+from o3d_jax.nn.layers import Dense, PointwiseConv, pool2, sinusoid
 from o3d_jax.nn.norms import GroupNorm
 from o3d_jax.nn.remat import recomputed
 from o3d_jax.types import Cameras, Gaussians
@@ -183,7 +184,7 @@ class UpBlock(LgmBlock):
             x = self.resnet(i)(jnp.concatenate([x, skip], axis=-1), time)
             x = self.mix_views(i)(x) if self.attention else x
         if self.upsample:
-            x = Conv3(self.features, dtype=self.dtype, name="upsample")(upsample2(x))
+            x = UpsampledConv3x3(self.features, self.dtype, torch_init, name="upsample")(x)
         return x
 
 

@@ -12,9 +12,8 @@ from o3d_jax.config import UnetConfig
 from o3d_jax.geometry.rays import harmonic_embedding, pluecker_rays
 from o3d_jax.geometry.released import released_rays
 from o3d_jax.nn.feedback import FeedbackEncoder
-from o3d_jax.nn.layers import TimestepMlp, sinusoid
+from o3d_jax.nn.layers import Dense, TimestepMlp, sinusoid
 from o3d_jax.nn.norms import GroupNorm
-from o3d_jax.nn.rays import RayEmbedding
 from o3d_jax.nn.unet_blocks import DownBlock, MidBlock, UpBlock
 from o3d_jax.types import Cameras, Condition, Maps, pytree
 
@@ -127,6 +126,21 @@ class SpatioTemporalUnet(nn.Module):
         x = nn.silu(norm(frames)).reshape(x.shape)
         # In float32: the estimate is a difference, and its error is what the next level sees.
         return nn.Conv(self.out_channels, (3, 3), padding=1, dtype=jnp.float32, name="conv_out")(x)
+
+
+class RayEmbedding(nn.Module):
+    """The "two-layered MLP" of Sec. 3.1: features to add to those of the U-Net, one a latent pixel.
+
+    Reads harmonic Pluecker rays (`geometry/rays.py`). Not zero-initialized, as in the release.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, rays: Float[Array, "b v h w r"]) -> Float[Array, "b v h w {self.features}"]:
+        x = Dense(self.features, dtype=self.dtype, name="embed_0")(rays)
+        return Dense(self.features, dtype=self.dtype, name="embed_2")(nn.silu(x))
 
 
 class MultiViewUnet(nn.Module):

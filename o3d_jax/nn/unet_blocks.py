@@ -14,16 +14,14 @@ from jaxtyping import Array, Float
 
 from o3d_jax.config import UnetConfig
 from o3d_jax.nn.attention import attend
+from o3d_jax.nn.convolutions import Conv3x3, TemporalConv, UpsampledConv3x3
 from o3d_jax.nn.layers import (
-    Conv3x3,
     Dense,
     FeedForward,
     PointwiseConv,
-    TemporalConv,
     TimestepMlp,
     parameter,
     sinusoid,
-    upsample2,
 )
 from o3d_jax.nn.norms import GroupNorm, LayerNorm
 from o3d_jax.nn.remat import recomputed
@@ -259,7 +257,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n h w c"]) -> Float[Array, "*n 2*h 2*w c"]:
-        return Conv3x3(x.shape[-1], dtype=self.dtype, name="conv")(upsample2(x))
+        return UpsampledConv3x3(x.shape[-1], self.dtype, name="conv")(x)
 
 
 class Scale(nn.Module):

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from o3d_jax.config import VaeConfig
 from o3d_jax.nn.attention import attend
-from o3d_jax.nn.layers import Dense, PointwiseConv, TemporalConv, pixel_shuffle, pixel_unshuffle
+from o3d_jax.nn.convolutions import Conv3x3, TemporalConv
+from o3d_jax.nn.layers import Dense, PointwiseConv, pixel_shuffle, pixel_unshuffle
 from o3d_jax.nn.norms import GroupNorm
 from o3d_jax.nn.unet_blocks import AlphaBlender, ResBlock, Upsample
 from o3d_jax.types import pytree
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n H W 3"]) -> Float[Array, "n h w c"]:
         channels, groups = self.config.block_out_channels, self.config.norm_num_groups
-        x = nn.Conv(channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
+        x = Conv3x3(channels[0], dtype=self.dtype, name="conv_in")(x)
 
         # The image is halved between resolutions, so not after the last.
         for i, features in enumerate(channels):
@@ -139,7 +140,7 @@ class Encoder(nn.Module):
         x = EncoderMidBlock(groups, self.dtype, name="mid_block")(x)
         x = nn.silu(GroupNorm(groups, 1e-6, self.dtype, name="conv_norm_out")(x))
         features = 2 * self.config.latent_channels
-        return nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
+        return Conv3x3(features, dtype=self.dtype, name="conv_out")(x)
 
 
 class DecoderMidBlock(nn.Module):
@@ -207,7 +208,7 @@ class Decoder(nn.Module):
     def __call__(self, x: Float[Array, "b v h w c"]) -> Float[Array, "b v H W 3"]:
         channels, groups = self.config.block_out_channels[::-1], self.config.norm_num_groups
         layers = self.config.layers_per_block
-        x = nn.Conv(channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
+        x = Conv3x3(channels[0], dtype=self.dtype, name="conv_in")(x)
         x = DecoderMidBlock(self.config, self.dtype, name="mid_block")(x)
 
         # A block more than in the encoder, as diffusers has it: its name says layers_per_block + 1.
@@ -225,7 +226,7 @@ class Decoder(nn.Module):
         # Frames are normalized one by one here, and look at each other once more at the very end.
         norm = GroupNorm(groups, 1e-6, self.dtype, name="conv_norm_out")
         x = nn.silu(norm(x.reshape(-1, *x.shape[2:])).reshape(x.shape))
-        x = nn.Conv(3, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
+        x = Conv3x3(3, dtype=self.dtype, name="conv_out")(x)
         return TemporalConv(3, self.dtype, name="time_conv_out")(x)
 
 

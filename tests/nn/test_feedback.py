@@ -7,7 +7,7 @@ import pytest
 
 from o3d_jax.nn.feedback import FeedbackEncoder
 from o3d_jax.nn.layers import pixel_unshuffle
-from o3d_jax.nn.rays import RayEmbedding
+from o3d_jax.nn.unet import RayEmbedding
 from support.synthetic import synthetic_variables
 
 TOY = FeedbackEncoder(channels=(4, 6, 6), blocks=2, downscale=2)

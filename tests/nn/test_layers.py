@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from o3d_jax.nn.layers import (
-    Conv3x3,
-    Dense,
-    PointwiseConv,
-    TemporalConv,
-    pixel_shuffle,
-    pixel_unshuffle,
-)
+from o3d_jax.nn.convolutions import Conv3x3, TemporalConv, UpsampledConv3x3
+from o3d_jax.nn.layers import Dense, PointwiseConv, pixel_shuffle, pixel_unshuffle
 from o3d_jax.nn.norms import GroupNorm, LayerNorm, sum_rows
 from support.quick import jit, normal
 from support.synthetic import synthetic_variables
@@ -59,6 +53,19 @@ class PlainTemporalConv(nn.Module):
         return sum(frames) + bias.astype(self.dtype)[None, None, None, None]
 
 
+class PlainUpsampledConv(nn.Module):
+    """By definition: each pixel four times, then Linen's convolution."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
+        conv = linen_conv(1, self.dtype)
+        nn.share_scope(self, conv)
+        return conv(x)
+
+
 class Case(NamedTuple):
     """Ours and what it should be, by dtype, and an input's shape."""
 
@@ -88,6 +95,12 @@ def case(name: str, dtype) -> Case:
         "TemporalConv": (TemporalConv(5, dtype), PlainTemporalConv(5, dtype), VIDEO),
         "Conv3x3": (Conv3x3(5, 2, dtype), linen_conv(2, dtype), VIDEO),
         "few pixels": (Conv3x3(5, 1, dtype), linen_conv(1, dtype), (2, 3, 2, 3, 6)),
+        "in pairs": (Conv3x3(5, 1, dtype), linen_conv(1, dtype), VIDEO),
+        "odd width": (Conv3x3(5, 1, dtype), linen_conv(1, dtype), (2, 4, 5, 6)),
+        "many channels": (Conv3x3(5, 1, dtype), linen_conv(1, dtype), (2, 5, 4, 13)),
+        "odd pixels": (TemporalConv(5, dtype), PlainTemporalConv(5, dtype), (2, 3, 5, 3, 6)),
+        "upsampled": (UpsampledConv3x3(5, dtype), PlainUpsampledConv(dtype), (2, 9, 8, 6)),
+        "few upsampled": (UpsampledConv3x3(5, dtype), PlainUpsampledConv(dtype), VIDEO),
         "one frame": (TemporalConv(5, dtype), PlainTemporalConv(5, dtype), (3, 1, 2, 4, 6)),
     }
     return Case(*found[name])
@@ -102,6 +115,8 @@ NAMES = (
     "TemporalConv",
     "Conv3x3",
     "few pixels",
+    "in pairs",
+    "upsampled",
 )
 
 
@@ -133,7 +148,10 @@ def compare(found, expected, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=name)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "one frame"])
+OTHERS = ("one frame", "odd width", "many channels", "odd pixels", "few upsampled")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
 def test_outputs_and_gradients_are_those_of_the_plain_layer(name):
     ours, plain, shape = case(name, jnp.float32)
     x = data(shape)
@@ -225,9 +243,11 @@ def test_a_convolution_of_few_pixels_is_linens_and_so_are_its_gradients(stride):
 def test_a_new_convolution_has_linens_parameters():
     key = jax.random.key(3, impl="rbg")  # Compiles faster.
     x = jnp.zeros((1, 4, 3, 6))
-    ours, plain = Conv3x3(5).init(key, x), linen_conv(1).init(key, x)
-    jax.tree.map(np.testing.assert_array_equal, ours, plain)
-    assert np.std(ours["params"]["kernel"]) > 0.05
+    plain = linen_conv(1).init(key, x)
+    for module in (Conv3x3(5), UpsampledConv3x3(5)):
+        ours = module.init(key, x)
+        jax.tree.map(np.testing.assert_array_equal, ours, plain)
+        assert np.std(ours["params"]["kernel"]) > 0.05
 
 
 def test_norm_of_a_large_mean_is_as_exact_as_its_input():
