@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-BAR = re.compile(rb"(\d+)/\d+ \[[^\]]*it\b")
+BAR = re.compile(rb"(\d+)/\d+ \[[^\]]*(?:[\d?]it/s|s/it)")
 """A progress bar of steps; bars of other things have units of their own."""
 
 
