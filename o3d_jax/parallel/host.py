@@ -11,6 +11,9 @@ import jax
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's mallopt(3)."""
 
+GLIBC = "libc.so.6"
+"""The name of glibc's library."""
+
 MADV_HUGEPAGE = 14
 """Linux's madvise(2): large pages for this memory, where the system leaves that to programs."""
 
@@ -36,10 +39,11 @@ def keep_freed_memory() -> None:
     glibc gives large blocks back to the kernel, and each program of XLA frees all its temporaries
     at its end: so each step would get fresh pages, which the kernel clears, for a quarter of its
     time. One heap that never shrinks keeps them. It must be called before JAX starts its threads,
-    which would have heaps of their own. It does nothing with accelerators, or with another C
-    library.
+    which would have heaps of their own. It does nothing with accelerators, with another C library,
+    or where another allocator is in the place of glibc's: jemalloc took the room that is asked for
+    in large pages as freed memory to spread over, and a training grew until it was killed.
     """
-    if not _is_cpu_only() or not _has_glibc():
+    if not _is_cpu_only() or not _has_glibc() or _malloc_of(None) != _malloc_of(GLIBC):
         return
     libc = ctypes.CDLL(None)
     for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
@@ -75,6 +79,14 @@ def give_back_freed_memory() -> None:
     """
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _malloc_of(library: str | None) -> int | None:
+    """Returns where a library's malloc lies; for None, where the one lies that this process calls.
+
+    They differ where LD_PRELOAD or the program brings an allocator of its own.
+    """
+    return ctypes.cast(ctypes.CDLL(library).malloc, ctypes.c_void_p).value
 
 
 def _has_glibc() -> bool:
