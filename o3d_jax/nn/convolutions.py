@@ -1,7 +1,7 @@
 """Convolutions over the pixels of an image and over the frames of a video.
 
-Each is written so that it is fast on CPUs too, where XLA leaves some shapes to slow code. Results
-differ by rounding only.
+Each is written so that it is fast on CPUs too, where XLA leaves some shapes to slow code. That
+changes results by rounding only; but a number that is not finite may spread a few pixels further.
 """
 
 import flax.linen as nn
@@ -15,10 +15,9 @@ from o3d_jax.nn.layers import Factors, Pair, over_rows, parameter, product, vary
 
 
 class Conv3x3(nn.Module):
-    """`linen.Conv` with a (3, 3) kernel and padding 1, also fast on images of a few pixels.
+    """`linen.Conv` with a (3, 3) kernel and padding 1.
 
-    Where the kernel is larger than the image, XLA exchanges the two, and on CPUs such a convolution
-    takes twenty times as long as the product of its patches.
+    It is also fast on images of a few pixels (`by_patches`) and of few channels (`_in_pairs`).
     """
 
     features: int
@@ -33,16 +32,27 @@ class Conv3x3(nn.Module):
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
 
         images = x.reshape(-1, *x.shape[-3:]).astype(self.dtype)
-        if images.shape[1] * images.shape[2] < kernel.shape[0] * kernel.shape[1]:
-            y = by_patches(images, varying(kernel, x, self.dtype), self.stride)
-        elif self.stride == 1 and _pays_in_pairs(images, self.features):
-            y = jax.lax.platform_dependent(
-                images, varying(kernel, x, self.dtype), cpu=_in_pairs, default=_convolution
-            )
-        else:
-            y = _convolution(images, jnp.asarray(kernel, self.dtype), self.stride)
+        y = _convolved(images, varying(kernel, x, self.dtype), self.stride)
         y = y + bias.astype(self.dtype)[None, None, None]
         return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+
+KERNEL = 9
+"""Pixels of a kernel."""
+
+
+def _convolved(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c f"], stride: int = 1
+) -> Float[Array, "n _ _ f"]:
+    """Returns the convolution with padding 1, in the way that suits the shape."""
+    pixels, features = x.shape[1] * x.shape[2], kernel.shape[-1]
+    if pixels < KERNEL:
+        return by_patches(x, kernel, stride)
+
+    # Pairs halve the image, which must not become smaller than the kernel either.
+    if stride == 1 and pixels >= 2 * KERNEL and _pays_in_pairs(x, features):
+        return jax.lax.platform_dependent(x, kernel, cpu=_in_pairs, default=_convolution)
+    return _convolution(x, kernel, stride)
 
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -86,14 +96,19 @@ def _in_pairs(
     reads = (2 * (j - 1) + q - p == tap - 1).astype(kernel.dtype)
     paired = jnp.einsum("jqpt,itcf->ijqcpf", reads, kernel, precision="highest")
 
-    y = _convolution(x.reshape(n, h, w // 2, 2 * c), paired.reshape(3, 3, 2 * c, -1))
-    return y.reshape(n, h, w, -1)
+    features = kernel.shape[-1]
+    paired = paired.reshape(3, 3, 2 * c, 2 * features)
+    return _convolution(x.reshape(n, h, w // 2, 2 * c), paired).reshape(n, h, w, features)
 
 
 def by_patches(
     x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c f"], stride: int
 ) -> Float[Array, "n _ _ f"]:
-    """Returns the convolution with padding 1, as one product of all patches and the kernel."""
+    """Returns the convolution with padding 1, as one product of all patches and the kernel.
+
+    Where the kernel is larger than the image, XLA exchanges the two, and on CPUs such a convolution
+    takes twenty times as long as this.
+    """
     n, h, w, c = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = [
@@ -105,7 +120,7 @@ def by_patches(
 
 
 class UpsampledConv3x3(nn.Module):
-    """Doubles each image, nearest neighbor, then `Conv3x3`; parameters are those of the latter."""
+    """`Conv3x3`, with its parameters, of images that are doubled before: each pixel four times."""
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -137,17 +152,19 @@ and backward; at 4 it is as fast."""
 def _upsampled(
     x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c f"]
 ) -> Float[Array, "n 2*h 2*w f"]:
-    return _convolution(upsample2(x), kernel)
+    """Returns the convolution with padding 1 of the doubled images."""
+    return _convolved(upsample2(x), kernel)
 
 
 def _upsampled_by_parity(
     x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c f"]
 ) -> Float[Array, "n 2*h 2*w f"]:
-    """Returns the same from convolutions of the small image, one for each place in a block of two.
+    """Returns what `_upsampled` does, from four convolutions of the small images.
 
-    There a 3x3 window covers 2x2 pixels: 16 products instead of 36.
+    There is one for each place in a block of two by two. A window of 3x3 pixels around it covers
+    only 2x2 of the small image: 16 products in place of 36.
     """
-    # Of a window around the first of two pixels, one tap is on the pixel before and two on its own;
+    # A window around the first of two pixels has one tap on the pixel before and two on its own;
     # around the second, two on its own and one on the next.
     covers = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], kernel.dtype)
     kernels = jnp.einsum("ars,bqt,stcf->abrqcf", covers, covers, kernel, precision="highest")
@@ -158,7 +175,7 @@ def _upsampled_by_parity(
 
     n, h, w, _ = x.shape
     rows = [jnp.stack([at(row, 0), at(row, 1)], axis=3) for row in range(2)]
-    return jnp.stack(rows, axis=2).reshape(n, 2 * h, 2 * w, -1)
+    return jnp.stack(rows, axis=2).reshape(n, 2 * h, 2 * w, kernel.shape[-1])
 
 
 def upsample2(x: Float[Array, "*b h w c"]) -> Float[Array, "*b 2*h 2*w c"]:
@@ -218,8 +235,10 @@ def _over_frames_in_pairs(
     b, v, s, c = x.shape
     same = np.eye(2, dtype=kernel.dtype)
     paired = jnp.einsum("qp,tcf->tqcpf", same, kernel, precision="highest")
-    y = _convolution_over_frames(x.reshape(b, v, s // 2, 2 * c), paired.reshape(3, 2 * c, -1))
-    return y.reshape(b, v, s, -1)
+    features = kernel.shape[-1]
+    paired = paired.reshape(3, 2 * c, 2 * features)
+    y = _convolution_over_frames(x.reshape(b, v, s // 2, 2 * c), paired)
+    return y.reshape(b, v, s, features)
 
 
 def _over_frames_forward(

@@ -43,7 +43,7 @@ def keep_freed_memory() -> None:
     or where another allocator is in the place of glibc's: jemalloc took the room that is asked for
     in large pages as freed memory to spread over, and a training grew until it was killed.
     """
-    if not _is_cpu_only() or not _has_glibc() or _malloc_of(None) != _malloc_of(GLIBC):
+    if not _is_cpu_only() or not _has_glibc() or _realloc_of(None) != _realloc_of(GLIBC):
         return
     libc = ctypes.CDLL(None)
     for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
@@ -81,12 +81,13 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _malloc_of(library: str | None) -> int | None:
-    """Returns where a library's malloc lies; for None, where the one lies that this process calls.
+def _realloc_of(library: str | None) -> int | None:
+    """Returns where a library's realloc lies; for None, where that lies which this process calls.
 
-    They differ where LD_PRELOAD or the program brings an allocator of its own.
+    They differ where LD_PRELOAD or the program brings an allocator of its own. Some Pythons
+    (Debian's) have an entry of their own for malloc and free, which would look like one.
     """
-    return ctypes.cast(ctypes.CDLL(library).malloc, ctypes.c_void_p).value
+    return ctypes.cast(ctypes.CDLL(library).realloc, ctypes.c_void_p).value
 
 
 def _has_glibc() -> bool:

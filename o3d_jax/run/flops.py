@@ -39,8 +39,9 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
     """Returns the operations of `function(*arguments)`; arguments are arrays or their shapes.
 
     What is computed anew by `jax.checkpoint` counts each time. Of a `lax.cond` the larger branch
-    counts. Inside a `shard_map` shapes are those of one device, so what is there counts once for
-    each. Kernels of Pallas count nothing.
+    counts; of what depends on the platform the branch for all others, which spells the method out.
+    Inside a `shard_map` shapes are those of one device, so what is there counts once for each.
+    Kernels of Pallas count nothing.
     """
     return count_jaxpr(jax.make_jaxpr(function)(*arguments))
 
@@ -66,10 +67,11 @@ def _of_equation(equation: JaxprEqn) -> Flops:
     if name == "pallas_call":
         return Flops(0, 0)
 
-    # All else costs what is inside of it: of branches the largest, of loops once for each turn.
+    # All else costs what is inside of it: of branches one, of loops once for each turn.
     inside = [count_program(jaxpr) for jaxpr in programs_within(params)]
     if name == "cond":
-        return max(inside)
+        platforms = params.get("branches_platforms") or ()
+        return inside[platforms.index(None)] if None in platforms else max(inside)
     total, unbounded = sum(f.total for f in inside), sum(f.unbounded for f in inside)
     if name == "scan":
         return Flops(params["length"] * total, unbounded)

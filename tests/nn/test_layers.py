@@ -101,6 +101,8 @@ def case(name: str, dtype) -> Case:
         "odd pixels": (TemporalConv(5, dtype), PlainTemporalConv(5, dtype), (2, 3, 5, 3, 6)),
         "upsampled": (UpsampledConv3x3(5, dtype), PlainUpsampledConv(dtype), (2, 9, 8, 6)),
         "few upsampled": (UpsampledConv3x3(5, dtype), PlainUpsampledConv(dtype), VIDEO),
+        "one upsampled": (UpsampledConv3x3(5, dtype), PlainUpsampledConv(dtype), (2, 1, 1, 6)),
+        "too small for pairs": (Conv3x3(5, 1, dtype), linen_conv(1, dtype), (2, 3, 4, 6)),
         "one frame": (TemporalConv(5, dtype), PlainTemporalConv(5, dtype), (3, 1, 2, 4, 6)),
     }
     return Case(*found[name])
@@ -148,7 +150,15 @@ def compare(found, expected, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=name)
 
 
-OTHERS = ("one frame", "odd width", "many channels", "odd pixels", "few upsampled")
+OTHERS = (
+    "one frame",
+    "odd width",
+    "many channels",
+    "odd pixels",
+    "few upsampled",
+    "one upsampled",
+    "too small for pairs",
+)
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OTHERS])
@@ -215,7 +225,7 @@ def test_blocks_of_pixels_become_channels_and_pixels_again():
 
 
 IMAGES = ((1, 1), (2, 2), (2, 3), (1, 5), (3, 3), (5, 4))
-"""Sizes on both sides of 9 pixels, from which on Conv3x3 leaves the convolution to XLA."""
+"""Sizes on both sides of 9 pixels, below which Conv3x3 is a product of patches."""
 
 
 @pytest.mark.parametrize("stride", [1, 2])

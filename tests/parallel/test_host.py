@@ -75,7 +75,7 @@ def asked(monkeypatch):
     libc.free = libc.madvise = lambda *call: pytest.fail("there is no memory to tell of")
     monkeypatch.setattr(host.ctypes, "CDLL", lambda _: libc)
     monkeypatch.setattr(host.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(host, "_malloc_of", lambda library: 1)
+    monkeypatch.setattr(host, "_realloc_of", lambda library: 1)
     return calls
 
 
@@ -121,7 +121,7 @@ def test_memory_is_left_alone_with_another_c_library(monkeypatch, asked):
 
 def test_memory_is_left_alone_with_another_allocator(monkeypatch, asked):
     platforms(monkeypatch, "cpu")
-    monkeypatch.setattr(host, "_malloc_of", lambda library: 1 if library else 2)
+    monkeypatch.setattr(host, "_realloc_of", lambda library: 1 if library else 2)
     host.keep_freed_memory()
     assert asked == []
 

@@ -112,6 +112,13 @@ def test_of_branches_the_larger_counts():
     assert count_flops(run, jax.ShapeDtypeStruct((), bool), ones(4, 4)).total == 2 * 2 * 4**3
 
 
+def test_of_branches_for_platforms_that_of_all_others_counts():
+    def run(x):
+        return lax.platform_dependent(x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x)
+
+    assert count_flops(run, ones(4, 4)).total == 2 * 4**3
+
+
 def test_what_is_computed_anew_counts_again():
     def layer(x, w):
         return jnp.sin(x @ w)

@@ -31,7 +31,8 @@ def packed_names(folder: Path, records: Any) -> list[str]:
     """
     path = folder / NAMES
     if not path.is_file():
-        numbers = tqdm(range(len(records)), f"names in {folder}", disable=len(records) < 1000)
+        count, few = len(records), len(records) < 1000
+        numbers = tqdm(range(count), f"names in {folder}", disable=few, unit="orbit")
         return [records[i]["name"].decode() for i in numbers]
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     names = text.removesuffix("\n").split("\n")
