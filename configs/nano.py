@@ -8,9 +8,10 @@ Hardware: 2 CPU cores. Each network trains alone first, then all together:
     python train.py configs/nano.py
 
 By default on synthetic objects. The bundled weights have also seen low-poly models, and trained
-jointly with `--optim.learning-rate 3e-4 --optim.ema-decay 0.99 --optim.alpha-weight 0.5`:
+jointly with `--optim.learning-rate 3e-4 --optim.ema-decay 0.99 --optim.alpha-weight 0.5`, at last
+also `--diffusion.feedback-probability 0.75`:
 `benchmarks/results/training.md` has the recipe and its curves. Their renders of held-out objects
-reach 19.6 dB (synthetic), 20.9 dB (models of other families) and 18.8 dB (scans).
+reach 19.7 dB (synthetic), 21.0 dB (models of other families) and 19.2 dB (scans).
 """
 
 from pathlib import Path
