@@ -15,6 +15,7 @@ import pytest
 
 from o3d_jax.config import UnetConfig
 from o3d_jax.nn.unet import MultiViewUnet, SpatioTemporalUnet
+from o3d_jax.run.flops import programs_within
 from o3d_jax.types import Cameras, Condition, Maps
 from o3d_jax.weights.pytorch.names import manifest
 from support.quick import difference, jit, normal
@@ -123,10 +124,19 @@ def test_output_has_the_shape_of_the_latents_and_is_float32(inputs, output, half
     assert output.dtype == half_program.out_avals[0].dtype == jnp.float32
 
 
+def convolved(program):
+    """The types of all convolutions' results, in the order of the program."""
+    for equation in program.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            yield equation.outvars[0].aval.dtype
+        for inside in programs_within(equation.params):
+            yield from convolved(inside)
+
+
 def test_bfloat16_network_convolves_in_bfloat16_but_for_its_last_layer(half_program):
-    dtypes = re.findall(r":(\w+)\[[^]]*\] = conv_general_dilated", str(half_program))
-    assert (dtypes.count("f32"), dtypes[-1]) == (1, "f32")
-    assert dtypes.count("bf16") > 40
+    dtypes = list(convolved(half_program.jaxpr))
+    assert (dtypes.count(jnp.float32), dtypes[-1]) == (1, jnp.float32)
+    assert dtypes.count(jnp.bfloat16) > 40
 
 
 def test_remat_recomputes_every_residual_block_and_transformer(half_program):
