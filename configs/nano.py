@@ -9,10 +9,10 @@ Hardware: 2 CPU cores. Each network trains alone first, then all together:
 
 By default on synthetic objects. The bundled weights have also seen low-poly models, and trained
 jointly with `--optim.learning-rate 3e-4 --optim.ema-decay 0.99 --optim.alpha-weight 0.5`, at last
-also `--diffusion.feedback-probability 0.75`; more noise than the paper's was better, 1 to 1.8 as
-`--diffusion.p-mean`. `benchmarks/results/training.md` has the recipe and its curves. Their renders
-of held-out objects reach 19.8 dB (synthetic), 21.0 dB (models of other families) and 19.4 dB
-(scans).
+also `--diffusion.feedback-probability 0.75`; their denoiser's last part alone had more noise,
+`--diffusion.p-mean 1.8`. `benchmarks/results/training.md` has the recipe and its curves. Their
+renders of held-out objects reach 19.8 dB (synthetic), 21.0 dB (models of other families) and
+19.4 dB (scans).
 """
 
 from pathlib import Path
