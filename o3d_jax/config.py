@@ -419,8 +419,12 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Sec. 4.1)."""
+    """AdamW (Sec. 4.1), or Muon in its place."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon makes the update of a kernel near an orthogonal matrix of in x out, keeps half of AdamW's
+    state for it, and leaves all else to AdamW with Nesterov's momentum. The same learning rate
+    serves both."""
     learning_rate: float = 1e-5
     """Peak (Sec. 4.1: 1e-5)."""
     schedule: Literal["constant", "cosine"] = "constant"

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Bool, Float, Key
 
 from o3d_jax.config import Config, OptimConfig
@@ -81,15 +82,53 @@ def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW after clipping of the global norm (Sec. 4.1)."""
-    return optax.chain(
-        optax.clip_by_global_norm(optim.clip_norm),
-        optax.adamw(
-            learning_rate(optim, steps),
-            weight_decay=optim.weight_decay,
-            mu_dtype=optim.first_moment,
-        ),
+    """Returns AdamW after clipping of the global norm (Sec. 4.1), or Muon in AdamW's place."""
+    update = OPTIMIZERS[optim.optimizer](optim, learning_rate(optim, steps))
+    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), update)
+
+
+def _adamw(optim: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(rate, weight_decay=optim.weight_decay, mu_dtype=optim.first_moment)
+
+
+def _muon(optim: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Returns Muon with updates as large as AdamW's, so that the same learning rate serves both.
+
+    They are scaled as in Liu et al. (2025), "Muon is Scalable for LLM Training", Sec. 2.2.
+    """
+    return optax.contrib.muon(
+        rate,
+        weight_decay=optim.weight_decay,
+        adam_weight_decay=optim.weight_decay,
+        mu_dtype=optim.first_moment,
+        muon_weight_dimension_numbers=kernel_matrices,
+        consistent_rms=0.2,
     )
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
+"""The choices of `OptimConfig.optimizer`."""
+
+FEWEST_CHANNELS = 8
+"""A kernel with fewer channels on a side reads images or makes latents: AdamW's, as Muon's authors
+have it for the first and last layers."""
+
+
+def kernel_matrices(params: Any) -> Any:
+    """Returns how Muon sees each array: as matrices of in x out if it is a kernel, else None.
+
+    A kernel of 3 x 3 pixels is nine such matrices.
+    """
+
+    def matrices(
+        path: Any, array: Float[Array, "..."]
+    ) -> optax.contrib.MuonDimensionNumbers | None:
+        is_kernel = array.ndim >= 2 and path[-1] == jax.tree_util.DictKey("kernel")
+        if not is_kernel or min(array.shape[-2:]) < FEWEST_CHANNELS:
+            return None
+        return optax.contrib.MuonDimensionNumbers(array.ndim - 2, array.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(matrices, params)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
