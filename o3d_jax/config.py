@@ -422,9 +422,9 @@ class OptimConfig:
     """AdamW (Sec. 4.1), or Muon in its place."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon makes the update of a kernel near an orthogonal matrix of in x out, keeps half of AdamW's
-    state for it, and leaves all else to AdamW with Nesterov's momentum. The same learning rate
-    serves both."""
+    """Muon makes a kernel's update near an orthogonal matrix of in x out, keeps half of AdamW's
+    state for it, and leaves all else to AdamW with Nesterov's momentum. One learning rate serves
+    both."""
     learning_rate: float = 1e-5
     """Peak (Sec. 4.1: 1e-5)."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -451,6 +451,9 @@ class OptimConfig:
     """Whose features LPIPS compares: VGG16's (paper), or AlexNet's (release)."""
     alpha_weight: float = 0.0
     """Weight of the mean square error of the renders' alpha (LGM's own training: 1)."""
+    ssim_weight: float = 0.0
+    """Weight of 1 - SSIM of the renders, a loss of structure that needs no weights; 0.02 made
+    `nano`'s LGM better in PSNR as well."""
     noisy_weight: float = 1.0
     """Weight of the reconstruction loss on noisy views (release: 0.5)."""
     clean_weight: float = 1.0
@@ -458,7 +461,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, "optim", self, "learning_rate", "warmup_steps", "weight_decay")
-        _at_least(0, "optim", self, "lpips_weight", "alpha_weight")
+        _at_least(0, "optim", self, "lpips_weight", "alpha_weight", "ssim_weight")
         _at_least(0, "optim", self, "noisy_weight", "clean_weight")
         _at_least(31, "optim", self, "lpips_size")  # Of fewer, AlexNet's last layer sees nothing.
         require(self.clip_norm > 0, f"optim.clip_norm {self.clip_norm} must be above 0")

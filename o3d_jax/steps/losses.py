@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from o3d_jax import edm
 from o3d_jax.config import OptimConfig
+from o3d_jax.metrics import ssim
 from o3d_jax.nn.networks import Ouroboros, apply
 from o3d_jax.nn.unet import MultiViewUnet
 from o3d_jax.steps.condition import drop_condition, encode_training_condition
@@ -48,6 +49,9 @@ class LossTerms:
     alpha_noisy: Float[Array, ""] | None = None
     """Mean square error of the renders' alpha, where it is trained on."""
     alpha_clean: Float[Array, ""] | None = None
+    ssim_noisy: Float[Array, ""] | None = None
+    """1 - SSIM of the renders, where it is trained on."""
+    ssim_clean: Float[Array, ""] | None = None
     decoded: Float[Array, ""] | None = None
     """Mean square error of the VAE's images, while it trains."""
     kl: Float[Array, ""] | None = None
@@ -164,18 +168,24 @@ def _reconstruct_both(
 
 @pytree
 class ReconstructionErrors:
-    """How renders of an object differ from its true views: the terms of Eq. 2, and alpha."""
+    """How renders of an object differ from its true views: the terms of Eq. 2, and of others."""
 
     rgb: Float[Array, ""]
     lpips: Float[Array, ""]
     """0 where it is switched off."""
     alpha: Float[Array, ""] | None
     """None where it is switched off."""
+    ssim: Float[Array, ""] | None
+    """1 - SSIM; None where it is switched off."""
 
     def weighted(self, optim: OptimConfig) -> Float[Array, ""]:
         """Returns their sum, as Eq. 2 and LGM weight them."""
-        color = self.rgb + optim.lpips_weight * self.lpips
-        return color if self.alpha is None else color + optim.alpha_weight * self.alpha
+        total = self.rgb + optim.lpips_weight * self.lpips
+        if self.alpha is not None:
+            total = total + optim.alpha_weight * self.alpha
+        if self.ssim is not None:
+            total = total + optim.ssim_weight * self.ssim
+        return total
 
 
 def _total(
@@ -199,6 +209,8 @@ def _total(
         lpips_clean=of_clean.lpips,
         alpha_noisy=of_noisy.alpha,
         alpha_clean=of_clean.alpha,
+        ssim_noisy=of_noisy.ssim,
+        ssim_clean=of_clean.ssim,
     )
     return total, terms
 
@@ -224,7 +236,11 @@ def reconstruction_errors(
             raise ValueError(f"optim.alpha_weight {optim.alpha_weight} needs batches with alpha")
         alpha = mean_square(rendering.alpha, batch.alpha)
 
-    return ReconstructionErrors(rgb=rgb, lpips=lpips, alpha=alpha)
+    structure = None
+    if optim.ssim_weight > 0:
+        structure = 1 - ssim(rendering.rgb, batch.images).mean()
+
+    return ReconstructionErrors(rgb=rgb, lpips=lpips, alpha=alpha, ssim=structure)
 
 
 def _lpips(

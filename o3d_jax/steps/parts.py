@@ -85,7 +85,11 @@ def lgm_loss(model: Ouroboros, batch: Batch) -> tuple[Float[Array, ""], LossTerm
     errors = reconstruction_errors(model, batch, made.rendering)
     total = errors.weighted(model.config.optim)
     terms = LossTerms(
-        total=total, rgb_clean=errors.rgb, lpips_clean=errors.lpips, alpha_clean=errors.alpha
+        total=total,
+        rgb_clean=errors.rgb,
+        lpips_clean=errors.lpips,
+        alpha_clean=errors.alpha,
+        ssim_clean=errors.ssim,
     )
     return total, terms
 

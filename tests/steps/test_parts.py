@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from o3d_jax.metrics import ssim
 from o3d_jax.nn.vae import Vae
 from o3d_jax.parallel.layout import make_layout
 from o3d_jax.parallel.shards import place, place_batch
@@ -102,7 +103,7 @@ def vae_loss(toy, params, frozen, batch, draws):
 
 
 def lgm_loss(toy, params, frozen, batch, draws):
-    """Eq. 2 and alpha, of renders of the object that is made from true views without noise."""
+    """Eq. 2, alpha and structure, of renders of the object made from true views without noise."""
     zeros = jnp.zeros(len(batch.images))
     gaussians = toy.networks.lgm.apply(params.lgm, batch.images, batch.cameras, zeros)
     one = functools.partial(render_reference, size=batch.images.shape[2:4], background=jnp.ones(3))
@@ -110,8 +111,9 @@ def lgm_loss(toy, params, frozen, batch, draws):
     rgb = jnp.mean((drawn.rgb - batch.images) ** 2)
     lpips = toy.networks.lpips.apply(frozen.lpips, drawn.rgb, batch.images).mean()
     alpha = jnp.mean((drawn.alpha - batch.alpha) ** 2)
-    terms = {"rgb_clean": rgb, "lpips_clean": lpips, "alpha_clean": alpha}
-    return rgb + 0.7 * lpips + 0.4 * alpha, terms
+    structure = 1 - ssim(drawn.rgb, batch.images).mean()
+    terms = {"rgb_clean": rgb, "lpips_clean": lpips, "alpha_clean": alpha, "ssim_clean": structure}
+    return rgb + 0.7 * lpips + 0.4 * alpha + 0.3 * structure, terms
 
 
 def unet_loss(toy, params, frozen, batch, draws):
@@ -134,7 +136,7 @@ def batch8(tiny):
 
 
 def config_of(toy, part):
-    optim = replace(toy.config.optim, alpha_weight=0.4)
+    optim = replace(toy.config.optim, alpha_weight=0.4, ssim_weight=0.3)
     return replace(toy.config, train=replace(toy.config.train, part=part), optim=optim)
 
 
