@@ -8,11 +8,11 @@ Hardware: 2 CPU cores. Each network trains alone first, then all together:
     python train.py configs/nano.py
 
 By default on synthetic objects. The bundled weights have also seen low-poly models, and trained
-jointly with `--optim.learning-rate 3e-4 --optim.ema-decay 0.99 --optim.alpha-weight 0.5`, at last
-also `--diffusion.feedback-probability 0.75`; their denoiser's last part alone had more noise,
-`--diffusion.p-mean 1.8`. `benchmarks/results/training.md` has the recipe and its curves. Their
-renders of held-out objects reach 19.8 dB (synthetic), 21.0 dB (models of other families) and
-19.4 dB (scans).
+jointly with `--optim.learning-rate 3e-4 --optim.ema-decay 0.99 --optim.alpha-weight 0.5`, later
+`--diffusion.feedback-probability 0.75`; the last two hours, LGM and denoiser alone and then jointly
+again, were with `--optim.optimizer muon`, and brought more than all joint training before.
+`benchmarks/results/training.md` has the recipe and its curves. Their renders of held-out objects
+reach 20.7 dB (synthetic), 21.6 dB (models of other families) and 19.4 dB (scans).
 """
 
 from pathlib import Path
