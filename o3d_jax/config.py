@@ -423,8 +423,8 @@ class OptimConfig:
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Muon makes a kernel's update near an orthogonal matrix of in x out, keeps half of AdamW's
-    state for it, and leaves all else to AdamW with Nesterov's momentum. One learning rate serves
-    both."""
+    state for it, and leaves all else to AdamW with Nesterov's momentum. Updates are scaled to be as
+    large as AdamW's."""
     learning_rate: float = 1e-5
     """Peak (Sec. 4.1: 1e-5)."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -434,9 +434,9 @@ class OptimConfig:
     weight_decay: float = 0.01
     """torch's default, which the release uses."""
     first_moment: Literal["float32", "bfloat16"] = "float32"
-    """Type in which the running mean of gradients is kept; bfloat16 saves an eighth of the state.
-    The mean of their squares stays float32: it moves by 0.1 % a step, which bfloat16 rounds away.
-    """
+    """Type in which the running mean of gradients is kept; bfloat16 saves an eighth of
+    AdamW's state. The mean of their squares stays float32: it moves by 0.1 % a step, which bfloat16
+    rounds away."""
     clip_norm: float = 1.0
     """Maximum norm of the gradient (Sec. 4.1)."""
     ema_decay: float = 0.999
@@ -496,9 +496,10 @@ class TrainConfig:
     smallest_shared: int = 2**18
     """Elements of the smallest array that is shared out: less is cheaper to keep than to gather."""
     offload_optimizer: bool = False
-    """Keep the optimizer's moments, two numbers a parameter, in the host's memory, and bring them
-    to the device for the update alone, when nothing of the forward and backward pass is there any
-    more: slower, for devices that cannot hold all of it. Arrays below `smallest_shared` stay."""
+    """Keep the optimizer's moments, of AdamW two numbers a parameter, in the host's memory, and
+    bring them to the device for the update alone, when nothing of the forward and backward pass is
+    there any more: slower, for devices that cannot hold all of it. Arrays below `smallest_shared`
+    stay."""
     log_every: int = 50
     """Steps between log lines, which are means over them."""
     eval_every: int = 1_000

@@ -60,7 +60,7 @@ def test_the_quality_of_the_bundled_model_is_the_measured_one(page):
     rows = {"nano": "nano", "[^|]*feedback zeroed[^|]*": "feedback zeroed at sampling"}
     for ours, theirs in rows.items():
         cells = re.findall(rf"^\| {theirs} \|(.+)", measured, re.MULTILINE)[0].split("|")
-        views, renders = (f"{float(cells[i].split()[0]):.1f}" for i in (0, 2))
+        views, renders = (f"{float(cells[i].split()[0]):.2f}" for i in (0, 2))
         (row,) = re.findall(rf"^\| {ours} \|(.+)", said, re.MULTILINE)
         assert re.findall(r"([0-9.]+) dB", row)[:2] == [views, renders]
 

@@ -168,7 +168,7 @@ def _reconstruct_both(
 
 @pytree
 class ReconstructionErrors:
-    """How renders of an object differ from its true views: the terms of Eq. 2, and of others."""
+    """How renders of an object differ from its true views: the terms of Eq. 2, and others."""
 
     rgb: Float[Array, ""]
     lpips: Float[Array, ""]
@@ -179,7 +179,7 @@ class ReconstructionErrors:
     """1 - SSIM; None where it is switched off."""
 
     def weighted(self, optim: OptimConfig) -> Float[Array, ""]:
-        """Returns their sum, as Eq. 2 and LGM weight them."""
+        """Returns their sum, weighted as in Eq. 2, in LGM's own training, and as is chosen."""
         total = self.rgb + optim.lpips_weight * self.lpips
         if self.alpha is not None:
             total = total + optim.alpha_weight * self.alpha
@@ -221,7 +221,8 @@ def reconstruction_errors(
     """Returns the terms of Eq. 2 for the renders of a batch.
 
     Raises:
-        ValueError: `optim.alpha_weight` is above 0, and the batch has no alpha.
+        ValueError: `optim.alpha_weight` is above 0, and the batch has no alpha; or
+            `optim.ssim_weight` is, and the images are smaller than SSIM's window of 11 pixels.
     """
     optim = model.config.optim
     rgb = COLOR_DISTANCES[optim.reconstruction_loss](rendering.rgb, batch.images)

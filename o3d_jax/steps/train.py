@@ -110,8 +110,8 @@ OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 """The choices of `OptimConfig.optimizer`."""
 
 FEWEST_CHANNELS = 8
-"""A kernel with fewer channels on a side reads images or makes latents: AdamW's, as Muon's authors
-have it for the first and last layers."""
+"""Kernels with fewer channels on a side, which read images or rays or make latents, are AdamW's:
+their matrices are too flat to gain from it. So was `nano` trained."""
 
 
 def kernel_matrices(params: Any) -> Any:

@@ -40,6 +40,7 @@ def arrays(seed):
         "conv": layer(3, 3, 16, 24),
         "frames": layer(3, 1, 1, 24, 16),
         "dense": layer(40, 16),
+        "conv_in": layer(3, 3, 3, 16),
         "conv_out": layer(3, 3, 16, 4),
         "table": {"embedding": jnp.asarray(draw(size=(9, 16)), jnp.float32)},
     }
@@ -53,9 +54,32 @@ def stepped():
     return params, gradient, updates
 
 
+@pytest.fixture(scope="module")
+def stepped_twice():
+    """Parameters, the direction by hand, and the update after a second gradient."""
+    optimizer, params, first, second = make_optimizer(OPTIM, 10), arrays(0), arrays(1), arrays(2)
+    update = jax.jit(optimizer.update)
+    _, state = update(first, optimizer.init(params), params)
+    updates, _ = update(second, state, params)
+
+    def direction(a, b):
+        """Jordan's momentum, 0.95, and Nesterov's: the mean as it will be at the next step."""
+        mean = 0.95 * 0.05 * a + 0.05 * b
+        return 0.95 * mean / (1 - 0.95**3) + 0.05 * b / (1 - 0.95**2)
+
+    return params, jax.tree.map(direction, first, second), updates
+
+
 @pytest.mark.parametrize("name", ["conv", "frames", "dense"])
 def test_a_kernels_update_is_near_an_orthogonal_matrix_of_in_x_out(stepped, name):
-    params, gradient, updates = (tree[name]["kernel"] for tree in stepped)
+    check_orthogonal(*(tree[name]["kernel"] for tree in stepped))
+
+
+def test_its_direction_is_that_of_a_running_mean(stepped_twice):
+    check_orthogonal(*(tree["conv"]["kernel"] for tree in stepped_twice))
+
+
+def check_orthogonal(params, gradient, updates):
     matrices = (np.reshape(a, (-1, *a.shape[-2:])) for a in (params, gradient, updates))
     for p, g, update in zip(*matrices, strict=True):
         # Liu et al. (2025), Eq. 4: 0.2 sqrt(max(in, out)), and decay as AdamW has it.
@@ -73,7 +97,9 @@ def test_a_kernels_update_is_near_an_orthogonal_matrix_of_in_x_out(stepped, name
 def test_all_else_is_left_to_adamw_of_nesterovs_momentum(stepped):
     params, gradient, updates = stepped
     assert jax.tree.leaves(kernel_matrices(params)["conv_out"]) == []
-    for name, kind in [("conv", "bias"), ("conv_out", "kernel"), ("table", "embedding")]:
+    assert jax.tree.leaves(kernel_matrices(params)["conv_in"]) == []
+    others = [("conv", "bias"), ("table", "embedding")]
+    for name, kind in [*others, ("conv_in", "kernel"), ("conv_out", "kernel")]:
         p, g, update = (np.asarray(tree[name][kind]) for tree in (params, gradient, updates))
         # Nesterov's momentum: the mean, 0.1 g, debiased as the next step's will be, and g.
         nesterov = 0.9 * 0.1 / (1 - 0.9**2) + 1
@@ -126,3 +152,10 @@ def test_a_run_goes_on_with_it(tiny, tmp_path):
     again.close()
     assert restored is not None
     chex.assert_trees_all_equal(restored[0], state)
+
+
+def test_its_running_mean_may_be_kept_in_bfloat16():
+    optim = dataclasses.replace(OPTIM, first_moment="bfloat16")
+    state = make_optimizer(optim, 10).init(arrays(0))
+    (mean,) = (a for a in jax.tree.leaves(state) if a.shape == (3, 3, 16, 24))
+    assert mean.dtype == jnp.bfloat16

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from o3d_jax.config import OptimConfig
 from o3d_jax.metrics import ssim
 from o3d_jax.nn.vae import Vae
 from o3d_jax.parallel.layout import make_layout
@@ -19,6 +20,7 @@ from o3d_jax.parallel.shards import place, place_batch
 from o3d_jax.run.programs import Halves
 from o3d_jax.splat.reference import render_reference
 from o3d_jax.steps.draws import draw, draw_coin
+from o3d_jax.steps.losses import ReconstructionErrors, _total
 from o3d_jax.steps.parts import KL_WEIGHT, scale_latents, split_parts
 from o3d_jax.steps.train import (
     StepInputs,
@@ -125,6 +127,24 @@ def unet_loss(toy, params, frozen, batch, draws):
 
 
 BY_HAND = {"vae": vae_loss, "lgm": lgm_loss, "unet": unet_loss}
+
+
+def test_each_objects_errors_have_their_weights_and_names():
+    """Of the joint loss; none of the numbers can stand for another."""
+    optim = OptimConfig(
+        lpips_weight=3, alpha_weight=5, ssim_weight=7, noisy_weight=11, clean_weight=13
+    )
+    noisy, clean = ({"rgb": 1 + i, "lpips": 2 + i, "alpha": 4 + i, "ssim": 8 + i} for i in (0, 40))
+    errors = [
+        ReconstructionErrors(**jax.tree.map(jnp.float32, values)) for values in (noisy, clean)
+    ]
+    total, terms = _total(optim, jnp.float32(17), *errors)
+
+    weighted = [v["rgb"] + 3 * v["lpips"] + 5 * v["alpha"] + 7 * v["ssim"] for v in (noisy, clean)]
+    assert total == terms.total == 17 + 11 * weighted[0] + 13 * weighted[1]
+    for name in noisy:
+        assert getattr(terms, f"{name}_noisy") == noisy[name]
+        assert getattr(terms, f"{name}_clean") == clean[name]
 
 
 @pytest.fixture(scope="module")
