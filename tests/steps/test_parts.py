@@ -132,7 +132,7 @@ BY_HAND = {"vae": vae_loss, "lgm": lgm_loss, "unet": unet_loss}
 def test_each_objects_errors_have_their_weights_and_names():
     """Of the joint loss; none of the numbers can stand for another."""
     optim = OptimConfig(
-        lpips_weight=3, alpha_weight=5, ssim_weight=7, noisy_weight=11, clean_weight=13
+        lpips_weight=3.0, alpha_weight=5.0, ssim_weight=7.0, noisy_weight=11.0, clean_weight=13.0
     )
     noisy, clean = ({"rgb": 1 + i, "lpips": 2 + i, "alpha": 4 + i, "ssim": 8 + i} for i in (0, 40))
     errors = [
